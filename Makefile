@@ -1,0 +1,88 @@
+# World Models on CarRacing. `make` lists the targets; README.md explains them.
+
+RUN ?= carracing
+RUNS ?= data/runs
+PRESET ?= laptop
+WORKERS ?= $(shell nproc)
+EPISODES ?=
+GENERATIONS ?=
+SEED ?=
+CAR ?=
+ARGS ?=
+PYTHON ?= python3
+
+PY := .venv/bin/python
+VENV := .venv/.complete
+DIR := $(RUNS)/$(RUN)
+STAGE = $(PY) -m stages.$@ --run $(DIR)
+SIZES = --preset $(PRESET) --workers $(WORKERS)
+
+# RUN=pretrained reads the committed folder and writes into $(RUNS)/pretrained, so that git stays clean.
+ifeq ($(RUN),pretrained)
+SOURCE := --source data/pretrained
+NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained further: choose another RUN)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup collect vae mdnrnn controller evaluate replay publish test lint bench
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= SEED= CAR= ARGS="
+
+setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
+
+$(VENV): requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# A stage first makes what is missing of the stages before it: the files are order-only prerequisites, so an
+# older one is never remade; whether it still fits is the stage's own business.
+collect: $(VENV) ## play episodes with an untrained policy -> rollouts/
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
+
+vae: $(VENV) | $(DIR)/rollouts/summary.json ## train V on the frames -> vae.pt
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
+
+mdnrnn: $(VENV) | $(DIR)/vae.pt ## encode the frames, train M -> latents.h5, mdnrnn.pt
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
+
+controller: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C on real rollouts -> controller.npz
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+
+# ARGS is for the stage that was asked for, not for the ones made on the way.
+$(DIR)/rollouts/summary.json: | $(VENV)
+	$(MAKE) collect ARGS=
+
+$(DIR)/vae.pt: | $(VENV)
+	$(MAKE) vae ARGS=
+
+$(DIR)/mdnrnn.pt: | $(VENV)
+	$(MAKE) mdnrnn ARGS=
+
+evaluate: $(VENV) ## score C on 100 fresh tracks of stock CarRacing -> score.json
+	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
+
+replay: $(VENV) ## film C on one track (SEED=, CAR=stock|fast) -> videos/
+	$(STAGE) $(SOURCE) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) $(ARGS)
+
+publish: $(VENV) ## put V, M, C, score and curve of RUN into data/pretrained
+	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)
+
+test: $(VENV) ## run all tests (about ten minutes on two cores)
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(VENV) ## measure the environment, the store, inference and the evolution's loop
+	$(PY) -m tests.bench_env
+	$(PY) -m tests.bench_encoder
+	$(PY) -m tests.bench_store
+	$(PY) -m tests.bench_collect
+	$(PY) -m tests.bench_loop

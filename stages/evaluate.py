@@ -1,0 +1,108 @@
+"""Stage evaluate: the controller's score on fresh tracks of stock CarRacing. Makes RUN/score.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wm.agent import load_models, load_theta
+from wm.cli import parse, run_stage
+from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
+from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
+from wm.show.plots import plot_score
+from wm.trials import Trial, make_player
+from wm.workers import make_workers
+
+SAVE_EVERY = 10
+"""Tracks between two saves of an evaluation under way."""
+
+
+@dataclass(frozen=True)
+class EvaluateArgs(EvaluateConfig):
+    """What an evaluation can be told beside the preset's sizes."""
+
+    first_seed: int = EVALUATE_SEEDS.start
+    """Seed of the first track, the others follow; the default range is one that nothing is trained or selected on."""
+    fast: bool = False
+    """Play with our fast pixels: a check of them, not a score."""
+    source: Path | None = None
+    """Folder of V, M and C, when it is not the run folder that the score goes to."""
+    out: Path | None = None
+    """File of the score. Default: score.json in the run folder, score-fast.json with --fast."""
+
+
+def main(argv: list[str]) -> None:
+    """Plays every track once; an interrupted evaluation goes on with the tracks that are missing."""
+    args, config = parse(
+        lambda preset: EvaluateArgs(**asdict(preset.evaluate)), "Score the controller on fresh stock tracks.", argv
+    )
+    if config.episodes < 1 or config.max_steps < 1 or config.first_seed < 0:
+        raise UserError("--episodes and --max-steps must be at least 1, --first-seed at least 0.")
+    source = Run(config.source or args.run)
+    models = load_models(source)
+    theta = load_theta(source, models)
+    env_id = FAST_ENV if config.fast else STOCK_ENV
+    seeds = [config.first_seed + i for i in range(config.episodes)]
+    what: dict[str, Any] = {
+        "env_id": env_id,
+        "seeds": seeds,
+        "max_steps": config.max_steps,
+        "made_from": {**models.made_from, "controller.npz": file_hash(source.controller)},
+    }
+    run = Run(args.run)
+    out = config.out or run.folder / ("score-fast.json" if config.fast else "score.json")
+    partial = run.checkpoints / f"{out.stem}.json"
+    with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True):
+        if not args.restart and out.exists() and is_of(score := read_json(out), what):
+            print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
+            return
+        played: dict[str, list[float]] = {}
+        if not args.restart and partial.exists() and is_of(saved := read_json(partial), what):
+            played = saved["played"]
+        missing = [seed for seed in seeds if str(seed) not in played]
+        with (
+            make_workers(args.workers, make_player, env_id, models.graph, models.cell) as workers,
+            Progress("evaluate", len(seeds), len(played), unit="track") as progress,
+        ):
+            for i, outcome in workers.run([Trial(theta, seed, config.max_steps) for seed in missing]):
+                played[str(missing[i])] = [outcome.ret, outcome.steps]
+                if len(played) % SAVE_EVERY == 0:
+                    write_json(partial, {**what, "played": played})
+                progress.update(mean=float(np.mean([ret for ret, _ in played.values()])))
+        returns = np.array([played[str(seed)][0] for seed in seeds])
+        score = {
+            "mean": float(returns.mean()),
+            "std": float(returns.std()),
+            "ci95": float(1.96 * returns.std(ddof=1) / np.sqrt(len(returns))) if len(returns) > 1 else None,
+            "returns": returns.tolist(),
+            "lengths": [int(played[str(seed)][1]) for seed in seeds],
+            **what,
+            "versions": versions(),
+            "commit": commit(),
+            "time": now(),
+        }
+        write_json(out, score)
+        with run.scores.open("a") as file:
+            file.write(json.dumps(score) + "\n")
+        partial.unlink(missing_ok=True)
+        plot_score(run.plots / f"{out.stem}.png", returns.tolist(), describe(score))
+        print(f"{out}: {describe(score)}")
+
+
+def is_of(saved: dict[str, Any], what: dict[str, Any]) -> bool:
+    """Whether a saved score is of this very controller on these very tracks."""
+    return all(saved.get(name) == value for name, value in what.items())
+
+
+def describe(score: dict[str, Any]) -> str:
+    """The score in one line."""
+    spread = "" if score["ci95"] is None else f", 95% interval of the mean ± {score['ci95']:.0f}"
+    return f"{score['mean']:.0f} ± {score['std']:.0f} on {len(score['seeds'])} tracks of {score['env_id']}{spread}"
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,118 @@
+"""The command line that all stages share: typed arguments by tyro, errors as one sentence, exit codes.
+
+A stage's arguments are the common ones below and every field of its own config dataclass, whose defaults are
+those of the preset: `python -m stages.vae --help --preset paper` shows them all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from wm.config import FAST_ENV, PRESETS, Config
+from wm.run import Interrupted, UserError
+
+
+@dataclass(frozen=True)
+class Common:
+    """Arguments of every stage."""
+
+    run: Path
+    """Run folder; it is made when missing."""
+    preset: str = "laptop"
+    """Sizes of everything: smoke (minutes), laptop (an evening), paper (the paper's)."""
+    env: str = FAST_ENV
+    """Gymnasium id of the environment; presets are kept per environment."""
+    workers: int = os.cpu_count() or 1
+    """Worker processes; 0 does the same work in this process, with the same results."""
+    seed: int = 0
+    """Seed of the run, 0 to 99. It fixes everything random."""
+    restart: bool = False
+    """Throw this stage's earlier work in this run folder away and do it anew."""
+
+    def config(self) -> Config:
+        """The preset's sizes; UserError when there is no such environment or preset."""
+        if self.env not in PRESETS:
+            raise UserError(f"--env {self.env} has no presets: choose one of {', '.join(PRESETS)}.")
+        if self.preset not in PRESETS[self.env]:
+            raise UserError(f"--preset {self.preset} is unknown: choose one of {', '.join(PRESETS[self.env])}.")
+        return PRESETS[self.env][self.preset]
+
+
+def parse(config_of: Callable[[Config], Any], description: str, argv: list[str]) -> tuple[Common, Any]:
+    """Parses a stage's command line.
+
+    Args:
+        config_of: Takes the stage's own config dataclass out of a preset.
+        description: The first line of --help.
+        argv: Arguments without the program's name.
+
+    Returns:
+        The common arguments and the stage's config, with what the command line changed in it.
+    """
+    # The preset gives the defaults of the fields, so it is looked for first.
+    wanted = Common(
+        run=Path(),
+        preset=_option(argv, "--preset", Common.preset),
+        env=_option(argv, "--env", Common.env),
+    )
+    default = config_of(wanted.config())
+
+    def arguments(
+        common: tyro.conf.OmitArgPrefixes[Common],
+        config: Annotated[Any, tyro.conf.OmitArgPrefixes],
+    ) -> tuple[Common, Any]:
+        return common, config
+
+    arguments.__annotations__["common"] = Annotated[Common, tyro.conf.arg(name="")]
+    arguments.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
+    arguments.__defaults__ = (default,)
+    common, config = tyro.cli(arguments, description=description, args=argv)
+    _check(common)
+    return common, config
+
+
+def _option(argv: list[str], name: str, default: str) -> str:
+    for i, argument in enumerate(argv):
+        if argument == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(name + "="):
+            return argument.split("=", 1)[1]
+    return default
+
+
+def _check(common: Common) -> None:
+    if not 0 <= common.workers <= 1024:
+        raise UserError(f"--workers {common.workers} is not a number of processes: give 0 to 1024.")
+    if not 0 <= common.seed < 100:
+        raise UserError(f"--seed {common.seed} is out of range: give 0 to 99.")
+
+
+def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
+    """Runs a stage's main(argv) and leaves with its exit code.
+
+    0: done; 2: the user can mend it (one sentence); 130: interrupted, the same command goes on. Anything else
+    is a defect of ours and shows its traceback.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, Interrupted):
+        print("interrupted: the same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted

@@ -1,0 +1,230 @@
+"""Every number of the project, once, with its unit and source.
+
+A `Config` is what a preset holds: one frozen dataclass per stage. `PRESETS` is keyed by environment, then by
+name, so that other environments can join with sizes of their own. The field docstrings below are also the
+command line's --help. "Paper" is Ha & Schmidhuber, World Models, 2018, with its published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+FAST_ENV = "wm/CarRacing-v3"
+STOCK_ENV = "CarRacing-v3"
+
+RUN_FORMAT = 1
+"""Version of the run folder's layout and of every artifact in it; a folder of another version is refused."""
+
+
+@dataclass(frozen=True)
+class SeedRange:
+    """A half-open range of track seeds (the argument of env.reset); ranges of different uses never overlap."""
+
+    start: int
+    stop: int
+
+    def __contains__(self, seed: int) -> bool:
+        return self.start <= seed < self.stop
+
+    def __getitem__(self, index: int) -> int:
+        """The seed at `index`; IndexError past the end, so that no use can leave its range unnoticed."""
+        if not 0 <= index < self.stop - self.start:
+            raise IndexError(f"seed index {index} outside of a range of {self.stop - self.start}")
+        return self.start + index
+
+
+COLLECT_SEEDS = SeedRange(0, 1_000_000_000)
+"""Tracks that data for V and M is collected on. A run's seed s uses [s, s + 1) million of each range."""
+EVOLVE_SEEDS = SeedRange(1_000_000_000, 1_900_000_000)
+"""Tracks that candidates are compared on."""
+SELECT_SEEDS = SeedRange(1_900_000_000, 2_000_000_000)
+"""Tracks that the distribution mean is evaluated on, to keep the best one. The same for all seeds of a run."""
+EVALUATE_SEEDS = SeedRange(2_000_000_000, 2_100_000_000)
+"""Tracks of the final score: nothing is ever trained or selected on them."""
+SEEDS_PER_RUN = 1_000_000
+"""Size of the part of a seed range that belongs to one run seed."""
+
+
+def track_seeds(part: SeedRange, run_seed: int) -> SeedRange:
+    """The part of a seed range that belongs to one run seed (an int >= 0)."""
+    start = part[run_seed * SEEDS_PER_RUN]
+    return SeedRange(start, part[run_seed * SEEDS_PER_RUN + SEEDS_PER_RUN - 1] + 1)
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Rollouts of a policy that has learnt nothing yet (paper, section 4.1)."""
+
+    episodes: int = 10_000
+    """Episodes in all; a larger number later adds the missing ones. Paper: 10,000."""
+    max_steps: int = 1000
+    """Longest episode, in environment steps; a longer one is truncated. Paper: 1000."""
+    policy: Literal["random_network", "brownian", "mixture", "uniform"] = "mixture"
+    """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a
+    random walk in action space. mixture: each episode is one of the two, drawn with equal chance. uniform:
+    each action sampled from the action space (the only one that fits any environment)."""
+    episodes_per_shard: int = 8
+    """Episodes in one HDF5 file; a kill costs at most this many episodes a worker."""
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """V, the convolutional VAE (paper, appendix A.1)."""
+
+    z: int = 32
+    """Size of the latent vector. Paper: 32."""
+    updates: int = 1_000_000
+    """Gradient updates in all. Paper: 10 epochs over 10 million frames in batches of 100."""
+    batch: int = 100
+    """Frames a batch. Paper: 100."""
+    lr: float = 1e-4
+    """Adam's learning rate. Paper: 1e-4."""
+    free_nats: float = 0.5
+    """Nats per latent dimension below which the KL term does not push. Paper's code: 0.5, so 16 for z 32."""
+    validation: float = 0.05
+    """Share of the episodes (never single frames) that are held out for validation."""
+    validate_every: int = 5000
+    """Updates between validations; the best weights on validation loss are kept."""
+    validation_frames: int = 4000
+    """Most frames that one validation looks at, spread over all validation episodes."""
+    shuffle_frames: int = 20_000
+    """Frames in the shuffle buffer: bounds the memory (12 kB a frame) at any size of the data."""
+    warn_error: float = 30.0
+    """Warn when the squared error of a validation image is above this: V is then not good enough to drive by."""
+
+
+@dataclass(frozen=True)
+class MDNRNNConfig:
+    """M, the MDN-RNN (paper, appendix A.2)."""
+
+    hidden: int = 256
+    """LSTM units. Paper: 256."""
+    mixtures: int = 5
+    """Gaussians per latent dimension. Paper: 5."""
+    reward: Literal["tile", "value"] = "tile"
+    """tile: the reward head is the probability of touching a new tile in this step (CarRacing's rewards are
+    pulses of 1000/N, N differing by track, minus 0.1 a step). value: the head predicts the reward itself."""
+    updates: int = 4000
+    """Gradient updates in all. Paper's code: 4000."""
+    batch: int = 100
+    """Clips a batch. Paper: 100."""
+    length: int = 999
+    """Steps of a clip; shorter episodes are padded and masked. Paper: 999, whole episodes."""
+    lr: float = 1e-3
+    """Adam's learning rate at the start. Paper: 1e-3."""
+    lr_final: float = 1e-5
+    """Learning rate that the decay goes to. Paper: 1e-5."""
+    lr_decay: float = 0.9999
+    """Factor on (lr - lr_final) an update. Paper's code: 0.9999."""
+    clip: float = 1.0
+    """Largest norm of the gradient. Paper's code clips each entry at 1.0."""
+    logsigma_floor: float = -7.0
+    """Lower bound on log sigma: without one, sigma goes to 0 and the loss explodes."""
+    head_weight: float = 1.0
+    """Weight of the reward and termination losses (nats a step) beside the NLL (nats a latent dimension)."""
+    validation: float = 0.05
+    """Share of the episodes that are held out; the same ones as V's for equal shares and seeds."""
+    validate_every: int = 500
+    """Updates between validations; the best weights on validation loss are kept."""
+    validation_clips: int = 200
+    """Most clips that one validation looks at."""
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """C, the linear controller, and its evolution (paper, appendix A.3 and A.4)."""
+
+    generations: int = 1800
+    """Generations (one ask-tell cycle each) in all; a larger number later goes on. Paper: 1800."""
+    popsize: int = 64
+    """Candidates a generation. Paper: 64."""
+    tracks: int = 16
+    """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
+    sigma0: float = 0.1
+    """First step size of CMA-ES. Paper: 0.1."""
+    max_steps: int = 1000
+    """Longest rollout in environment steps. Paper: 1000."""
+    cut_after: int = 100
+    """Cut a training rollout short after so many steps without a new tile, and charge it 0.1 for each step not
+    driven; 0: never. Selection and evaluation are never cut."""
+    step_cost: float = 0.1
+    """What CarRacing charges for each step, and a cut rollout for each step not driven."""
+    select_every: int = 10
+    """Generations between evaluations of the distribution mean on the selection tracks (also after the last)."""
+    select_tracks: int = 16
+    """Fixed selection tracks; controller.npz holds the mean that was best on them."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The score: 100 fresh tracks of the stock environment (paper, section 4.1)."""
+
+    episodes: int = 100
+    """Tracks. Paper and the Gym leaderboard: 100 consecutive trials."""
+    max_steps: int = 1000
+    """Longest episode in environment steps, as the environment's own limit."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sizes of one preset of one environment."""
+
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    mdnrnn: MDNRNNConfig = field(default_factory=MDNRNNConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+PAPER = Config()
+LAPTOP = Config(
+    collect=replace(PAPER.collect, episodes=400),
+    vae=replace(PAPER.vae, updates=8000, validate_every=1000, validation_frames=2000),
+    mdnrnn=replace(
+        PAPER.mdnrnn, updates=4000, batch=32, length=100, lr_decay=0.999, validate_every=400, validation_clips=128
+    ),
+    controller=replace(PAPER.controller, generations=200, popsize=32, tracks=4, select_every=5),
+)
+SMOKE = Config(
+    collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
+    vae=replace(
+        PAPER.vae,
+        updates=60,
+        batch=32,
+        lr=1e-3,
+        validation=0.25,
+        validate_every=20,
+        validation_frames=64,
+        shuffle_frames=500,
+    ),
+    mdnrnn=replace(
+        PAPER.mdnrnn,
+        updates=40,
+        batch=8,
+        length=32,
+        validation=0.25,
+        validate_every=20,
+        validation_clips=16,
+    ),
+    controller=replace(
+        PAPER.controller, generations=2, popsize=4, tracks=1, max_steps=100, select_every=1, select_tracks=2
+    ),
+    evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
+)
+
+PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER}}
+
+TOTALS = frozenset({"episodes", "updates", "generations"})
+"""Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
+
+
+def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
+    """Says 'name was OLD, is NEW' for each field of config dataclass `new` that differs from the stored dict.
+
+    Totals (`TOTALS`) are left out: a change of those adds work and needs no restart.
+    """
+    for f in fields(new):
+        if f.name not in TOTALS and old.get(f.name) != getattr(new, f.name):
+            yield f"{f.name} was {old.get(f.name)}, is {getattr(new, f.name)}"

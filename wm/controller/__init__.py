@@ -1,0 +1,1 @@
+"""C: the linear policy and its evolution."""

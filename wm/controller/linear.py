@@ -1,0 +1,63 @@
+"""C, the linear controller: a = squash(W [z; h] + b) (paper, section 2.3 and its published code)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.config import RUN_FORMAT
+from wm.run import UserError, atomic
+
+ACTIONS = 3
+"""CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""
+
+
+def parameter_count(features: int) -> int:
+    """Length of theta for `features` inputs: weights and biases, 867 for z 32 and h 256."""
+    return ACTIONS * (features + 1)
+
+
+class LinearController:
+    """theta f[3·(F+1)]: the weights W [3, F] row by row, then the biases b [3]."""
+
+    def __init__(self, theta: NDArray[np.floating], features: int) -> None:
+        """Builds C from flat weights; ValueError when their number does not fit `features`."""
+        if theta.shape != (parameter_count(features),):
+            raise ValueError(f"theta has shape {theta.shape}, {features} features need ({parameter_count(features)},)")
+        theta = theta.astype(np.float32)
+        self._weights = theta[: ACTIONS * features].reshape(ACTIONS, features)
+        self._bias = theta[ACTIONS * features :]
+
+    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features f32[F] to an action f32[3]: steer = tanh, gas = (tanh + 1) / 2, brake = clip(tanh, 0, 1)."""
+        action: NDArray[np.float32] = np.tanh(self._weights @ features + self._bias)
+        action[1] = (action[1] + 1) / 2
+        action[2] = max(action[2], 0)
+        return action
+
+
+def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:
+    """Writes controller.npz: theta as f32 and `meta` (plain JSON values; made_from, config, ...) as a string."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, theta=theta.astype(np.float32), meta=np.array(json.dumps({"format": RUN_FORMAT, **meta})))
+
+
+def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Reads what `save_controller` wrote: theta f32[N] and meta; UserError when it is missing or damaged."""
+    if not path.exists():
+        raise UserError(f"{path} is missing: make it with `make controller`.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged or no controller ({error}): redo it with `make controller`.") from error
+    if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
+        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: redo it with `make controller`.")
+    if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
+        raise UserError(f"{path} holds no finite float32 weights: redo it with `make controller`.")
+    return theta, meta

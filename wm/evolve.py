@@ -1,0 +1,174 @@
+"""The evolution loop: ask, evaluate, tell, select, save. The same for real rollouts and for the dream.
+
+What it keeps apart: the fitness of candidates (on tracks that change every generation, and may be cut short)
+and the score of the distribution mean on fixed selection tracks, by which the kept controller is chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.config import ControllerConfig
+from wm.controller.evolution import CMAES
+from wm.controller.linear import load_controller, save_controller
+from wm.run import Metrics, Progress, Run, UserError, atomic, check_made_from
+
+Array = NDArray[np.float64]
+
+Evaluate = Callable[[Array, int], tuple[Array, int]]
+"""(candidates f64[P, N], generation) to (fitness f64[P], environment steps it took)."""
+Select = Callable[[Array], tuple[Array, int]]
+"""theta f64[N] to (returns f64[tracks] on the selection tracks, environment steps it took)."""
+
+
+@dataclass
+class Evolution:
+    """An evolution under way: all that an exact resume needs."""
+
+    es: CMAES
+    env_steps: int = 0
+    select_steps: int = 0
+    seconds: float = 0.0
+    best_theta: Array | None = None
+    best_score: float = -np.inf
+    best_generation: int = 0
+    made_from: dict[str, str] = field(default_factory=dict)
+
+    _PLAIN = ("env_steps", "select_steps", "seconds", "best_score", "best_generation", "made_from")
+
+    def save(self, path: Path) -> None:
+        """Writes everything as plain arrays and a JSON string."""
+        arrays = {f"es_{name}": value for name, value in self.es.state().items()}
+        if self.best_theta is not None:
+            arrays["best_theta"] = self.best_theta
+        plain = {name: getattr(self, name) for name in self._PLAIN if name != "best_score" or self.best_theta is not None}
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, plain=np.array(json.dumps(plain)), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Evolution:
+        """Reads what `save` wrote; UserError when it is damaged or this machine cannot go on with it."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            plain = json.loads(str(arrays.pop("plain")))
+            theta = arrays.pop("best_theta", None)
+            es = CMAES.from_state({name.removeprefix("es_"): value for name, value in arrays.items()})
+            return cls(es, best_theta=theta, **plain)
+        except ArithmeticError as error:
+            raise UserError(f"{path} cannot go on here ({error}): go on where it began, or --restart.") from error
+        except Exception as error:  # whatever a damaged file leads numpy, zipfile or pycma to
+            raise UserError(f"{path} is damaged ({error}): remove it and begin anew with --restart.") from error
+
+
+def evolve(
+    run: Run,
+    stage: str,
+    artifact: Path,
+    config: ControllerConfig,
+    *,
+    seed: int,
+    restart: bool,
+    parameters: int,
+    made_from: dict[str, str],
+    evaluate: Evaluate,
+    select: Select,
+) -> bool:
+    """Evolves until `config.generations` are done, going on from the checkpoint if there is one.
+
+    After each generation the checkpoint is saved; `artifact` holds the distribution mean that was best on the
+    selection tracks so far, so an interrupted run leaves a controller, too.
+
+    Args:
+        run: The run folder.
+        stage: Name of the stage: of its checkpoint and in the metrics.
+        artifact: Where the controller goes.
+        config: Sizes of the evolution.
+        seed: The run's seed.
+        restart: Throw earlier work of this stage away.
+        parameters: Length of theta.
+        made_from: Hashes of the models that C is evolved on.
+        evaluate: Gives each candidate its fitness.
+        select: Plays the selection tracks.
+
+    Returns:
+        False when it had been finished before and nothing was done.
+
+    Raises:
+        UserError: The earlier work was made from other models, is damaged or lacks its checkpoint.
+    """
+    checkpoint = run.checkpoints / f"{stage}.npz"
+    if restart:
+        artifact.unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
+    if artifact.exists():
+        _, meta = load_controller(artifact)
+        check_made_from(artifact, meta["made_from"], made_from)
+        if meta["generations"] >= config.generations:
+            return False
+        if not checkpoint.exists():
+            raise UserError(f"{checkpoint} is missing, so {artifact} cannot go on: begin anew with --restart.")
+    if checkpoint.exists():
+        state = Evolution.load(checkpoint)
+        check_made_from(artifact, state.made_from, made_from)
+    else:
+        es = CMAES(parameters, sigma0=config.sigma0, popsize=config.popsize, seed=seed)
+        state = Evolution(es, made_from=made_from)
+
+    def keep(generations: int) -> None:
+        assert state.best_theta is not None
+        meta = {
+            "config": asdict(config),
+            "seed": seed,
+            "generations": generations,
+            "generation": state.best_generation,
+            "selection_score": state.best_score,
+            "env_steps": state.env_steps,
+            "made_from": made_from,
+        }
+        save_controller(artifact, state.best_theta, meta)
+
+    first = state.es.generation
+    if state.best_theta is not None:
+        keep(first)
+    with (
+        Metrics(run, stage, resume_at=first) as metrics,
+        Progress(stage, config.generations, first, unit="gen") as progress,
+    ):
+        for generation in range(first + 1, config.generations + 1):
+            start = time.monotonic()
+            fitness, steps = evaluate(state.es.ask(), generation)
+            state.es.tell(fitness)
+            state.env_steps += steps
+            row: dict[str, Any] = {
+                "best": fitness.max(),
+                "mean": fitness.mean(),
+                "worst": fitness.min(),
+                "sigma": state.es.sigma,
+                "env_steps": state.env_steps,
+            }
+            if generation % config.select_every == 0 or generation == config.generations:
+                returns, select_steps = select(state.es.mean)
+                state.select_steps += select_steps
+                row |= {"select": returns.mean(), "select_std": returns.std(), "select_steps": state.select_steps}
+                if returns.mean() > state.best_score:
+                    state.best_theta, state.best_score = state.es.mean, float(returns.mean())
+                    state.best_generation = generation
+            seconds = time.monotonic() - start
+            state.seconds += seconds
+            row |= {"seconds": state.seconds, "steps_per_second": steps / seconds}
+            # In this order a kill between two lines costs nothing: what is ahead is cut back or made again.
+            metrics.log(generation, row)
+            state.save(checkpoint)
+            if "select" in row:
+                keep(generation)
+            progress.update(mean=float(row["mean"]), best=float(row["best"]), kept=state.best_score)
+    return True

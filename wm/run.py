@@ -1,0 +1,364 @@
+"""The run folder: its paths, lock, manifest, metrics and atomic files; progress lines and errors of all stages.
+
+    RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz score.json scores.jsonl videos/ plots/
+        metrics.jsonl manifest.json checkpoints/ tensorboard/
+
+A stage does all its work within `Run.stage(...)`: it locks the folder, and writes down in the manifest what
+was run with which versions, for how long and in how much memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from wm.config import RUN_FORMAT, changed_fields
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PACKAGES = ("torch", "gymnasium", "box2d", "cma", "numpy", "h5py", "opencv-python-headless", "onnxruntime")
+"""Packages whose versions go into the manifest and beside every score."""
+
+NOTICE_SECONDS = 20.0
+"""Without a terminal, a progress line is printed this often."""
+
+
+class UserError(Exception):
+    """What the user can mend: one sentence naming the file or option and the way out; exit code 2."""
+
+
+class Interrupted(Exception):
+    """SIGTERM: unwinds like Ctrl-C, so that everything open is closed and what is saved stays whole."""
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, else removed.
+
+    The temporary name keeps the suffix, since writers choose formats by it. So `path` is whole or absent.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; UserError naming the file when it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): remove it or restore it.") from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- versions --------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The commit of this code, with '-dirty' when tracked files differ from it; 'unknown' outside of git."""
+    root = Path(__file__).parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match", ""],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size so far of this process and of its largest finished child, added, in MB."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return round((own + children) / 1024, 1)
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A progress bar with rate and time left; without a terminal, a line now and then.
+
+    Use as a context manager; `update(n, **shown)` advances it by n and shows `shown` behind it.
+    """
+
+    def __init__(self, name: str, total: int, initial: int = 0, unit: str = "it") -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=name, total=total, initial=initial, unit=unit, disable=not self._terminal, dynamic_ncols=True
+        )
+        self._name, self._total, self._unit = name, total, unit
+        self._first = self._n = initial
+        self._start = self._said = time.monotonic()
+        self._shown = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self._terminal and kind is None:
+            self._say()
+        self._bar.close()
+
+    def update(self, n: int = 1, **shown: float | str) -> None:
+        """Advances by `n`; `shown` are values to print behind the bar."""
+        self._n += n
+        if shown:
+            self._shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+            self._bar.set_postfix_str(self._shown, refresh=False)
+        self._bar.update(n)
+        if not self._terminal and time.monotonic() - self._said > NOTICE_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        line = tqdm.format_meter(
+            self._n,
+            self._total,
+            self._said - self._start,
+            prefix=self._name,
+            unit=self._unit,
+            postfix=self._shown,
+            initial=self._first,
+            bar_format="{desc}: {n_fmt}/{total_fmt} {percentage:.0f}% [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
+        print(line, file=sys.stderr, flush=True)
+
+
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """One stage's numbers: lines of metrics.jsonl, and TensorBoard event files beside them.
+
+    Each line is {"stage", "step", "time", name: value, ...}; `step` is the stage's own count (updates,
+    generations). `resume_at` drops everything logged after that step, so that an interrupted and resumed run
+    logs what an uninterrupted one does.
+    """
+
+    def __init__(self, run: Run, stage: str, resume_at: int = 0) -> None:
+        self._stage, self._path = stage, run.metrics
+        self._folder, self._resume_at = run.folder / "tensorboard" / stage, resume_at
+        self._board: SummaryWriter | None = None
+        if self._path.exists():
+            lines = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
+            with atomic(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if resume_at == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends `values` (plain numbers) at `step`."""
+        plain = {name: float(value) for name, value in values.items()}
+        line = {"stage": self._stage, "step": step, "time": round(time.time(), 3), **plain}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # imports torch: seconds that `collect` need not pay
+
+            self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1)
+        for name, value in plain.items():
+            self._board.add_scalar(f"{self._stage}/{name}", value, step)
+
+
+def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
+    """The lines of one stage in metrics.jsonl, in order; [] when the file is missing."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [line for line in lines if line["stage"] == stage]
+
+
+# --- the folder ------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run folder. Paths are fixed; nothing is created until something is written."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.rollouts = self.folder / "rollouts"
+        self.vae = self.folder / "vae.pt"
+        self.latents = self.folder / "latents.h5"
+        self.mdnrnn = self.folder / "mdnrnn.pt"
+        self.controller = self.folder / "controller.npz"
+        self.score = self.folder / "score.json"
+        self.scores = self.folder / "scores.jsonl"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.manifest = self.folder / "manifest.json"
+        self.plots = self.folder / "plots"
+        self.videos = self.folder / "videos"
+        self.checkpoints = self.folder / "checkpoints"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, or a new one; UserError when it is damaged or of another format version."""
+        if not self.manifest.exists():
+            return {"format": RUN_FORMAT, "stages": {}}
+        manifest = read_json(self.manifest)
+        if not isinstance(manifest, dict) or manifest.get("format") != RUN_FORMAT:
+            raise UserError(
+                f"{self.manifest} is not of format {RUN_FORMAT}, which this version writes: choose another RUN."
+            )
+        return manifest
+
+    def record(self, stage: str, entry: dict[str, Any]) -> None:
+        """Merges `entry` into the manifest's record of one stage."""
+        manifest = self.read_manifest()
+        manifest["stages"].setdefault(stage, {}).update(entry)
+        write_json(self.manifest, manifest)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other commands off this folder; UserError when one is at work. The kernel frees it at any death."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written ({error.strerror}): choose another RUN or RUNS.") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
+                ) from error
+            yield
+
+    @contextmanager
+    def stage(self, stage: str, config: Any, seed: int, restart: bool = False) -> Iterator[None]:
+        """Locks the folder for a stage and records it in the manifest.
+
+        Args:
+            stage: Its name.
+            config: The stage's config dataclass. A change since an earlier call (but for totals) is refused.
+            seed: The run's seed; a change is refused, too.
+            restart: Forget the earlier record instead of refusing.
+
+        Raises:
+            UserError: Config or seed are not those of the work that is already there.
+        """
+        with self.lock():
+            entry = {} if restart else self.read_manifest()["stages"].get(stage, {})
+            if entry:
+                changes = list(changed_fields(entry["config"], config))
+                if entry["seed"] != seed:
+                    changes.append(f"seed was {entry['seed']}, is {seed}")
+                if changes:
+                    raise UserError(
+                        f"{self.folder} has a {stage} made with other options ({'; '.join(changes)}): "
+                        "give the old ones, choose another RUN, or redo the stage with --restart."
+                    )
+            before = entry.get("seconds", 0.0)
+            start = time.monotonic()
+            base = {
+                "config": asdict(config),
+                "seed": seed,
+                "versions": versions(),
+                "commit": commit(),
+                "cores": os.cpu_count(),
+                "started": entry.get("started", now()),
+            }
+            self.record(stage, base)
+            try:
+                yield
+            finally:
+                self.record(
+                    stage,
+                    {
+                        "seconds": round(before + time.monotonic() - start, 1),
+                        "peak_memory_mb": max(peak_memory_mb(), entry.get("peak_memory_mb", 0.0)),
+                        "ended": now(),
+                    },
+                )
+
+
+def now() -> str:
+    """The time as ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_made_from(path: Path, recorded: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """UserError when the artifact `path` was made from other inputs than those that are there now.
+
+    Args:
+        path: The artifact; its name without suffix is the stage that redoes it.
+        recorded: Hash by input name, as the artifact recorded it when it was made.
+        current: The hashes now.
+    """
+    for name, value in current.items():
+        if recorded.get(name) != value:
+            raise UserError(
+                f"{path} was made from another {name} than the one that is there now: "
+                f"redo it with `make {path.stem} ARGS=--restart`, or restore the {name} that it was made from."
+            )

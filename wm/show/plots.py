@@ -1,0 +1,73 @@
+"""Plots of the controller: its learning curve and the histogram of its score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from wm.run import atomic
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes a figure as PNG, whole or not at all; needs no display."""
+    FigureCanvasAgg(figure)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def plot_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws the evolution: the population's best, mean and worst fitness, and the mean's score on selection tracks.
+
+    Args:
+        path: The PNG to write.
+        rows: The stage's lines of metrics.jsonl, one a generation, in order.
+    """
+    axes = (
+        ("generation", [row["step"] for row in rows]),
+        ("million environment steps", [row["env_steps"] / 1e6 for row in rows]),
+        ("minutes", [row["seconds"] / 60 for row in rows]),
+    )
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    for i, (name, x) in enumerate(axes):
+        plot = figure.add_subplot(1, 3, i + 1)
+        plot.fill_between(
+            x, [r["worst"] for r in rows], [r["best"] for r in rows], color="tab:blue", alpha=0.15, label="worst to best"
+        )
+        plot.plot(x, [row["mean"] for row in rows], color="tab:blue", label="population's mean fitness")
+        selected = [i for i, row in enumerate(rows) if "select" in row]
+        plot.errorbar(
+            [x[i] for i in selected],
+            [rows[i]["select"] for i in selected],
+            [rows[i]["select_std"] for i in selected],
+            color="tab:orange",
+            elinewidth=0.6,
+            marker="o",
+            markersize=3,
+            label="distribution mean on selection tracks (± std)",
+        )
+        plot.set_xlabel(name)
+        plot.set_ylabel("return")
+        plot.grid(alpha=0.3)
+        if i == 0:
+            plot.legend(loc="lower right", fontsize=8)
+    save_figure(path, figure)
+
+
+def plot_score(path: Path, returns: Sequence[float], title: str) -> None:
+    """Draws the histogram of an evaluation's returns, one a track."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    plot = figure.add_subplot()
+    low = min(0.0, np.floor(min(returns) / 50) * 50)
+    plot.hist(returns, bins=np.arange(low, 1050, 25).tolist(), color="tab:blue")
+    plot.axvline(float(np.mean(returns)), color="tab:orange", label=f"mean {np.mean(returns):.0f}")
+    plot.axvline(900, color="grey", linestyle=":", label="900, the environment's 'solved'")
+    plot.set_xlabel("return of a track")
+    plot.set_ylabel("tracks")
+    plot.set_title(title, fontsize=10)
+    plot.legend()
+    save_figure(path, figure)

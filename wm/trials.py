@@ -1,0 +1,52 @@
+"""A trial: one controller on one track. What workers do in the evolution, in selection and for the final score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+import wm.envs  # noqa: F401  registers wm/CarRacing-v3
+from wm.agent import Agent
+from wm.memory.cell import LSTMCell
+from wm.rollout import Outcome, score
+from wm.vision.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rollout to make: flat weights of C, the track's seed and the limits."""
+
+    theta: NDArray[np.floating]
+    seed: int
+    max_steps: int
+    cut_after: int = 0
+
+
+def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32]]) -> Callable[[Trial], Outcome]:
+    """Builds what a worker needs once: the environment, V and M.
+
+    Args:
+        env_id: Gymnasium id of a CarRacing.
+        graph: V's encoder as `wm.vision.encoder.encoder_graph` makes it.
+        cell: M's weights as `wm.memory.cell.LSTMCell` takes them.
+
+    Returns:
+        The function that plays a trial.
+    """
+    env = gym.make(env_id, disable_env_checker=True)
+    encoder, memory = Encoder(graph), LSTMCell(cell)
+
+    def play(trial: Trial) -> Outcome:
+        agent = Agent(encoder, memory, trial.theta)
+        return score(env, agent, seed=trial.seed, max_steps=trial.max_steps, cut_after=trial.cut_after)
+
+    return play
+
+
+def fitness(outcome: Outcome, max_steps: int, step_cost: float) -> float:
+    """A trial's worth in the evolution: its return; a cut one is charged for the steps that it was not given."""
+    return outcome.ret - (step_cost * (max_steps - outcome.steps) if outcome.cut else 0.0)

@@ -1,0 +1,173 @@
+"""Runs tasks on persistent worker processes, or inline: one small interface for collection and evolution.
+
+`Inline` and `ProcessPool` have the same `run`, and give the same results; a cluster engine can join as a third.
+A worker is built once, by a top-level function that is handed plain data (arrays and bytes), and is then called
+with one task after the other. Workers are spawned, compute on one thread, and do not import torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Protocol
+
+Task = Any
+Result = Any
+Work = Callable[[Task], Result]
+
+MOST_DEATHS = 5
+"""Deaths of workers in a row, without a finished task between them, after which a run is given up."""
+
+
+class WorkersDied(RuntimeError):
+    """Workers die again and again without finishing anything, for want of memory perhaps."""
+
+
+class Workers(Protocol):
+    """What `Inline` and `ProcessPool` have in common."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
+        """Yields (position in `tasks`, result) in order of completion; an exception in a task is raised here."""
+        ...
+
+    def __enter__(self) -> Workers: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_workers(workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> Workers:
+    """`workers` processes, or for 0 the same work inline.
+
+    Args:
+        workers: Number of processes, >= 0.
+        make: Top-level function; make(*args) builds a worker's state and returns what is called with each task.
+        *args: Plain data, pickled to each process once.
+        recycle: Tasks a worker after which the processes are replaced (Box2D may leak over long runs).
+    """
+    if workers == 0:
+        return Inline(make, *args)
+    return ProcessPool(workers, make, *args, recycle=recycle)
+
+
+class Inline:
+    """Runs tasks in this process, in order: for debugging, and as the reference that the pool is tested against."""
+
+    def __init__(self, make: Callable[..., Work], *args: Any) -> None:
+        self._work = make(*args)
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
+        """See `Workers.run`."""
+        for i, task in enumerate(tasks):
+            yield i, self._work(task)
+
+
+class ProcessPool:
+    """Spawned processes behind concurrent.futures, which notices a dead worker and breaks the executor.
+
+    A broken executor is replaced and what it had not finished is run again; tasks hold all their randomness, so
+    the result is the same. An exception in a worker reaches the caller with the worker's traceback.
+    """
+
+    def __init__(self, workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> None:
+        self._workers, self._make, self._args = workers, make, args
+        self._recycle, self._used = recycle * workers, 0
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop(kill=kind is not None)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
+        """See `Workers.run`. Raises WorkersDied when workers die again and again."""
+        if self._used >= self._recycle:
+            self._stop()
+        todo = dict(enumerate(tasks))
+        deaths = 0
+        while todo:
+            executor = self._running()
+            futures: dict[Future[Result], int] = {}
+            try:
+                for i, task in todo.items():
+                    futures[executor.submit(_call, task)] = i
+                pending = set(futures)
+                while pending:
+                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    # All of a batch are looked at before a death is handled: what is finished is not redone.
+                    for future in sorted(finished, key=lambda f: isinstance(f.exception(), BrokenProcessPool)):
+                        result = future.result()
+                        deaths = 0
+                        self._used += 1
+                        del todo[futures[future]]
+                        yield futures[future], result
+            except BrokenProcessPool as error:
+                deaths += 1
+                self._stop(kill=True)
+                if deaths >= MOST_DEATHS:
+                    raise WorkersDied(f"workers died {deaths} times in a row without finishing a task") from error
+                print(f"a worker died: its work is done again ({len(todo)} tasks left)", file=sys.stderr, flush=True)
+
+    def _running(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            self._used = 0
+            self._executor = ProcessPoolExecutor(
+                self._workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(self._make, self._args),
+            )
+        return self._executor
+
+    def _stop(self, kill: bool = False) -> None:
+        if self._executor is None:
+            return
+        if kill:
+            for process in list((self._executor._processes or {}).values()):  # public from Python 3.14 on
+                process.kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._executor = None
+
+
+_work: Work | None = None
+
+
+def _start(make: Callable[..., Work], args: tuple[Any, ...]) -> None:
+    """Sets a worker process up: one compute thread, deaf to Ctrl-C (the parent's business), gone with its parent."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    import cv2
+
+    cv2.setNumThreads(1)
+    _work = make(*args)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(task: Task) -> Result:
+    assert _work is not None
+    return _work(task)
