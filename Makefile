@@ -26,7 +26,8 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help setup collect vae mdnrnn controller evaluate replay publish test lint bench
 .NOTPARALLEL:
-.DELETE_ON_ERROR:
+# Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
+.PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

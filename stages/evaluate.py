@@ -38,7 +38,9 @@ class EvaluateArgs(EvaluateConfig):
 def main(argv: list[str]) -> None:
     """Plays every track once; an interrupted evaluation goes on with the tracks that are missing."""
     args, config = parse(
-        lambda preset: EvaluateArgs(**asdict(preset.evaluate)), "Score the controller on fresh stock tracks.", argv
+        lambda preset: EvaluateArgs(**asdict(preset.evaluate)),
+        "Score the controller on fresh stock tracks.",
+        argv,
     )
     if config.episodes < 1 or config.max_steps < 1 or config.first_seed < 0:
         raise UserError("--episodes and --max-steps must be at least 1, --first-seed at least 0.")

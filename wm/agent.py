@@ -1,6 +1,6 @@
 """The agent: V, M and C composed. The one place that says in which order they act; it does not need torch to act.
 
-    frame ─V→ z;  [z, h] ─C→ action;  (z, action, h) ─M→ next h
+frame ─V→ z;  [z, h] ─C→ action;  (z, action, h) ─M→ next h
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def load_theta(run: Run, models: Models) -> NDArray[np.float32]:
     theta, meta = load_controller(run.controller)
     check_made_from(run.controller, meta["made_from"], models.made_from)
     if theta.shape != (parameter_count(models.features),):
-        raise UserError(f"{run.controller} does not fit the models beside it: redo it with `make controller ARGS=--restart`.")
+        raise UserError(
+            f"{run.controller} does not fit the models beside it: redo it with `make controller ARGS=--restart`."
+        )
     return theta
 
 

@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
@@ -66,27 +67,20 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     )
     default = config_of(wanted.config())
 
-    def arguments(
-        common: tyro.conf.OmitArgPrefixes[Common],
-        config: Annotated[Any, tyro.conf.OmitArgPrefixes],
-    ) -> tuple[Common, Any]:
-        return common, config
-
-    arguments.__annotations__["common"] = Annotated[Common, tyro.conf.arg(name="")]
-    arguments.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
-    arguments.__defaults__ = (default,)
-    common, config = tyro.cli(arguments, description=description, args=argv)
-    _check(common)
-    return common, config
+    arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
+    found = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    _check(found.common)
+    return found.common, found.config
 
 
 def _option(argv: list[str], name: str, default: str) -> str:
-    for i, argument in enumerate(argv):
-        if argument == name and i + 1 < len(argv):
-            return argv[i + 1]
-        if argument.startswith(name + "="):
-            return argument.split("=", 1)[1]
-    return default
+    found = default
+    for argument, following in pairwise([*argv, default]):
+        if argument == name:
+            found = following
+        elif argument.startswith(name + "="):
+            found = argument.split("=", 1)[1]
+    return found  # the last one counts, as for tyro
 
 
 def _check(common: Common) -> None:

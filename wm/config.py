@@ -110,8 +110,9 @@ class MDNRNNConfig:
     """Gradient updates in all. Paper's code: 4000."""
     batch: int = 100
     """Clips a batch. Paper: 100."""
-    length: int = 999
-    """Steps of a clip; shorter episodes are padded and masked. Paper: 999, whole episodes."""
+    length: int = 1000
+    """Steps of a clip; shorter pieces are padded and masked. Paper: whole episodes, whose 1000 frames have 999
+    steps between them; ours keep the last frame, too."""
     lr: float = 1e-3
     """Adam's learning rate at the start. Paper: 1e-3."""
     lr_final: float = 1e-5
@@ -180,10 +181,16 @@ class Config:
 
 PAPER = Config()
 LAPTOP = Config(
-    collect=replace(PAPER.collect, episodes=400),
+    collect=replace(PAPER.collect, episodes=500, max_steps=500),
     vae=replace(PAPER.vae, updates=8000, validate_every=1000, validation_frames=2000),
     mdnrnn=replace(
-        PAPER.mdnrnn, updates=4000, batch=32, length=100, lr_decay=0.999, validate_every=400, validation_clips=128
+        PAPER.mdnrnn,
+        updates=4000,
+        batch=32,
+        length=100,
+        lr_decay=0.999,
+        validate_every=400,
+        validation_clips=128,
     ),
     controller=replace(PAPER.controller, generations=200, popsize=32, tracks=4, select_every=5),
 )

@@ -23,6 +23,9 @@ from wm.run import Metrics, Progress, Run, UserError, atomic, check_made_from
 
 Array = NDArray[np.float64]
 
+LEAST_POPSIZE = 4
+"""Two-point adaptation takes two candidates of each generation, and the evolution has to have a choice beside."""
+
 Evaluate = Callable[[Array, int], tuple[Array, int]]
 """(candidates f64[P, N], generation) to (fitness f64[P], environment steps it took)."""
 Select = Callable[[Array], tuple[Array, int]]
@@ -49,7 +52,9 @@ class Evolution:
         arrays = {f"es_{name}": value for name, value in self.es.state().items()}
         if self.best_theta is not None:
             arrays["best_theta"] = self.best_theta
-        plain = {name: getattr(self, name) for name in self._PLAIN if name != "best_score" or self.best_theta is not None}
+        plain = {
+            name: getattr(self, name) for name in self._PLAIN if name != "best_score" or self.best_theta is not None
+        }
         with atomic(path) as temporary, temporary.open("wb") as file:
             np.savez(file, plain=np.array(json.dumps(plain)), **arrays)
 
@@ -103,8 +108,14 @@ def evolve(
         False when it had been finished before and nothing was done.
 
     Raises:
-        UserError: The earlier work was made from other models, is damaged or lacks its checkpoint.
+        UserError: A size makes no evolution; or the earlier work was made from other models, is damaged or lacks
+            its checkpoint.
     """
+    if config.popsize < LEAST_POPSIZE or config.sigma0 <= 0:
+        raise UserError(f"--popsize must be at least {LEAST_POPSIZE} and --sigma0 above 0.")
+    for name in ("generations", "tracks", "max_steps", "select_every", "select_tracks"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
     checkpoint = run.checkpoints / f"{stage}.npz"
     if restart:
         artifact.unlink(missing_ok=True)
@@ -158,7 +169,11 @@ def evolve(
             if generation % config.select_every == 0 or generation == config.generations:
                 returns, select_steps = select(state.es.mean)
                 state.select_steps += select_steps
-                row |= {"select": returns.mean(), "select_std": returns.std(), "select_steps": state.select_steps}
+                row |= {
+                    "select": returns.mean(),
+                    "select_std": returns.std(),
+                    "select_steps": state.select_steps,
+                }
                 if returns.mean() > state.best_score:
                     state.best_theta, state.best_score = state.es.mean, float(returns.mean())
                     state.best_generation = generation

@@ -225,7 +225,9 @@ class Metrics:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter  # imports torch: seconds that `collect` need not pay
+            from torch.utils.tensorboard import (
+                SummaryWriter,
+            )  # imports torch: seconds that `collect` need not pay
 
             self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1)
         for name, value in plain.items():
@@ -285,7 +287,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / ".lock").open("w")
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}): choose another RUN or RUNS.") from error
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}): choose another RUN or RUNS."
+            ) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,6 +332,9 @@ class Run:
                 "commit": commit(),
                 "cores": os.cpu_count(),
                 "started": entry.get("started", now()),
+                "ended": None,
+                "seconds": before,
+                "peak_memory_mb": entry.get("peak_memory_mb", 0.0),
             }
             self.record(stage, base)
             try:

@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -106,8 +108,9 @@ class ProcessPool:
             executor = self._running()
             futures: dict[Future[Result], int] = {}
             try:
-                for i, task in todo.items():
-                    futures[executor.submit(_call, task)] = i
+                with _spawning():
+                    for i, task in todo.items():
+                        futures[executor.submit(_call, task)] = i
                 pending = set(futures)
                 while pending:
                     finished, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -123,7 +126,11 @@ class ProcessPool:
                 self._stop(kill=True)
                 if deaths >= MOST_DEATHS:
                     raise WorkersDied(f"workers died {deaths} times in a row without finishing a task") from error
-                print(f"a worker died: its work is done again ({len(todo)} tasks left)", file=sys.stderr, flush=True)
+                print(
+                    f"a worker died: its work is done again ({len(todo)} tasks left)",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def _running(self) -> ProcessPoolExecutor:
         if self._executor is None:
@@ -146,19 +153,42 @@ class ProcessPool:
         self._executor = None
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """What processes started in here inherit: one compute thread, and deafness to Ctrl-C (the parent's business).
+
+    Both have to be there before a process imports its modules, which is before any code of ours runs in it.
+    """
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+_make: Callable[[], Work] | None = None
 _work: Work | None = None
 
 
 def _start(make: Callable[..., Work], args: tuple[Any, ...]) -> None:
-    """Sets a worker process up: one compute thread, deaf to Ctrl-C (the parent's business), gone with its parent."""
-    global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Sets a worker process up, to be gone with its parent."""
+    global _make
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     import cv2
 
     cv2.setNumThreads(1)
-    _work = make(*args)
+    _make = partial(make, *args)
 
 
 def _leave_with_parent() -> None:
@@ -169,5 +199,8 @@ def _leave_with_parent() -> None:
 
 
 def _call(task: Task) -> Result:
-    assert _work is not None
+    global _work
+    if _work is None:  # made here and not in `_start`, so that an exception reaches the caller as a task's does
+        assert _make is not None
+        _work = _make()
     return _work(task)

@@ -12,6 +12,14 @@ import cma
 import numpy as np
 from cma.sigma_adaptation import CMAAdaptSigmaTPA
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+
+class TwoPointAdaptation(CMAAdaptSigmaTPA):
+    """pycma's two-point adaptation without its self-check, which draws from numpy's global random state."""
+
+    def check_consistency(self, es: cma.CMAEvolutionStrategy) -> None:
+        """Does nothing; pycma's own only ever warns."""
 
 
 class CMAES:
@@ -39,13 +47,15 @@ class CMAES:
                 "popsize": popsize,
                 # Two-point adaptation compares two candidates along the last step of the mean on the same tracks;
                 # the choice is made here since pycma's own default depends on the number of parameters.
-                "AdaptSigma": CMAAdaptSigmaTPA,
+                "AdaptSigma": TwoPointAdaptation,
                 "randn": lambda *shape: rng.standard_normal(shape),
                 "seed": np.nan,  # nan: pycma leaves numpy's global random state alone
                 "verbose": -9,
                 "verb_log": 0,
             },
         )
+        # The number of BLAS threads changes the last bits of the eigenvectors, and so every later candidate.
+        self._one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
         self._asked: list[NDArray[np.float64]] = []
         self._fitness: list[NDArray[np.float64]] = []
 
@@ -66,7 +76,7 @@ class CMAES:
 
     def ask(self) -> NDArray[np.float64]:
         """f64[P, N]: the candidates of the next generation."""
-        self._asked = self._es.ask()
+        self._asked = self._one_thread(self._es.ask)()
         return np.array(self._asked)
 
     def tell(self, fitness: NDArray[np.float64]) -> None:
@@ -77,7 +87,7 @@ class CMAES:
         """
         if fitness.shape != (len(self._asked),) or not np.isfinite(fitness).all():
             raise ValueError(f"fitness {fitness} is not one finite number for each of {len(self._asked)} candidates")
-        self._es.tell(self._asked, list(-fitness))
+        self._one_thread(self._es.tell)(self._asked, list(-fitness))
         self._asked = []
         self._fitness.append(fitness.copy())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from wm.run import UserError, atomic
 
 ACTIONS = 3
 """CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""
+
+REDO = "remove it and run `make controller`, which makes it anew from its checkpoint if that is there"
+"""The way out when controller.npz cannot be read."""
 
 
 def parameter_count(features: int) -> int:
@@ -54,10 +56,12 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged or no controller ({error}): redo it with `make controller`.") from error
+    except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
+        raise UserError(f"{path} is damaged or no controller ({error}): {REDO}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
-        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: redo it with `make controller`.")
+        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {REDO}.")
+    if not isinstance(meta.get("made_from"), dict):
+        raise UserError(f"{path} does not say what it was made from: {REDO}.")
     if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
-        raise UserError(f"{path} holds no finite float32 weights: redo it with `make controller`.")
+        raise UserError(f"{path} holds no finite float32 weights: {REDO}.")
     return theta, meta

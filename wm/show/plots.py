@@ -36,7 +36,12 @@ def plot_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for i, (name, x) in enumerate(axes):
         plot = figure.add_subplot(1, 3, i + 1)
         plot.fill_between(
-            x, [r["worst"] for r in rows], [r["best"] for r in rows], color="tab:blue", alpha=0.15, label="worst to best"
+            x,
+            [r["worst"] for r in rows],
+            [r["best"] for r in rows],
+            color="tab:blue",
+            alpha=0.15,
+            label="worst to best",
         )
         plot.plot(x, [row["mean"] for row in rows], color="tab:blue", label="population's mean fitness")
         selected = [i for i, row in enumerate(rows) if "select" in row]

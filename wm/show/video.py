@@ -33,14 +33,17 @@ def write_video(path: Path, frames: Iterable[Image]) -> int:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         for frame in frames:
-            stream.height, stream.width = frame.shape[:2]
+            if count == 0:
+                stream.height, stream.width = frame.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             count += 1
         container.mux(stream.encode())
     return count
 
 
-def compose(camera: Image, seen: Image, reconstruction: Image, action: NDArray[np.float32], score: float, step: int) -> Image:
+def compose(
+    camera: Image, seen: Image, reconstruction: Image, action: NDArray[np.float32], score: float, step: int
+) -> Image:
     """Draws one frame of a replay.
 
     Args:

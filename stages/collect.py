@@ -1,0 +1,100 @@
+"""Stage collect: plays episodes with an untrained policy on worker processes. Makes RUN/rollouts/*.h5."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+
+from wm.cli import parse, run_stage
+from wm.collect import make_collector, set_aside_damaged
+from wm.config import SEEDS_PER_RUN
+from wm.run import Metrics, Progress, Run, UserError, read_json, write_json
+from wm.show.contact import plot_contact_sheet
+from wm.store.shards import Rollouts
+from wm.workers import make_workers
+
+
+def main(argv: list[str]) -> None:
+    """Fills up what is missing of `episodes` episodes; damaged shards are set aside first."""
+    args, config = parse(lambda preset: preset.collect, "Collect episodes with an untrained policy.", argv)
+    if not 2 <= config.episodes <= SEEDS_PER_RUN:
+        raise UserError(f"--episodes {config.episodes} is out of range: give 2 to {SEEDS_PER_RUN:,}.")
+    if config.max_steps < 1 or config.episodes_per_shard < 1:
+        raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
+    run = Run(args.run)
+    summary = run.rollouts / "summary.json"
+    with run.stage("collect", config, args.seed, args.restart):
+        if args.restart and run.rollouts.exists():
+            shutil.rmtree(run.rollouts)
+        run.rollouts.mkdir(exist_ok=True)
+        there = set(set_aside_damaged(run.rollouts))
+        missing = [index for index in range(config.episodes) if index not in there]
+        if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
+            print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
+            return
+        summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
+        size = config.episodes_per_shard
+        tasks = [missing[i : i + size] for i in range(0, len(missing), size)]
+        start, steps = time.monotonic(), 0
+        with (
+            make_workers(
+                args.workers, make_collector, args.env, config.policy, config.max_steps, args.seed, str(run.rollouts)
+            ) as workers,
+            Progress("collect", config.episodes, config.episodes - len(missing), unit="episode") as progress,
+        ):
+            for i, done in workers.run(tasks):
+                steps += done
+                progress.update(len(tasks[i]), steps_per_second=steps / (time.monotonic() - start))
+        rollouts = Rollouts(run.rollouts)
+        found = summarise(rollouts)
+        found["bytes"] = sum(path.stat().st_size for path in run.rollouts.glob("*.h5"))
+        plot_contact_sheet(run.plots / "contact_sheet.png", rollouts)
+        with Metrics(run, "collect") as metrics:
+            numbers = ("frames", "return_mean", "return_std", "on_road", "bytes")
+            metrics.log(len(rollouts), {name: found[name] for name in numbers if found[name] is not None})
+        write_json(summary, found)
+        print(describe(found))
+
+
+def summarise(rollouts: Rollouts) -> dict[str, Any]:
+    """Numbers of a whole collection; histograms of each action in ten bins of equal width."""
+    actions = np.concatenate([rollouts.actions(episode) for episode in range(len(rollouts))])
+    histograms = []
+    for column in actions.reshape(len(actions), -1).T.astype(np.float64):
+        counts, edges = np.histogram(column, bins=10)
+        histograms.append({"edges": edges.tolist(), "counts": counts.tolist()})
+    table = rollouts.table
+    on_road = np.average(table["on_road"], weights=table["length"])
+    return {
+        "episodes": len(rollouts),
+        "frames": int((table["length"] + 1).sum()),
+        "return_mean": float(table["ret"].mean()),
+        "return_std": float(table["ret"].std()),
+        "return_max": float(table["ret"].max()),
+        "policies": {name.decode(): int((table["policy"] == name).sum()) for name in np.unique(table["policy"])},
+        "on_road": float(on_road) if np.isfinite(on_road) else None,
+        "actions": histograms,
+        "fingerprint": rollouts.fingerprint(),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The summary in a few lines."""
+    lines = [
+        f"{found['episodes']} episodes ({', '.join(f'{n} {name}' for name, n in found['policies'].items())}), "
+        f"{found['frames']:,} frames, {found['bytes'] / 1e6:,.0f} MB",
+        f"returns {found['return_mean']:.0f} ± {found['return_std']:.0f}, best {found['return_max']:.0f}"
+        + ("" if found["on_road"] is None else f"; on the road in {found['on_road']:.0%} of the steps"),
+    ]
+    for i, histogram in enumerate(found["actions"]):
+        share = np.array(histogram["counts"]) / sum(histogram["counts"])
+        low, high = histogram["edges"][0], histogram["edges"][-1]
+        lines.append(f"action {i}, {low:+.2f} to {high:+.2f}: " + " ".join(f"{part:4.0%}" for part in share))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_stage(main)

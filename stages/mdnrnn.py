@@ -1,0 +1,287 @@
+"""Stage mdnrnn: encodes all frames once, then trains M. RUN/latents.h5, RUN/mdnrnn.pt, RUN/plots/predictions.png."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm.cli import parse, run_stage
+from wm.config import MDNRNNConfig
+from wm.memory.mdnrnn import (
+    MDNRNN,
+    StepLosses,
+    clip_losses,
+    gaussian_nll,
+    mean_losses,
+    mixture_moments,
+    save_mdnrnn,
+    tile_hit,
+    total_loss,
+)
+from wm.run import Progress, Run, UserError, check_made_from, file_hash
+from wm.show.memory import plot_predictions
+from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, validation_clips
+from wm.store.shards import Rollouts
+from wm.train import Best, autocast, derived_seed, forget, has_fast_bf16, is_finished, pick_device, seeded, train
+from wm.vision.vae import VAE, as_input, load_vae
+
+ENCODE_BATCH = 256
+"""Frames that V encodes at a time."""
+
+DREAM_STEPS = 50
+"""Steps of the clip in plots/predictions.png."""
+
+
+def main(argv: list[str]) -> None:
+    """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/mdnrnn.pt."""
+    args, config = parse(lambda preset: preset.mdnrnn, "Encode all frames and train M, the MDN-RNN, on them.", argv)
+    run = Run(args.run)
+    with run.stage("mdnrnn", config, args.seed, args.restart):
+        rollouts = Rollouts(run.rollouts)
+        vae, meta = load_vae(run.vae)
+        data = {"rollouts": rollouts.fingerprint()}
+        check_made_from(run.vae, meta["made_from"], data)  # new rollouts under an old V
+        made_from = {**data, "vae.pt": file_hash(run.vae)}
+        if args.restart:
+            forget(run, "mdnrnn", run.mdnrnn)
+        if is_finished(run, "mdnrnn", run.mdnrnn, config, made_from):
+            print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
+            return
+
+        torch.set_num_threads(max(1, args.workers))
+        device = pick_device()
+        vae.to(device)
+        latents = encoded(run, rollouts, vae, made_from, device, args.restart)
+        training, held_out = latents.split(config.validation, args.seed)
+        constants = constant_predictors(latents, training, config)
+        clips = validation_clips(latents, held_out, length=config.length, most=config.validation_clips)
+        sizes = {"z": latents.z, "actions": latents.actions}
+
+        print(f"M trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
+        model = seeded(
+            lambda: MDNRNN(
+                **sizes,
+                hidden=config.hidden,
+                mixtures=config.mixtures,
+                reward=config.reward,
+                logsigma_floor=config.logsigma_floor,
+            ),
+            args.seed,
+        )
+        best = train(
+            run,
+            "mdnrnn",
+            model,
+            config=config,
+            seed=args.seed,
+            made_from=made_from,
+            batches=lambda start: clip_batches(
+                latents, training, batch=config.batch, length=config.length, seed=args.seed, start=start
+            ),
+            loss=partial(loss, config=config, device=device),
+            validate=partial(validate, clips=clips, constants=constants, config=config, seed=args.seed, device=device),
+            lr=lambda update: (config.lr - config.lr_final) * config.lr_decay**update + config.lr_final,
+            clip=config.clip,
+            device=device,
+            unit="steps",
+            per_update=config.batch * config.length,
+        )
+        # The picture comes first: a stage is finished once mdnrnn.pt is there.
+        model.load_state_dict(best.weights)
+        model.eval()
+        show(run, rollouts, latents, held_out, vae, model)
+        config = replace(config, updates=max(config.updates, best.done))
+        save_mdnrnn(run.mdnrnn, best.weights, {**asdict(config), **sizes}, made_from)
+        report(config, best)
+
+
+# --- latents.h5 ------------------------------------------------------------------------------------------
+
+
+def encoded(
+    run: Run, rollouts: Rollouts, vae: VAE, made_from: Mapping[str, str], device: torch.device, restart: bool
+) -> Latents:
+    """RUN/latents.h5: V's posterior of every frame, encoded now unless that file is there and fits.
+
+    Raises:
+        UserError: It is damaged or was made from other rollouts or another V, and there is no --restart.
+    """
+    if run.latents.exists():
+        try:
+            latents = Latents(run.latents)
+            changed = [name for name, value in made_from.items() if latents.made_from.get(name) != value]
+            if not changed:
+                return latents
+            raise UserError(
+                f"{run.latents} was made from another {changed[0]} than the one that is there now: "
+                f"redo it with `make mdnrnn ARGS=--restart`, or restore the {changed[0]} that it was made from."
+            )
+        except UserError:
+            if not restart:
+                raise
+    encode(run, rollouts, vae, made_from, device)
+    return Latents(run.latents)
+
+
+@torch.no_grad()
+def encode(run: Run, rollouts: Rollouts, vae: VAE, made_from: Mapping[str, str], device: torch.device) -> None:
+    """Encodes all frames in float32, as the controller will see them; one episode is in memory at a time."""
+    frames = int((rollouts.table["length"] + 1).sum())
+    with (
+        LatentsWriter(run.latents, made_from) as writer,
+        Progress("encode", frames, unit="frames") as progress,
+    ):
+        for episode in rollouts:
+            posterior = []
+            for batch in torch.from_numpy(episode.observations).split(ENCODE_BATCH):
+                posterior.append(torch.stack(vae.encode(as_input(batch.to(device)))).cpu())
+                progress.update(len(batch))
+            mu, logvar = torch.cat(posterior, dim=1).numpy()
+            writer.append(episode, mu, logvar)
+
+
+# --- training and validation -----------------------------------------------------------------------------
+
+
+def to_tensors(clips: Clips, device: torch.device) -> dict[str, Tensor]:
+    """The arrays of clips by name, on the device."""
+    return {name: torch.from_numpy(value).to(device) for name, value in vars(clips).items()}
+
+
+def loss(
+    model: MDNRNN, clips: Clips, generator: torch.Generator, *, config: MDNRNNConfig, device: torch.device
+) -> tuple[Tensor, dict[str, float | Tensor]]:
+    """The loss of one batch of clips, and its parts."""
+    batch = to_tensors(clips, device)
+    mask = batch.pop("mask")
+    with autocast(device):
+        losses, _, _ = clip_losses(model, **batch, generator=generator)
+    means = mean_losses(losses, mask)
+    return total_loss(means, config.head_weight), {name: value.detach() for name, value in means._asdict().items()}
+
+
+class Constants(NamedTuple):
+    """The best predictors that look at nothing: what M is compared with.
+
+    Attributes:
+        z_mu: f32[Z], mean of each latent dimension over the training frames.
+        z_logsigma: f32[Z], log standard deviation of a draw of it (so V's own variance is in it).
+        reward: Rate of steps that touch a tile; for a value head the mean reward.
+        terminated: Rate of steps that terminate the episode.
+    """
+
+    z_mu: Tensor
+    z_logsigma: Tensor
+    reward: float
+    terminated: float
+
+
+def constant_predictors(latents: Latents, training: NDArray[np.int64], config: MDNRNNConfig) -> Constants:
+    """Fits them to the training episodes, one episode in memory at a time."""
+    frames, steps = 0, 0
+    total, square = np.zeros(latents.z), np.zeros(latents.z)
+    reward, terminated = 0.0, int(latents.table["terminated"][training].sum())
+    for place in training.tolist():
+        episode = latents.episode(place)
+        mu, logvar, r = episode.mu.astype(np.float64), episode.logvar.astype(np.float64), episode.rewards
+        total += mu.sum(0)
+        square += (mu**2 + np.exp(logvar)).sum(0)
+        reward += float((r > 0).sum() if config.reward == "tile" else r.sum(dtype=np.float64))
+        frames, steps = frames + len(mu), steps + len(r)
+    mean = total / frames
+    sigma = np.sqrt(square / frames - mean**2)
+    # One event more on each side, since the log of a rate of 0 is no loss to compare with.
+    return Constants(
+        torch.from_numpy(mean).float(),
+        torch.from_numpy(np.log(sigma)).float(),
+        (reward + 1) / (steps + 2) if config.reward == "tile" else reward / steps,
+        (terminated + 1) / (steps + 2),
+    )
+
+
+def validate(
+    model: MDNRNN, *, clips: Clips, constants: Constants, config: MDNRNNConfig, seed: int, device: torch.device
+) -> dict[str, float]:
+    """Means over all steps of the validation clips, in float32 and with the same draws of z each time.
+
+    Returns:
+        "loss" and its parts "nll" (nats a latent dimension), "reward" and "terminated"; beside nll, of the same
+        draws: "nll_one", of the single Gaussian that has the mean and the variance of M's mixture;
+        "nll_marginal", of one fixed Gaussian for each dimension, fitted to the training frames; "nll_unit", of
+        N(0, 1); beside the heads' losses, "reward_constant" and "terminated_constant" of predicting the training rate.
+    """
+    generator = torch.Generator(device).manual_seed(derived_seed("mdnrnn validation", seed))
+    z_mu, z_logsigma = constants.z_mu.to(device), constants.z_logsigma.to(device)
+    everything = to_tensors(clips, device)
+    sums: dict[str, float] = {}
+    for part in zip(*(value.split(config.batch) for value in everything.values()), strict=True):
+        batch = dict(zip(everything, part, strict=True))
+        mask = batch.pop("mask")
+        losses, prediction, z = clip_losses(model, **batch, generator=generator)
+        r, terminated = batch["r"], batch["terminated"]
+        found = {
+            **losses._asdict(),
+            "nll_one": gaussian_nll(z, *mixture_moments(prediction)).mean(-1),
+            "nll_marginal": gaussian_nll(z, z_mu, z_logsigma).mean(-1),
+            "nll_unit": gaussian_nll(z, torch.zeros_like(z), torch.zeros_like(z)).mean(-1),
+            "reward_constant": (
+                binary(tile_hit(r), constants.reward) if config.reward == "tile" else (r - constants.reward).square()
+            ),
+            "terminated_constant": binary(terminated.float(), constants.terminated),
+        }
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value[mask].double().sum().item()
+    means = {name: value / int(clips.mask.sum()) for name, value in sums.items()}
+    parts = StepLosses(*(torch.tensor(means[name]) for name in StepLosses._fields))
+    return {"loss": total_loss(parts, config.head_weight).item(), **means}
+
+
+def binary(target: Tensor, rate: float) -> Tensor:
+    """Cross-entropy in nats of predicting 1 with the probability `rate`, for targets 0.0 and 1.0."""
+    return -(target * math.log(rate) + (1 - target) * math.log1p(-rate))
+
+
+# --- what it came to -------------------------------------------------------------------------------------
+
+
+def show(run: Run, rollouts: Rollouts, latents: Latents, held_out: NDArray[np.int64], vae: VAE, m: MDNRNN) -> None:
+    """Draws plots/predictions.png: the middle of the longest validation episode."""
+    place = int(held_out[latents.table["length"][held_out].argmax()])
+    episode = latents.episode(place)
+    length = len(episode.rewards)
+    steps = min(DREAM_STEPS, length)
+    start = (length - steps) // 2
+    stop = start + steps
+    plot_predictions(
+        run.plots / "predictions.png",
+        vae,
+        m,
+        rollouts.read(place, start, stop + 1),
+        episode.mu[: stop + 1],
+        episode.actions[:stop],
+        torch.Generator(m.mixture_head.weight.device).manual_seed(0),
+        title=f"validation episode {latents.table['index'][place]} from its step {start} on: ",
+    )
+
+
+def report(config: MDNRNNConfig, best: Best) -> None:
+    """Prints what M came to, beside what needs no M."""
+    m = best.metrics
+    print(
+        f"M is trained, best at update {best.update} (validation): {m['nll']:.3f} nats a dimension "
+        f"(its one Gaussian {m['nll_one']:.3f}, no memory {m['nll_marginal']:.3f}, N(0, 1) {m['nll_unit']:.3f}); "
+        f"{config.reward} {m['reward']:.4f} (constant {m['reward_constant']:.4f}), "
+        f"terminated {m['terminated']:.5f} (constant {m['terminated_constant']:.5f})."
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,130 @@
+"""Stage vae: trains V on the frames of all rollouts. RUN/vae.pt, RUN/plots/reconstructions.png, traversals.png."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm.cli import parse, run_stage
+from wm.config import VAEConfig
+from wm.run import Run
+from wm.show.vision import plot_reconstructions, plot_traversals
+from wm.store.frames import frame_batches, validation_frames
+from wm.store.shards import Rollouts
+from wm.train import Best, autocast, derived_seed, forget, has_fast_bf16, is_finished, pick_device, seeded, train
+from wm.vision.vae import DEAD_NATS, VAE, as_input, kl_per_dimension, save_vae, vae_loss
+
+Frames = NDArray[np.uint8]
+
+
+def main(argv: list[str]) -> None:
+    """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/vae.pt."""
+    args, config = parse(lambda preset: preset.vae, "Train V, the VAE, on the frames of the rollouts.", argv)
+    run = Run(args.run)
+    with run.stage("vae", config, args.seed, args.restart):
+        rollouts = Rollouts(run.rollouts)
+        made_from = {"rollouts": rollouts.fingerprint()}
+        if args.restart:
+            forget(run, "vae", run.vae)
+        if is_finished(run, "vae", run.vae, config, made_from):
+            print(f"stage vae is finished: {run.vae} has its {config.updates} updates.")
+            return
+        training, held_out = rollouts.split(config.validation, args.seed)
+        frames = validation_frames(rollouts, held_out, config.validation_frames)
+
+        torch.set_num_threads(max(1, args.workers))
+        device = pick_device()
+        print(f"V trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
+        # Channels-last is how the frames lie in memory, and the faster layout.
+        model = seeded(partial(VAE, config.z), args.seed)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        best = train(
+            run,
+            "vae",
+            model,
+            config=config,
+            seed=args.seed,
+            made_from=made_from,
+            batches=lambda start: frame_batches(
+                rollouts,
+                training,
+                batch=config.batch,
+                seed=args.seed,
+                start=start,
+                shuffle_frames=config.shuffle_frames,
+            ),
+            loss=partial(loss, config=config, device=device),
+            validate=partial(validate, frames=frames, config=config, seed=args.seed, device=device),
+            lr=lambda update: config.lr,
+            device=device,
+            unit="frames",
+            per_update=config.batch,
+        )
+        # V's pictures come first: a stage is finished once vae.pt is there.
+        model.load_state_dict(best.weights)
+        model.eval()
+        kl = [best.metrics[f"kl_{i:02d}"] for i in range(config.z)]
+        plot_reconstructions(run.plots / "reconstructions.png", model, frames)
+        plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl)
+        save_vae(run.vae, best.weights, asdict(replace(config, updates=max(config.updates, best.done))), made_from)
+        report(config, best)
+
+
+def loss(
+    model: VAE, frames: Frames, generator: torch.Generator, *, config: VAEConfig, device: torch.device
+) -> tuple[Tensor, dict[str, float | Tensor]]:
+    """The loss of one batch u8[B,64,64,3], and its squared error and KL an image."""
+    x = as_input(torch.from_numpy(frames).to(device))
+    with autocast(device):
+        mu, logvar = (part.float() for part in model.encode(x))
+        noise = torch.randn(mu.shape, generator=generator, device=device)
+        reconstruction = model.decode(mu + noise * (logvar / 2).exp())
+    kl = kl_per_dimension(mu, logvar)
+    value, error = vae_loss(x, reconstruction, kl, config.free_nats)
+    return value, {"error": error.detach(), "kl": kl.detach().sum(1).mean()}
+
+
+def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device: torch.device) -> dict[str, float]:
+    """The same over all validation frames in float32, with the same noise each time; KL of each dimension."""
+    generator = torch.Generator(device).manual_seed(derived_seed("vae validation", seed))
+    total, error, kl = 0.0, 0.0, torch.zeros(model.z, dtype=torch.float64)
+    for batch in np.array_split(frames, -(-len(frames) // 100)):
+        x = as_input(torch.from_numpy(batch).to(device))
+        mu, logvar = model.encode(x)
+        noise = torch.randn(mu.shape, generator=generator, device=device)
+        each = kl_per_dimension(mu, logvar)
+        batch_loss, batch_error = vae_loss(x, model.decode(mu + noise * (logvar / 2).exp()), each, config.free_nats)
+        total += batch_loss.item() * len(batch)
+        error += batch_error.item() * len(batch)
+        kl += each.sum(0).double().cpu()
+    kl /= len(frames)
+    return {
+        "loss": total / len(frames),
+        "error": error / len(frames),
+        "kl": kl.sum().item(),
+        "dead": float((kl < DEAD_NATS).sum()),
+        **{f"kl_{i:02d}": value for i, value in enumerate(kl.tolist())},
+    }
+
+
+def report(config: VAEConfig, best: Best) -> None:
+    """Prints what V came to; a warning when it is not good enough to drive by."""
+    error, kl, dead = (best.metrics[name] for name in ("error", "kl", "dead"))
+    numbers = f"squared error {error:.1f} an image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
+    print(f"V is trained, best at update {best.update} (validation): {numbers}.")
+    if error > config.warn_error or dead > config.z / 2:
+        print(
+            f"warning: V is not good enough to drive by ({numbers}; wanted: at most {config.warn_error:g} and "
+            f"{config.z // 2} dead): train it longer (a larger --updates goes on) or collect more.",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,148 @@
+"""The command line that all stages share."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from wm.cli import Common, parse
+from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
+from wm.run import UserError
+
+ROOT = Path(__file__).parent.parent
+
+STAGE = """
+import sys, time
+from wm.cli import parse, run_stage
+from wm.run import UserError
+
+def main(argv):
+    args, config = parse(lambda preset: preset.controller, "Test stage.", argv)
+    if config.generations == 13:
+        raise UserError("generation 13 brings bad luck: choose another.")
+    if config.generations == 14:
+        raise RuntimeError("a defect")
+    print("started", config, flush=True)
+    while config.generations == 15:
+        time.sleep(0.05)
+
+run_stage(main)
+"""
+
+
+def stage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", STAGE, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+def controller(config: Config) -> ControllerConfig:
+    return config.controller
+
+
+def test_defaults_are_those_of_the_laptop_preset() -> None:
+    args, config = parse(controller, "", ["--run", "x"])
+    assert args == Common(run=Path("x"))
+    assert config == LAPTOP.controller
+    assert type(config) is ControllerConfig
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--preset", "smoke", "--run", "x"],
+        ["--run", "x", "--preset=smoke"],
+        ["--preset", "laptop", "--run", "x", "--preset", "smoke"],  # as `make ... ARGS="--preset smoke"` gives it
+        ["--preset=laptop", "--run", "x", "--preset=smoke"],
+    ],
+)
+def test_a_preset_gives_the_defaults_wherever_it_stands(argv: list[str]) -> None:
+    args, config = parse(controller, "", argv)
+    assert args.preset == "smoke"
+    assert config == SMOKE.controller
+
+
+def test_fields_and_common_arguments_are_read() -> None:
+    argv = "--run a/b --preset smoke --popsize 7 --sigma0 0.5 --workers 0 --seed 9 --restart".split()
+    args, config = parse(controller, "", argv)
+    assert (args.run, args.workers, args.seed, args.restart) == (Path("a/b"), 0, 9, True)
+    assert (config.popsize, config.sigma0) == (7, 0.5)
+    assert config.generations == SMOKE.controller.generations
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--preset", "huge"], r"--preset huge is unknown: choose one of smoke, laptop, paper\."),
+        (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {FAST_ENV}\."),
+        (["--workers", "-1"], r"--workers -1 is not a number of processes: give 0 to 1024\."),
+        (["--workers", "1025"], r"--workers 1025 is not"),
+        (["--seed", "-1"], r"--seed -1 is out of range: give 0 to 99\."),
+        (["--seed", "100"], r"--seed 100 is out of range"),
+    ],
+)
+def test_bad_values_are_refused_in_one_sentence(argv: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse(controller, "", ["--run", "x", *argv])
+
+
+@pytest.mark.parametrize("name", ["collect", "vae", "mdnrnn", "controller", "evaluate"])
+def test_help_shows_every_field_with_its_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse(lambda preset: getattr(preset, name), "What it does.", ["--help", "--preset", "smoke"])
+    assert left.value.code == 0
+    shown = "".join(capsys.readouterr().out.split())  # without the line breaks and frames that tyro puts in
+    shown = shown.replace("│", "")
+    assert "Whatitdoes." in shown
+    config = getattr(PRESETS[FAST_ENV]["smoke"], name)
+    for f in [*fields(config), *fields(Common)]:
+        assert f"--{f.name.replace('_', '-')}" in shown
+    for f in fields(config):
+        after = shown.split(f"--{f.name.replace('_', '-')}", 1)[1]
+        assert f"(default:{getattr(config, f.name)})" in after
+
+
+def test_exit_code_0_when_done() -> None:
+    done = stage("--run", "x")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset", "huge"], "error: --preset huge is unknown: choose one of smoke, laptop, paper.\n"),
+        (["--workers", "-2"], "error: --workers -2 is not a number of processes: give 0 to 1024.\n"),
+        (["--seed", "100"], "error: --seed 100 is out of range: give 0 to 99.\n"),
+        (["--generations", "13"], "error: generation 13 brings bad luck: choose another.\n"),
+    ],
+)
+def test_exit_code_2_and_one_sentence_when_the_user_can_mend_it(arguments: list[str], sentence: str) -> None:
+    done = stage("--run", "x", *arguments)
+    assert (done.returncode, done.stderr, done.stdout) == (2, sentence, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--run", "x", "--unknown", "1"], ["--run", "x", "--popsize", "many"]])
+def test_exit_code_2_for_tyros_own_errors(arguments: list[str]) -> None:
+    assert stage(*arguments).returncode == 2
+
+
+def test_a_defect_shows_its_traceback() -> None:
+    done = stage("--run", "x", "--generations", "14")
+    assert done.returncode == 1
+    assert "RuntimeError: a defect" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_exit_code_130_when_interrupted(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "15"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("started")
+    time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, "interrupted: the same command goes on where it stopped.\n")

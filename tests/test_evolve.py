@@ -1,0 +1,322 @@
+"""The evolution loop with a toy task: resumed at any place it is as if it had never been interrupted."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import wm.evolve
+from wm.config import SMOKE, ControllerConfig
+from wm.controller.linear import load_controller
+from wm.evolve import Evolution, evolve
+from wm.run import Metrics, Run, UserError, read_metrics
+
+Array = NDArray[np.float64]
+
+CONFIG = replace(SMOKE.controller, generations=6, popsize=6, select_every=2, select_tracks=3, sigma0=0.3)
+MADE_FROM = {"vae.pt": "v", "mdnrnn.pt": "m"}
+TARGET = np.array([1.0, -2.0, 0.5, 0.0, 3.0])
+
+
+class Boom(Exception):
+    pass
+
+
+class Task:
+    """A noisy sphere whose noise depends on the generation alone, as fresh tracks do."""
+
+    def __init__(self, fail: str = "", at: int = 0) -> None:
+        self.fail, self.at = fail, at
+        self.evaluated: list[int] = []
+        self.selected: list[Array] = []
+
+    def evaluate(self, candidates: Array, generation: int) -> tuple[Array, int]:
+        assert candidates.shape == (CONFIG.popsize, len(TARGET))
+        if self.fail == "evaluate" and generation == self.at:
+            raise Boom
+        self.evaluated.append(generation)
+        noise = np.random.default_rng(generation).normal(0, 1, len(candidates))
+        return -((candidates - TARGET) ** 2).sum(axis=1) + noise, 100 + generation
+
+    def select(self, theta: Array) -> tuple[Array, int]:
+        if self.fail == "select" and self.evaluated[-1] == self.at:
+            raise Boom
+        self.selected.append(theta)
+        score = -((theta - TARGET) ** 2).sum()
+        return np.array([score - 1, score, score + 1]), 7
+
+
+def go(run: Run, task: Task, config: ControllerConfig = CONFIG, **changes: Any) -> bool:
+    keywords: dict[str, Any] = {"seed": 5, "restart": False, "parameters": len(TARGET), "made_from": MADE_FROM}
+    keywords |= changes
+    return evolve(
+        run, "controller", run.controller, config, evaluate=task.evaluate, select=task.select, **keywords
+    )
+
+
+TIMES = ("time", "seconds", "steps_per_second")
+
+
+def lines(run: Run) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def outcome(run: Run) -> tuple[bytes, dict[str, Any], list[dict[str, float]], bytes, float]:
+    """All that an uninterrupted and a resumed run have to have in common."""
+    theta, meta = load_controller(run.controller)
+    state = Evolution.load(run.checkpoints / "controller.npz")
+    return theta.tobytes(), meta, lines(run), state.es.mean.tobytes(), state.best_score
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    run, task = Run(tmp_path), Task()
+    assert go(run, task) is True
+    assert task.evaluated == [1, 2, 3, 4, 5, 6]
+    rows = read_metrics(run.metrics, "controller")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "select" in row] == [2, 4, 6]
+    assert [row["env_steps"] for row in rows] == list(np.cumsum([101, 102, 103, 104, 105, 106]))
+    assert [row["select_steps"] for row in rows if "select" in row] == [7, 14, 21]
+    assert all(row["worst"] < row["mean"] < row["best"] and row["sigma"] > 0 for row in rows)
+    assert rows[1]["select_std"] == pytest.approx(np.std([-1, 0, 1]))
+    theta, meta = load_controller(run.controller)
+    best = max((row for row in rows if "select" in row), key=lambda row: row["select"])
+    assert (meta["generation"], meta["selection_score"]) == (best["step"], best["select"])
+    assert (meta["generations"], meta["env_steps"], meta["seed"], meta["made_from"]) == (6, 621, 5, MADE_FROM)
+    np.testing.assert_array_equal(theta, task.selected[best["step"] // 2 - 1].astype(np.float32))
+
+
+def test_it_gets_better(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    go(run, Task(), replace(CONFIG, generations=60, select_every=20))
+    theta, _ = load_controller(run.controller)
+    assert np.abs(theta - TARGET).max() < 1
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, at: int) -> Task:
+    """Makes the loop fail at one place of generation `at`; a Task that fails when the place is in the task."""
+
+    def failing(original: Callable[..., Any], when: Callable[..., bool], after: bool) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            if not after and when(*arguments):
+                raise Boom
+            result = original(*arguments)
+            if when(*arguments):
+                raise Boom
+            return result
+
+        return wrapped
+
+    if where in ("before log", "after log"):
+        original = failing(Metrics.log, lambda _, step, values: step == at, where == "after log")
+        monkeypatch.setattr(Metrics, "log", original)
+    elif where in ("before save", "after save"):
+        saving = failing(Evolution.save, lambda state, _: state.es.generation == at, where == "after save")
+        monkeypatch.setattr(Evolution, "save", saving)
+    elif where == "keep":
+        keeping = failing(wm.evolve.save_controller, lambda _, theta, meta: meta["generations"] == at, False)
+        monkeypatch.setattr(wm.evolve, "save_controller", keeping)
+    else:
+        return Task(where, at)
+    return Task()
+
+
+PLACES = ("evaluate", "select", "before log", "after log", "before save", "after save", "keep")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("uninterrupted"))
+    go(run, Task())
+    return run
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+@pytest.mark.parametrize("where", PLACES)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    where: str, at: int, tmp_path: Path, uninterrupted: Run
+) -> None:
+    run = Run(tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        task = interrupt(patched, where, at)
+        if where in ("select", "keep") and at % 2 == 1:
+            assert go(run, task)  # no selection there
+        else:
+            with pytest.raises(Boom):
+                go(run, task)
+    finished = run.controller.exists() and load_controller(run.controller)[1]["generations"] == CONFIG.generations
+    assert go(run, Task()) is not finished
+    assert outcome(run) == outcome(uninterrupted)
+
+
+def test_interrupted_again_and_again(tmp_path: Path, uninterrupted: Run) -> None:
+    run = Run(tmp_path)
+    for where, at in [("evaluate", 1), ("after log", 2), ("select", 2), ("keep", 4), ("evaluate", 5), ("before save", 6)]:
+        with pytest.MonkeyPatch.context() as patched:
+            task = interrupt(patched, where, at)
+            with pytest.raises(Boom):
+                go(run, task)
+    assert go(run, Task())
+    assert outcome(run) == outcome(uninterrupted)
+
+
+def test_a_finished_run_does_nothing(tmp_path: Path) -> None:
+    run, task = Run(tmp_path), Task()
+    go(run, Task())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert go(run, task) is False
+    assert go(run, task, replace(CONFIG, generations=3)) is False
+    assert (task.evaluated, task.selected) == ([], [])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_more_generations_later_are_as_if_asked_for_at_once(tmp_path: Path, uninterrupted: Run) -> None:
+    run, task = Run(tmp_path), Task()
+    go(run, Task(), replace(CONFIG, generations=2))
+    assert load_controller(run.controller)[1]["generations"] == 2
+    assert go(run, task)
+    assert task.evaluated == [3, 4, 5, 6]
+    assert outcome(run) == outcome(uninterrupted)
+
+
+def test_the_end_of_a_shorter_run_adds_a_selection_but_does_not_change_the_evolution(
+    tmp_path: Path, uninterrupted: Run
+) -> None:
+    run = Run(tmp_path)
+    go(run, Task(), replace(CONFIG, generations=3))
+    go(run, Task())
+    assert [row["step"] for row in lines(run) if "select" in row] == [2, 3, 4, 6]
+    es, other = (Evolution.load(r.checkpoints / "controller.npz") for r in (run, uninterrupted))
+    np.testing.assert_array_equal(es.es.mean, other.es.mean)
+    assert es.best_score >= other.best_score
+    assert es.env_steps == other.env_steps
+
+
+def test_the_best_mean_is_kept_and_not_forgotten_on_resume(tmp_path: Path) -> None:
+    """Selection scores rise to generation 3 and fall after: 3's mean stays, whether interrupted or not."""
+    scores = {1: 1.0, 2: 2.0, 3: 30.0, 4: 4.0, 5: 29.0, 6: 6.0}
+    config = replace(CONFIG, select_every=1)
+    for folder, stops in (("once", []), ("twice", [4, 5, 6])):
+        run, means = Run(tmp_path / folder), {}
+        for stop in [*stops, 7]:
+            task = Task("evaluate", stop)
+
+            def select(theta: Array, task: Task = task, means: dict[int, Array] = means) -> tuple[Array, int]:
+                means[task.evaluated[-1]] = theta
+                return np.full(3, scores[task.evaluated[-1]]), 1
+
+            task.select = select  # type: ignore[method-assign]
+            if stop < 7:
+                with pytest.raises(Boom):
+                    go(run, task, config)
+            else:
+                go(run, task, config)
+            theta, meta = load_controller(run.controller)
+            assert (meta["generation"], meta["selection_score"]) == (3, 30.0)
+            np.testing.assert_array_equal(theta, means[3].astype(np.float32))
+
+
+def test_an_interrupted_run_leaves_a_controller(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(Boom):
+        go(run, Task("evaluate", 4))
+    assert load_controller(run.controller)[1]["generations"] == 2
+
+
+@pytest.mark.parametrize("generations", [3, 6])
+def test_changed_models_are_refused(tmp_path: Path, generations: int) -> None:
+    run, task = Run(tmp_path), Task()
+    go(run, Task(), replace(CONFIG, generations=3))
+    changed = {**MADE_FROM, "vae.pt": "another"}
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"controller.npz was made from another vae.pt .*ARGS=--restart"):
+            go(run, task, replace(CONFIG, generations=generations), made_from=changed)
+        run.controller.unlink(missing_ok=True)  # the second time only the checkpoint tells
+    assert task.evaluated == []
+
+
+def test_restart_begins_anew(tmp_path: Path, uninterrupted: Run) -> None:
+    run, task = Run(tmp_path), Task()
+    go(run, Task(), seed=6)
+    assert outcome(run) != outcome(uninterrupted)
+    assert go(run, task, restart=True)
+    assert task.evaluated == [1, 2, 3, 4, 5, 6]
+    assert outcome(run) == outcome(uninterrupted)
+
+
+def test_restart_needs_nothing_that_can_be_read(tmp_path: Path, uninterrupted: Run) -> None:
+    run = Run(tmp_path)
+    run.checkpoints.mkdir()
+    run.controller.write_bytes(b"damaged")
+    (run.checkpoints / "controller.npz").write_bytes(b"damaged")
+    assert go(run, Task(), restart=True)
+    assert outcome(run) == outcome(uninterrupted)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "pickle", "less"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
+    run, task = Run(tmp_path), Task()
+    go(run, Task(), replace(CONFIG, generations=3))
+    checkpoint = run.checkpoints / "controller.npz"
+    content = checkpoint.read_bytes()
+    if damage == "pickle":
+        np.savez(checkpoint, plain=np.array({}, dtype=object))
+    elif damage == "less":
+        with np.load(checkpoint) as file:
+            np.savez(checkpoint, **{name: file[name] for name in file.files if name != "es_fitness"})
+    else:
+        checkpoint.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "foreign": b"PK" + content[:9]}[damage])
+    with pytest.raises(UserError, match=r"checkpoints/controller.npz is damaged .*--restart\."):
+        go(run, task)
+    assert task.evaluated == []
+
+
+def test_a_checkpoint_that_cannot_be_replayed_here_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    go(run, Task(), replace(CONFIG, generations=3))
+    checkpoint = run.checkpoints / "controller.npz"
+    with np.load(checkpoint) as file:
+        arrays = dict(file)
+    np.savez(checkpoint, **{**arrays, "es_mean": arrays["es_mean"] * (1 + 1e-12)})
+    with pytest.raises(UserError, match=r"cannot go on here \(.*another mean.*--restart\."):
+        go(run, Task())
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    go(run, Task(), replace(CONFIG, generations=3))
+    (run.checkpoints / "controller.npz").unlink()
+    with pytest.raises(UserError, match=r"checkpoints/controller.npz is missing.*--restart"):
+        go(run, Task())
+
+
+def test_a_removed_controller_is_made_again_from_the_checkpoint(tmp_path: Path, uninterrupted: Run) -> None:
+    run, task = Run(tmp_path), Task()
+    go(run, Task())
+    run.controller.unlink()
+    assert go(run, task)
+    assert task.evaluated == []
+    assert outcome(run) == outcome(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"popsize": 3}, "--popsize must be at least 4"),
+        ({"sigma0": 0.0}, "--sigma0 above 0"),
+        ({"generations": 0}, r"--generations must be at least 1\."),
+        ({"tracks": 0}, r"--tracks must be at least 1\."),
+        ({"select_every": 0}, r"--select-every must be at least 1\."),
+        ({"select_tracks": 0}, r"--select-tracks must be at least 1\."),
+    ],
+)
+def test_sizes_that_make_no_evolution_are_refused(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        go(Run(tmp_path), Task(), replace(CONFIG, **change))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,167 @@
+"""The whole pipeline by the commands that the README gives, at the smoke preset's sizes."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from wm.agent import load_agent
+from wm.run import read_metrics
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+Make = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Runs make in the repository with its run folders elsewhere."""
+    runs = tmp_path_factory.mktemp("runs")
+
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        done = subprocess.run(
+            ["make", *arguments, f"RUNS={runs}", "PRESET=smoke", "WORKERS=2"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        done.args = runs
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(make: Make) -> Path:
+    """A run folder made by the main command."""
+    return Path(str(make("collect", "vae", "mdnrnn", "controller").args)) / "carracing"
+
+
+def test_every_file_is_there(run: Path) -> None:
+    for name in (
+        "vae.pt",
+        "latents.h5",
+        "mdnrnn.pt",
+        "controller.npz",
+        "manifest.json",
+        "metrics.jsonl",
+        "rollouts/summary.json",
+        "plots/contact_sheet.png",
+        "plots/reconstructions.png",
+        "plots/traversals.png",
+        "plots/predictions.png",
+        "plots/controller.png",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert not [path for path in run.rglob("*") if ".tmp" in path.name]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert set(manifest["stages"]) == {"collect", "vae", "mdnrnn", "controller"}
+    for stage in manifest["stages"].values():
+        assert stage["seconds"] > 0
+        assert stage["peak_memory_mb"] > 0
+        assert stage["versions"]["gymnasium"]
+    for stage in ("vae", "mdnrnn", "controller"):
+        assert read_metrics(run / "metrics.jsonl", stage)
+        assert list((run / "tensorboard" / stage).glob("events.*"))
+
+
+def test_no_artifact_holds_a_pickled_object(run: Path) -> None:
+    for path in (run / "vae.pt", run / "mdnrnn.pt", *run.glob("checkpoints/*.pt")):
+        torch.load(path, weights_only=True)
+    for path in (run / "controller.npz", *run.glob("checkpoints/*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            assert [arrays[name] for name in arrays.files]
+    for path in (run / "latents.h5", *run.glob("rollouts/*.h5")):
+        with h5py.File(path) as file:
+            file.visititems(lambda name, item: None)
+
+
+def test_a_finished_stage_says_so_and_changes_nothing(run: Path, make: Make) -> None:
+    files = ("vae.pt", "latents.h5", "mdnrnn.pt", "controller.npz", "metrics.jsonl")
+    before = {name: (run / name).read_bytes() for name in files}
+    done = make("collect", "vae", "mdnrnn", "controller")
+    assert done.stdout.count("finished") >= 4
+    assert {name: (run / name).read_bytes() for name in files} == before
+
+
+def test_a_larger_total_adds_generations(run: Path, make: Make) -> None:
+    before = read_metrics(run / "metrics.jsonl", "controller")
+    make("controller", f"GENERATIONS={len(before) + 1}")
+    after = read_metrics(run / "metrics.jsonl", "controller")
+    assert after[:-1] == before
+    assert after[-1]["step"] == len(before) + 1
+
+
+def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> None:
+    done = make("evaluate")
+    score = json.loads((run / "score.json").read_text())
+    assert score["env_id"] == "CarRacing-v3"
+    assert len(score["returns"]) == len(score["seeds"]) == len(score["lengths"]) == 2
+    assert score["mean"] == pytest.approx(np.mean(score["returns"]))
+    assert f"{score['mean']:.0f}" in done.stdout
+    assert "finished" in make("evaluate").stdout
+    assert len((run / "scores.jsonl").read_text().splitlines()) == 1
+    make("evaluate", "ARGS=--fast --episodes 1")
+    assert json.loads((run / "score-fast.json").read_text())["env_id"] == "wm/CarRacing-v3"
+
+    make("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
+    with av.open(str(run / "videos" / "fast-5.mp4")) as video:
+        stream = video.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 30
+    assert stream.average_rate == 50
+
+    agent = load_agent(run)
+    agent.reset()
+    action = agent.act(np.zeros((96, 96, 3), np.uint8))
+    assert action.shape == (3,)
+    assert action.dtype == np.float32
+
+
+def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path: Path) -> None:
+    make("evaluate")
+    make("publish", f"ARGS=--to {tmp_path / 'published'}")
+    frame = np.random.default_rng(0).integers(0, 255, (96, 96, 3)).astype(np.uint8)
+    actions = []
+    for folder in (run, tmp_path / "published"):
+        agent = load_agent(folder)
+        for _ in range(5):
+            action = agent.act(frame)
+        actions.append(action)
+    np.testing.assert_allclose(actions[0], actions[1], atol=0.02)
+
+
+def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Make) -> None:
+    # The last test of this file: it leaves the run folder with more data than V was trained on.
+    make("collect", "EPISODES=9")
+    for stage in ("vae", "mdnrnn"):
+        done = make(stage, code=2)
+        sentence = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert len(sentence) == 1
+        assert "rollouts" in sentence[0]
+        assert "--restart" in sentence[0]
+        assert "Traceback" not in done.stderr
+    make("vae", "ARGS=--restart")
+    done = make("controller", code=2)
+    assert "vae.pt" in done.stderr
+
+
+def test_evaluate_and_replay_name_the_command_that_is_missing(make: Make) -> None:
+    for stage in ("evaluate", "replay", "publish"):
+        done = make(stage, "RUN=empty", code=2)
+        assert "make vae" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,372 @@
+"""The run folder: whole files or none, one command at a time, and a manifest and metrics that survive a kill."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import wm.run
+from wm.config import RUN_FORMAT, SMOKE
+from wm.run import (
+    PACKAGES,
+    Metrics,
+    Progress,
+    Run,
+    UserError,
+    atomic,
+    check_made_from,
+    commit,
+    file_hash,
+    peak_memory_mb,
+    read_json,
+    read_metrics,
+    versions,
+    write_json,
+)
+
+ROOT = Path(__file__).parent.parent
+CONFIG = SMOKE.controller
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def test_atomic_writes_a_new_file_with_the_usual_rights(tmp_path: Path) -> None:
+    with atomic(tmp_path / "deep" / "a.npz") as temporary:
+        assert temporary.suffix == ".npz"
+        temporary.write_text("new")
+    (tmp_path / "plain").write_text("")
+    made = tmp_path / "deep" / "a.npz"
+    assert made.read_text() == "new"
+    assert made.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert files(made.parent) == {"a.npz"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(error), atomic(path) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert path.read_text() == "old"
+    assert files(tmp_path) == {"a.json"}
+
+
+def test_json_round_trip_and_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, 0.1, None]})
+    assert read_json(path) == {"a": [1, 0.1, None]}
+    path.write_bytes(b'{"a": [1, \xff')
+    with pytest.raises(UserError, match=rf"{path} cannot be read as JSON .* remove it or restore it\."):
+        read_json(path)
+
+
+def test_json_that_is_no_json_is_not_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert read_json(tmp_path / "a.json") == 1
+
+
+def test_file_hash(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- versions --------------------------------------------------------------------------------------------
+
+
+def test_versions_name_everything_that_a_result_depends_on() -> None:
+    found = versions()
+    assert set(found) == {"python", *PACKAGES}
+    assert "not installed" not in found.values()
+
+
+def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "wm").mkdir()
+    (tmp_path / "wm" / "run.py").write_text("")
+    monkeypatch.setattr(wm.run, "__file__", str(tmp_path / "wm" / "run.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "m")
+    git("tag", "-a", "v1", "-m", "m")  # a tag must not take the commit's place
+    assert re.fullmatch(r"[0-9a-f]{12}", commit())
+    (tmp_path / "wm" / "run.py").write_text("changed")
+    assert re.fullmatch(r"[0-9a-f]{12}-dirty", commit())
+
+
+def test_peak_memory_is_in_megabytes() -> None:
+    assert 20 < peak_memory_mb() < 100_000
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+def test_progress_without_a_terminal_prints_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wm.run, "NOTICE_SECONDS", -1.0)
+    with Progress("vae", 10, initial=4, unit="update") as progress:
+        progress.update(3, loss=1.23456, note="fine")
+        monkeypatch.setattr(wm.run, "NOTICE_SECONDS", 1000.0)
+        progress.update(3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # one for the first update, one at the end
+    assert re.fullmatch(r"vae: 7/10 70% \[\d\d:\d\d<.*update/s, loss 1.235, note fine\]", lines[0])
+    assert re.fullmatch(r"vae: 10/10 100% \[.*loss 1.235, note fine\]", lines[1])
+
+
+def test_progress_is_silent_about_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), Progress("vae", 0):
+        raise KeyboardInterrupt
+    with Progress("empty", 0):
+        pass
+    assert capsys.readouterr().err.startswith("empty: 0/0")
+
+
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+def without_time(path: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
+
+
+def log_steps(run: Run, stage: str, resume_at: int, steps: Iterator[int] | range) -> None:
+    with Metrics(run, stage, resume_at) as metrics:
+        for step in steps:
+            metrics.log(step, {"loss": 1 / (step + 1), "count": step})
+
+
+def test_metrics_are_lines_of_plain_numbers(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    before = time.time()
+    log_steps(run, "vae", 0, range(1, 3))
+    log_steps(run, "mdnrnn", 0, range(1, 2))
+    assert without_time(run.metrics) == [
+        {"stage": "vae", "step": 1, "loss": 0.5, "count": 1.0},
+        {"stage": "vae", "step": 2, "loss": 1 / 3, "count": 2.0},
+        {"stage": "mdnrnn", "step": 1, "loss": 0.5, "count": 1.0},
+    ]
+    rows = read_metrics(run.metrics, "vae")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert before - 1 <= rows[0]["time"] <= time.time() + 1
+    assert read_metrics(tmp_path / "missing", "vae") == []
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(saved=st.integers(0, 6), ahead=st.integers(0, 3), torn=st.integers(0, 60))
+def test_resumed_metrics_have_the_lines_of_an_uninterrupted_run(
+    saved: int, ahead: int, torn: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    once, twice = Run(tmp_path_factory.mktemp("once")), Run(tmp_path_factory.mktemp("twice"))
+    for run in (once, twice):
+        log_steps(run, "vae", 0, range(1, 4))
+    log_steps(once, "controller", 0, range(1, 10))
+    log_steps(twice, "controller", 0, range(1, min(saved + ahead, 9) + 1))
+    whole = twice.metrics.read_bytes()
+    line = json.dumps({"stage": "controller", "step": saved + ahead + 1, "time": 1.0, "loss": 0.5}).encode()
+    twice.metrics.write_bytes(whole + line[:torn])  # killed in the middle of a line
+    log_steps(twice, "controller", saved, range(saved + 1, 10))
+    assert without_time(twice.metrics) == without_time(once.metrics)
+    assert files(twice.folder) == {"metrics.jsonl", "tensorboard"}
+
+
+def test_a_torn_line_is_not_read(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    log_steps(run, "vae", 0, range(1, 3))
+    run.metrics.write_bytes(run.metrics.read_bytes()[:-5])
+    assert [row["step"] for row in read_metrics(run.metrics, "vae")] == [1]
+
+
+def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    log_steps(run, "vae", 0, range(1, 6))
+    log_steps(run, "vae", 3, range(4, 8))
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "vae")).Reload()
+    assert set(board.Tags()["scalars"]) == {"vae/loss", "vae/count"}
+    assert [(event.step, event.value) for event in board.Scalars("vae/count")] == [(n, n) for n in range(1, 8)]
+    log_steps(run, "vae", 0, range(1, 3))  # begun anew
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "vae")).Reload()
+    assert [event.step for event in board.Scalars("vae/count")] == [1, 2]
+
+
+def test_importing_run_does_not_import_torch() -> None:
+    code = "import sys, wm.run, wm.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- the lock --------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from wm.run import Run
+with Run(sys.argv[1]).lock():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_command_is_refused_until_the_first_one_is_gone(tmp_path: Path) -> None:
+    run = Run(tmp_path / "r")
+    with holder(run.folder) as process:
+        with pytest.raises(UserError, match=rf"another command is at work in {run.folder}: wait until"), run.lock():
+            pass
+        with pytest.raises(UserError, match="another command"), run.stage("vae", SMOKE.vae, 0):
+            pass
+        assert not run.manifest.exists()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        with run.lock():
+            pass
+    with run.lock():  # freed by its own end, too
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"file/run cannot be written .* choose another RUN or RUNS\."),
+        Run(tmp_path / "file" / "run").lock(),
+    ):
+        pass
+
+
+# --- the manifest ----------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_recorded(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.stage("controller", CONFIG, seed=3):
+        entry = run.read_manifest()["stages"]["controller"]
+        assert (entry["ended"], entry["seconds"]) == (None, 0.0)
+        time.sleep(0.15)
+    assert run.read_manifest()["format"] == RUN_FORMAT
+    entry = run.read_manifest()["stages"]["controller"]
+    assert entry["config"] == asdict(CONFIG)
+    assert entry["seed"] == 3
+    assert entry["versions"] == versions()
+    assert entry["commit"] == commit()
+    assert entry["cores"] == os.cpu_count()
+    assert entry["started"] <= entry["ended"]
+    assert entry["peak_memory_mb"] > 0
+    assert 0.1 <= entry["seconds"] < 5
+
+
+def test_seconds_add_up_over_calls_however_they_end(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(KeyboardInterrupt), run.stage("controller", CONFIG, seed=0):
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+    first = run.read_manifest()["stages"]["controller"]
+    with run.stage("controller", CONFIG, seed=0):
+        time.sleep(0.2)
+    second = run.read_manifest()["stages"]["controller"]
+    assert 0.2 <= first["seconds"] + 0.051 <= second["seconds"]
+    assert second["seconds"] >= 0.4 - 0.051
+    assert second["started"] == first["started"]
+
+
+def test_restart_forgets_the_record_even_when_it_is_killed(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.record("controller", {"config": asdict(CONFIG), "seed": 0, "seconds": 5000.0, "started": "2000-01-01"})
+    with run.stage("controller", replace(CONFIG, popsize=9), seed=1, restart=True):
+        entry = run.read_manifest()["stages"]["controller"]  # what a SIGKILL now would leave
+        assert entry["seconds"] == 0.0
+        assert entry["started"] > "2000-01-01"
+        assert (entry["config"]["popsize"], entry["seed"]) == (9, 1)
+
+
+def test_changed_options_are_refused_by_name(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with run.stage("controller", CONFIG, seed=0):
+        pass
+    before = run.manifest.read_bytes()
+    changed = replace(CONFIG, popsize=9, sigma0=0.2)
+    with (
+        pytest.raises(UserError, match=r"\(popsize was 4, is 9; sigma0 was 0.1, is 0.2; seed was 0, is 1\).*--restart"),
+        run.stage("controller", changed, seed=1),
+    ):
+        pytest.fail("the stage ran")
+    assert run.manifest.read_bytes() == before
+    with run.stage("vae", SMOKE.vae, seed=1):  # another stage has a record of its own
+        pass
+    assert run.read_manifest()["stages"]["controller"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "total"), [("collect", "episodes"), ("vae", "updates"), ("mdnrnn", "updates"), ("controller", "generations")]
+)
+def test_totals_may_grow(tmp_path: Path, name: str, total: str) -> None:
+    run = Run(tmp_path)
+    config = getattr(SMOKE, name)
+    with run.stage(name, config, seed=0):
+        pass
+    with run.stage(name, replace(config, **{total: 1000}), seed=0):
+        pass
+    assert run.read_manifest()["stages"][name]["config"][total] == 1000
+
+
+@pytest.mark.parametrize("text", ['{"format": 0, "stages": {}}', '{"stages": {}}', "[]", '"text"'])
+def test_a_manifest_of_another_format_is_refused(tmp_path: Path, text: str) -> None:
+    run = Run(tmp_path)
+    run.manifest.write_text(text)
+    with (
+        pytest.raises(UserError, match=rf"manifest.json is not of format {RUN_FORMAT}.*choose another RUN\."),
+        run.stage("controller", CONFIG, seed=0, restart=True),
+    ):
+        pytest.fail("the stage ran")
+    assert run.manifest.read_text() == text
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.manifest.write_text('{"format": 1, "sta')
+    with pytest.raises(UserError, match=r"manifest.json cannot be read as JSON"), run.stage("vae", SMOKE.vae, 0):
+        pytest.fail("the stage ran")
+
+
+def test_made_from_other_inputs_is_refused_in_one_sentence() -> None:
+    check_made_from(Path("r/mdnrnn.pt"), {"vae.pt": "a", "rollouts": "b"}, {"vae.pt": "a"})
+    sentence = (
+        "r/mdnrnn.pt was made from another vae.pt than the one that is there now: "
+        "redo it with `make mdnrnn ARGS=--restart`, or restore the vae.pt that it was made from."
+    )
+    for recorded in ({"vae.pt": "b"}, {}):
+        with pytest.raises(UserError) as raised:
+            check_made_from(Path("r/mdnrnn.pt"), recorded, {"vae.pt": "a"})
+        assert str(raised.value) == sentence

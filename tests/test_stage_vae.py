@@ -1,0 +1,205 @@
+"""Stage vae on small drawn rollouts: what it leaves behind, when it is finished, and that no kill changes a bit."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from stages.vae import main, report
+from wm.config import VAEConfig
+from wm.run import Run, UserError, read_metrics
+from wm.store.episode import Episode
+from wm.store.shards import Rollouts, write_shard
+from wm.train import Best
+from wm.vision.encoder import Encoder, encoder_graph
+from wm.vision.vae import as_input, load_vae
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--updates=6", "--batch=8", "--validate-every=3", "--validation-frames=24", "--shuffle-frames=40"]
+
+
+def drawn_episode(index: int, steps: int = 30) -> Episode:
+    """A square that moves over a plain ground, in colours of the episode's own."""
+    rng = np.random.default_rng(index)
+    frames = np.empty((steps + 1, 64, 64, 3), np.uint8)
+    frames[:] = rng.integers(0, 256, 3)
+    x, y = rng.integers(0, 48, 2)
+    for frame in frames:
+        x, y = np.clip(np.add((x, y), rng.integers(-4, 5, 2)), 0, 48)
+        frame[y : y + 16, x : x + 16] = rng.integers(0, 256, 3)
+    return Episode(
+        index=index,
+        seed=index,
+        policy="uniform",
+        env_id="wm/CarRacing-v3",
+        env_version="1.4.0",
+        observations=frames,
+        actions=np.zeros((steps, 3), np.float32),
+        rewards=np.zeros(steps, np.float32),
+        terminated=False,
+        truncated=True,
+    )
+
+
+def new_run(folder: Path, episodes: int = 6) -> Run:
+    run = Run(folder)
+    run.rollouts.mkdir(parents=True)
+    for first in range(0, episodes, 2):
+        write_shard(run.rollouts / f"{first:06d}.h5", [drawn_episode(i) for i in (first, first + 1)])
+    return run
+
+
+def arguments(run: Run, *more: str) -> list[str]:
+    return ["--run", str(run.folder), "--preset", "smoke", "--workers", "1", *more]
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    timed = ("time", "frames_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run.metrics, "vae")]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = new_run(tmp_path_factory.mktemp("vae"))
+    main(arguments(run, *SMALL))
+    return run
+
+
+@pytest.fixture
+def started(trained: Run, tmp_path: Path) -> Run:
+    """A copy of the trained run that a test may change."""
+    subprocess.run(["cp", "-r", str(trained.folder), str(tmp_path / "run")], check=True)
+    return Run(tmp_path / "run")
+
+
+def test_leaves_v_its_metrics_and_pictures(trained: Run) -> None:
+    model, meta = load_vae(trained.vae)
+    assert meta["config"]["updates"] == 6
+    assert meta["config"]["z"] == model.z == 32
+    assert meta["made_from"] == {"rollouts": Rollouts(trained.rollouts).fingerprint()}
+    found = lines(trained)
+    assert [line["step"] for line in found] == [3, 6]
+    names = {"stage", "step", "lr", "loss", "error", "kl", "val_loss", "val_error", "val_kl", "val_dead"}
+    assert found[0].keys() == names | {f"val_kl_{i:02d}" for i in range(32)}
+    assert sum(found[0][f"val_kl_{i:02d}"] for i in range(32)) == pytest.approx(found[0]["val_kl"])
+    assert found[0]["val_dead"] == sum(found[0][f"val_kl_{i:02d}"] < 0.01 for i in range(32))
+    assert all(line["frames_per_second"] > 0 for line in read_metrics(trained.metrics, "vae"))
+    for name in ("reconstructions", "traversals"):
+        picture = cv2.imread(str(trained.plots / f"{name}.png"))
+        assert picture is not None
+        assert picture.std() > 10
+
+
+def test_encoder_of_the_artifact_equals_v(trained: Run) -> None:
+    model, _ = load_vae(trained.vae)
+    encoder = Encoder(encoder_graph({n: v.numpy() for n, v in model.state_dict().items()}))
+    frames = drawn_episode(99).observations
+    with torch.no_grad():
+        expected = model.encode(as_input(torch.from_numpy(frames)))[0].numpy()
+    np.testing.assert_allclose(np.stack([encoder(frame) for frame in frames]), expected, atol=1e-4)
+
+
+def test_finished_stage_does_nothing(started: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = started.vae.read_bytes(), started.metrics.read_bytes()
+    main(arguments(started, *SMALL))
+    assert capsys.readouterr().out.strip() == f"stage vae is finished: {started.vae} has its 6 updates."
+    assert (started.vae.read_bytes(), started.metrics.read_bytes()) == before
+
+
+def test_larger_total_equals_one_go(started: Run, tmp_path: Path) -> None:
+    main(arguments(started, *SMALL, "--updates", "9"))
+    whole = new_run(tmp_path / "whole")
+    main(arguments(whole, *SMALL, "--updates", "9"))
+    assert lines(started) == lines(whole)
+    one, other = load_vae(started.vae)[0].state_dict(), load_vae(whole.vae)[0].state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_restart_does_it_anew(started: Run, trained: Run) -> None:
+    main(arguments(started, *SMALL, "--restart", "--lr", "0.002"))
+    assert [line["step"] for line in lines(started)] == [3, 6]
+    assert lines(started)[0]["lr"] == 0.002
+    assert lines(started) != lines(trained)
+
+
+@pytest.mark.parametrize(
+    ("error", "dead", "warned"), [(29.9, 16, False), (30.1, 0, True), (15.0, 17, True), (45.0, 20, True)]
+)
+def test_warns_with_the_numbers(error: float, dead: float, warned: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    report(VAEConfig(), Best({}, 100, {"error": error, "kl": 16.04, "dead": dead}))
+    found = capsys.readouterr()
+    numbers = f"squared error {error:.1f} an image, KL 16.0 nats, {dead} of 32 dimensions dead"
+    assert found.out == f"V is trained, best at update 100 (validation): {numbers}.\n"
+    assert (f"warning: V is not good enough to drive by ({numbers}; " in found.err) == warned
+    assert bool(found.err) == warned
+
+
+def test_no_rollouts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make collect"):
+        main(arguments(Run(tmp_path), *SMALL))
+
+
+def test_other_rollouts_are_refused(started: Run) -> None:
+    write_shard(started.rollouts / "000006.h5", [drawn_episode(6)])
+    for more in ([], ["--updates", "9"]):
+        with pytest.raises(UserError, match=r"made from another rollouts .* `make vae ARGS=--restart`"):
+            main(arguments(started, *SMALL, *more))
+
+
+def test_damaged_artifact_is_one_sentence(started: Run) -> None:
+    started.vae.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"vae\.pt is damaged"):
+        main(arguments(started, *SMALL))
+
+
+@pytest.mark.slow
+def test_learns_to_draw(tmp_path: Path) -> None:
+    run = new_run(tmp_path, 8)
+    main(arguments(run))
+    found = [line for line in lines(run) if "val_error" in line]
+    assert found[-1]["val_error"] < 0.5 * found[0]["val_error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [(signal.SIGKILL, signal.SIGKILL), (signal.SIGTERM, signal.SIGKILL)])
+def test_kills_change_nothing(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    """The real command, killed at random times and called again, ends with the bits of one that was left alone."""
+    code = (
+        "import wm.train; wm.train.SAVE_SECONDS = 0.5\n"
+        "from wm.cli import run_stage; from stages.vae import main; run_stage(main)"
+    )
+    rng = random.Random(sum(signals))
+    runs = [new_run(tmp_path / name) for name in ("killed", "whole")]
+    commands = [[sys.executable, "-c", code, *arguments(run, "--validate-every", "7")] for run in runs]
+    subprocess.run(commands[1], cwd=ROOT, check=True, capture_output=True)
+    resumed_at = []
+    for number in signals:
+        process = subprocess.Popen(commands[0], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        checkpoint = runs[0].checkpoints / "vae.pt"
+        before = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime > before):
+            time.sleep(0.02)
+        time.sleep(rng.random())
+        process.send_signal(number)
+        process.communicate()
+        if not runs[0].vae.exists():
+            resumed_at.append(torch.load(checkpoint, weights_only=True)["state"]["update"])
+    assert resumed_at  # killed midway at least once
+    subprocess.run(commands[0], cwd=ROOT, check=True, capture_output=True)
+    assert lines(runs[0]) == lines(runs[1])
+    one, other = (torch.load(run.checkpoints / "vae.pt", weights_only=True) for run in runs)
+    as_lists = [json.dumps(c["state"], default=lambda t: t.double().sum().item()) for c in (one, other)]
+    assert as_lists[0] == as_lists[1]
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name])
+    assert runs[0].vae.exists()
+    assert not list(runs[0].folder.rglob("*.tmp*"))

@@ -1,0 +1,91 @@
+"""Trained networks on disk (vae.pt, mdnrnn.pt): plain tensors and values, written whole, checked when read.
+
+An artifact is {"format", "kind", "config", "model", "made_from"}. It is read with weights_only, which refuses
+every pickle that could run code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wm.config import RUN_FORMAT
+from wm.run import UserError, atomic
+
+
+def save_artifact(
+    path: Path,
+    kind: str,
+    model: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    made_from: Mapping[str, str],
+) -> None:
+    """Writes an artifact, whole or not at all.
+
+    Args:
+        path: The file.
+        kind: What it is, which is also the stage that makes it: "vae", "mdnrnn".
+        model: The network's state_dict; float32, or float16 to halve the file.
+        config: Plain values: what the network is rebuilt from, and what it was trained with.
+        made_from: Hash by name of what it was trained on.
+    """
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.items()}
+    artifact = {
+        "format": RUN_FORMAT,
+        "kind": kind,
+        "config": dict(config),
+        "model": weights,
+        "made_from": dict(made_from),
+    }
+    with atomic(path) as temporary:
+        torch.save(artifact, temporary)
+
+
+def load_artifact(path: Path, kind: str) -> dict[str, Any]:
+    """Reads what `save_artifact` wrote, with the weights as float32 on the CPU.
+
+    Raises:
+        UserError: It is missing, damaged, foreign, of another kind or format, or holds infinities or NaN.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: make it with `make {kind}`.")
+    artifact = read_tensors(path, f"redo it with `make {kind} ARGS=--restart`")
+    damaged = UserError(f"{path} is damaged or no {kind}: redo it with `make {kind} ARGS=--restart`.")
+    if artifact.get("kind") != kind:
+        raise damaged
+    if artifact.get("format") != RUN_FORMAT:
+        raise UserError(
+            f"{path} is not of format {RUN_FORMAT}, which this version reads: "
+            f"redo it with `make {kind} ARGS=--restart`."
+        )
+    if not all(isinstance(artifact.get(name), dict) for name in ("config", "model", "made_from")):
+        raise damaged
+    for value in artifact["model"].values():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.isfinite().all():
+            raise damaged
+    artifact["model"] = {name: value.float() for name, value in artifact["model"].items()}
+    return artifact
+
+
+def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
+    """Reads a dict of tensors and values that torch.save wrote; UserError with `way_out` if it cannot."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file makes the reader fail anywhere: in the archive, the pickle, a storage, the encoding.
+    except Exception as error:
+        raise UserError(f"{path} is damaged or foreign ({type(error).__name__}): {way_out}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged or foreign (no dictionary): {way_out}.")
+    return found
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str) -> None:
+    """Loads an artifact's weights into the network built from its config; UserError when they do not fit."""
+    wanted = model.state_dict()
+    if wanted.keys() != weights.keys() or any(wanted[name].shape != weights[name].shape for name in wanted):
+        raise UserError(f"{path} holds other weights than a {kind}: redo it with `make {kind} ARGS=--restart`.")
+    model.load_state_dict(dict(weights))

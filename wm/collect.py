@@ -1,0 +1,131 @@
+"""Collection of rollouts: what a worker does, and what is missing in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from wm.config import COLLECT_SEEDS, track_seeds
+from wm.envs import make_env
+from wm.policies import POLICIES, choose
+from wm.rollout import Policy, play
+from wm.run import Progress, UserError
+from wm.store.columns import ColumnFile
+from wm.store.episode import Episode
+from wm.store.shards import KIND, ROW, WAY_OUT, write_shard
+
+
+def make_collector(env_id: str, policy: str, max_steps: int, seed: int, folder: str) -> Callable[[Sequence[int]], int]:
+    """Builds a worker that collects episodes into shards.
+
+    Args:
+        env_id: Gymnasium id.
+        policy: A name of `wm.policies`, or "mixture".
+        max_steps: Longest episode.
+        seed: The run's seed.
+        folder: Where the shards go.
+
+    Returns:
+        The function that takes episode indices, writes them as one shard, and returns its number of steps.
+    """
+    env = make_env(env_id)
+    made: dict[str, Policy] = {}
+    tracks = track_seeds(COLLECT_SEEDS, seed)
+
+    def record(index: int) -> Episode:
+        # All that is random in an episode comes from (seed, index), whoever records it and when.
+        rng = np.random.default_rng([seed, index])
+        name = choose(policy, rng)
+        if name not in made:
+            made[name] = POLICIES[name](env.action_space)
+        return record_episode(env, made[name], name, index=index, seed=tracks[index], max_steps=max_steps, rng=rng)
+
+    def work(indices: Sequence[int]) -> int:
+        steps = 0
+
+        def episodes() -> Iterator[Episode]:
+            nonlocal steps
+            for index in indices:
+                episode = record(index)
+                steps += episode.length
+                yield episode
+
+        write_shard(Path(folder) / f"{indices[0]:06d}-{indices[-1]:06d}.h5", episodes())
+        return steps
+
+    return work
+
+
+def record_episode(
+    env: gym.Env[Any, Any],
+    policy: Policy,
+    name: str,
+    *,
+    index: int,
+    seed: int,
+    max_steps: int,
+    rng: np.random.Generator,
+) -> Episode:
+    """Plays one episode and keeps all of it; `name` is what the record says of the policy."""
+    assert env.spec is not None
+    steps, on_road = [], 0
+    for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng):
+        steps.append(step)
+        on_road += is_on_road(env)
+    return Episode(
+        index=index,
+        seed=seed,
+        policy=name,
+        env_id=env.spec.id,
+        env_version=gym.__version__,
+        observations=np.stack([step.observation for step in steps] + [steps[-1].following]),
+        actions=np.stack([step.action for step in steps]),
+        rewards=np.array([step.reward for step in steps], np.float32),
+        terminated=steps[-1].terminated,
+        truncated=steps[-1].truncated,
+        on_road=on_road / len(steps) if has_road(env) else float("nan"),
+    )
+
+
+def has_road(env: gym.Env[Any, Any]) -> bool:
+    """Whether this is a CarRacing."""
+    return hasattr(env.unwrapped, "road")
+
+
+def is_on_road(env: gym.Env[Any, Any]) -> bool:
+    """Whether a wheel of CarRacing's car touches the road now; False in other environments."""
+    return has_road(env) and any(wheel.tiles for wheel in env.unwrapped.car.wheels)  # type: ignore[attr-defined]
+
+
+def set_aside_damaged(folder: Path) -> list[int]:
+    """Reads every shard to its end, and moves damaged, foreign and doubled ones to folder/damaged/.
+
+    Returns:
+        The indices of the episodes that are there and whole.
+    """
+    for leftover in folder.glob(".*.tmp.h5"):  # of a run that was killed
+        leftover.unlink()
+    paths = sorted(folder.glob("*.h5"))
+    found: set[int] = set()
+    with Progress("check shards", len(paths), unit="shard") as progress:
+        for path in paths:
+            progress.update()
+            try:
+                shard = ColumnFile(path, KIND, ROW, WAY_OUT)
+                for row, length in enumerate(shard.table["length"].tolist()):
+                    for column in shard.columns:
+                        shard.read(column, row, 0, length + column.startswith("frame/"))
+                shard.close()
+                indices = set(shard.table["index"].tolist())
+                if len(indices) < len(shard.table) or found & indices:
+                    raise UserError(f"{path} holds an episode that is there already.")
+                found |= indices
+            except UserError as error:
+                (folder / "damaged").mkdir(exist_ok=True)
+                path.rename(folder / "damaged" / path.name)
+                print(f"set aside in {folder / 'damaged'}: {error}")
+    return sorted(found)

@@ -1,0 +1,31 @@
+"""Environments: the fast CarRacing, registered on import as wm/CarRacing-v3, and the preprocessing of frames."""
+
+from typing import Any
+
+import gymnasium
+
+from wm.envs.preprocess import FRAME_SHAPE, PreprocessFrames
+
+gymnasium.register(
+    id="wm/CarRacing-v3",
+    entry_point="wm.envs.car_racing:FastCarRacing",
+    max_episode_steps=1000,
+    reward_threshold=900,
+)
+
+
+def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
+    """Make an environment as the agent meets it.
+
+    Args:
+        env_id: Gymnasium's name, such as "CarRacing-v3" or "wm/CarRacing-v3".
+        **kwargs: for `gymnasium.make`: `render_mode`, `max_episode_steps`, the environment's own.
+
+    Returns:
+        The environment, without Gymnasium's passive checker. CarRacing, stock or fast, observes u8[64, 64, 3]
+        (`preprocess`); any other environment is left as it is.
+    """
+    env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    if "CarRacing" in env_id and env.observation_space.shape == FRAME_SHAPE:
+        return PreprocessFrames(env)
+    return env

@@ -1,0 +1,287 @@
+"""M, the MDN-RNN (paper, section 2.2 and appendix A.2), its loss, sampling from it, and mdnrnn.pt.
+
+    [z_t, a_t], (h, c) ─LSTM→ (h, c);  h ─→ K Gaussians for each dimension of z_{t+1}, r_t, terminated_t
+
+r_t and terminated_t are what the environment answered to a_t, together with the frame of z_{t+1}.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from wm.artifact import fill, load_artifact, save_artifact
+from wm.run import UserError
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+State = tuple[Tensor, Tensor]
+"""(h, c) of the LSTM, each f32[1,B,H] as torch.nn.LSTM has it."""
+
+
+class Prediction(NamedTuple):
+    """What M says about the next step, after each of T steps.
+
+    Attributes:
+        logmix: f32[B,T,Z,K], log weights of the mixtures, normalised over K.
+        mu: f32[B,T,Z,K], means.
+        logsigma: f32[B,T,Z,K], log standard deviations, above the floor.
+        reward: f32[B,T]: the logit of touching a new tile in this step; for a value head the reward itself.
+        terminated: f32[B,T], logit of the episode's terminating with this step.
+    """
+
+    logmix: Tensor
+    mu: Tensor
+    logsigma: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+
+class MDNRNN(nn.Module):
+    """The paper's M, with two heads more. One forward serves whole sequences and single steps.
+
+    Attributes:
+        reward: "tile" or "value", what the reward head predicts (see `wm.config.MDNRNNConfig`).
+    """
+
+    def __init__(
+        self,
+        z: int = 32,
+        actions: int = 3,
+        hidden: int = 256,
+        mixtures: int = 5,
+        reward: str = "tile",
+        logsigma_floor: float = -7.0,
+    ) -> None:
+        """Builds M with torch's own initial weights, which the global torch seed fixes.
+
+        Args:
+            z: Z, size of the latent vector.
+            actions: A, length of the action vector.
+            hidden: H, LSTM units.
+            mixtures: K, Gaussians per latent dimension.
+            reward: What the reward head predicts.
+            logsigma_floor: Lower bound of log sigma.
+        """
+        super().__init__()
+        if reward not in ("tile", "value"):
+            raise ValueError(f"reward is {reward!r}, neither 'tile' nor 'value'")
+        self.z, self.actions, self.hidden, self.mixtures = z, actions, hidden, mixtures
+        self.reward, self.logsigma_floor = reward, logsigma_floor
+        self.lstm = nn.LSTM(z + actions, hidden, batch_first=True)
+        self.mixture_head = nn.Linear(hidden, 3 * mixtures * z)
+        self.reward_head = nn.Linear(hidden, 1)
+        self.terminated_head = nn.Linear(hidden, 1)
+
+    def forward(self, z: Tensor, a: Tensor, state: State | None = None) -> tuple[Prediction, State]:
+        """Advances over T >= 1 steps.
+
+        Args:
+            z: f32[B,T,Z], latents.
+            a: f32[B,T,A], the actions taken there.
+            state: (h, c) before the first step; None: zeros, the start of an episode.
+
+        Returns:
+            The predictions after each step, and (h, c) after the last; its h[0] is f32[B,H].
+        """
+        h, state = self.lstm(torch.cat([z, a], dim=-1), state)  # [B,T,H]
+        # Z lies innermost in memory, so that sums over the few K components run over whole rows of Z. What the
+        # products of matrices gave in bfloat16, under autocast, is float32 from here on: logs want the digits.
+        raw = self.mixture_head(h).float().unflatten(-1, (3, self.mixtures, self.z)).transpose(-1, -2)
+        logits, mu, logsigma = raw.unbind(2)  # [B,T,Z,K] each
+        return (
+            Prediction(
+                logmix=logits - logits.logsumexp(-1, keepdim=True),
+                mu=mu,
+                # A clamp would have no gradient below the floor, and what fell there would stay there.
+                logsigma=self.logsigma_floor + softplus(logsigma - self.logsigma_floor),
+                reward=self.reward_head(h)[..., 0].float(),
+                terminated=self.terminated_head(h)[..., 0].float(),
+            ),
+            state,
+        )
+
+
+# --- the loss --------------------------------------------------------------------------------------------
+
+
+def draw(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws z ~ N(mu, exp(logvar)), of the shape of `mu`; the noise comes from `generator`, on its device."""
+    noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
+    return mu + (0.5 * logvar).exp() * noise
+
+
+def gaussian_nll(x: Tensor, mu: Tensor, logsigma: Tensor) -> Tensor:
+    """-log N(x; mu, sigma²) in nats, element by element."""
+    return 0.5 * ((x - mu) * (-logsigma).exp()).square() + logsigma + HALF_LOG_TWO_PI
+
+
+def mixture_nll(prediction: Prediction, z: Tensor) -> Tensor:
+    """-log p(z) in nats for each latent dimension: f32[B,T,Z] for targets f32[B,T,Z]."""
+    components = gaussian_nll(z[..., None], prediction.mu, prediction.logsigma)
+    return -torch.logsumexp(prediction.logmix - components, dim=-1)
+
+
+def mixture_moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
+    """Mean and log standard deviation of the mixtures, each f32[B,T,Z].
+
+    The Gaussian that has them is the best single Gaussian for what the mixture describes.
+    """
+    weights = prediction.logmix.exp()
+    mean = (weights * prediction.mu).sum(-1)
+    spread = (2 * prediction.logsigma).exp() + (prediction.mu - mean[..., None]).square()
+    return mean, 0.5 * (weights * spread).sum(-1).log()
+
+
+class StepLosses(NamedTuple):
+    """The parts of the loss: at each step f32[B,T], or their means.
+
+    Attributes:
+        nll: Nats per latent dimension, a mean over the dimensions.
+        reward: Cross-entropy in nats of touching a tile; for a value head the squared error of the reward.
+        terminated: Cross-entropy in nats.
+    """
+
+    nll: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+
+def tile_hit(r: Tensor) -> Tensor:
+    """1.0 where a reward tells of a new tile, else 0.0: a step costs 0.1, a tile pays 1000/N (about 3)."""
+    return (r > 0).float()
+
+
+def step_losses(prediction: Prediction, z: Tensor, r: Tensor, terminated: Tensor, reward: str) -> StepLosses:
+    """Compares predictions with what came.
+
+    Args:
+        prediction: Of M, after (z_t, a_t).
+        z: f32[B,T,Z], z_{t+1}.
+        r: f32[B,T], r_t, the environment's own rewards.
+        terminated: bool[B,T], terminated_t.
+        reward: "tile" or "value", what the reward head predicts.
+    """
+    if reward == "tile":
+        reward_loss = binary_cross_entropy_with_logits(prediction.reward, tile_hit(r), reduction="none")
+    else:
+        reward_loss = (prediction.reward - r).square()
+    return StepLosses(
+        nll=mixture_nll(prediction, z).mean(-1),
+        reward=reward_loss,
+        terminated=binary_cross_entropy_with_logits(prediction.terminated, terminated.float(), reduction="none"),
+    )
+
+
+def clip_losses(
+    model: MDNRNN,
+    mu: Tensor,
+    logvar: Tensor,
+    a: Tensor,
+    r: Tensor,
+    terminated: Tensor,
+    generator: torch.Generator,
+) -> tuple[StepLosses, Prediction, Tensor]:
+    """Runs M over clips and compares what it predicts at each step with what came one step later.
+
+    Each z is drawn anew from V's posterior, once, as the input of its own step and as the target of the step
+    before: M then cannot fit V's one guess of a frame (paper, appendix A.2).
+
+    Args:
+        model: M.
+        mu: f32[B,T+1,Z], posterior means; one frame more than actions.
+        logvar: f32[B,T+1,Z], log variances.
+        a: f32[B,T,A], the action at each frame but the last.
+        r: f32[B,T], the reward for it.
+        terminated: bool[B,T], whether the episode terminated with it.
+        generator: Source of the draws.
+
+    Returns:
+        The losses, the predictions that they are of, and the targets z f32[B,T,Z].
+    """
+    z = draw(mu, logvar, generator)
+    prediction, _ = model(z[:, :-1], a)
+    return step_losses(prediction, z[:, 1:], r, terminated, model.reward), prediction, z[:, 1:]
+
+
+def mean_losses(losses: StepLosses, mask: Tensor) -> StepLosses:
+    """Means over the steps where bool[B,T] `mask` is set: padding has no part in them."""
+    return StepLosses(*(each.where(mask, 0).sum() / mask.sum() for each in losses))
+
+
+def total_loss(means: StepLosses, head_weight: float) -> Tensor:
+    """What M is trained on: nats a latent dimension, plus the heads' losses times `head_weight`."""
+    return means.nll + head_weight * (means.reward + means.terminated)
+
+
+# --- sampling --------------------------------------------------------------------------------------------
+
+
+def sample(prediction: Prediction, temperature: float, generator: torch.Generator) -> Tensor:
+    """Draws the next latents f32[B,T,Z] at a temperature tau: logits/tau and sigma·sqrt(tau) (paper, 4).
+
+    Args:
+        prediction: Of M.
+        temperature: tau > 0; 1 draws from the mixtures as they are, less makes the world more certain.
+        generator: Source of the two draws: the component, then the noise.
+
+    Raises:
+        ValueError: The temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}, not above 0")
+    shape, device = prediction.logmix.shape[:-1], prediction.logmix.device
+    uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
+    noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
+    # The component is the number of cumulative weights that the uniform draw has reached; the last of them,
+    # which is 1, is left out, so that rounding cannot lead past the last component.
+    cumulative = (prediction.logmix / temperature).softmax(-1).cumsum(-1)[..., :-1]
+    component = (uniform[..., None] >= cumulative).sum(-1, keepdim=True)
+    mu = prediction.mu.gather(-1, component)[..., 0]
+    logsigma = prediction.logsigma.gather(-1, component)[..., 0]
+    return mu + logsigma.exp() * math.sqrt(temperature) * noise
+
+
+# --- mdnrnn.pt -------------------------------------------------------------------------------------------
+
+
+def save_mdnrnn(
+    path: Path, model: Mapping[str, Tensor], config: Mapping[str, Any], made_from: Mapping[str, str]
+) -> None:
+    """Writes mdnrnn.pt.
+
+    Args:
+        path: The file.
+        model: M's state_dict; float32, or float16 to halve the file.
+        config: Must hold what M is rebuilt from: "z", "actions", "hidden", "mixtures", "reward" and
+            "logsigma_floor".
+        made_from: Hashes: "rollouts" and "vae.pt".
+    """
+    save_artifact(path, "mdnrnn", model, config, made_from)
+
+
+def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
+    """Reads mdnrnn.pt: M on the CPU in eval mode, and {"config", "made_from", ...}.
+
+    Raises:
+        UserError: It is missing, damaged, foreign, or not an M.
+    """
+    meta = load_artifact(path, "mdnrnn")
+    weights, config = meta.pop("model"), meta["config"]
+    damaged = UserError(f"{path} is damaged (its config builds no M): redo it with `make mdnrnn ARGS=--restart`.")
+    sizes = {name: config.get(name) for name in ("z", "actions", "hidden", "mixtures")}
+    if not all(isinstance(size, int) and 1 <= size <= 65536 for size in sizes.values()):
+        raise damaged
+    floor = config.get("logsigma_floor")
+    if config.get("reward") not in ("tile", "value") or not isinstance(floor, float):
+        raise damaged
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+        model = MDNRNN(**sizes, reward=config["reward"], logsigma_floor=floor)
+    fill(model, weights, path, "mdnrnn")
+    return model.eval(), meta

@@ -1,0 +1,130 @@
+"""Policies that collect data before anything has been learnt; none of them imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.agent import Agent
+from wm.controller.linear import ACTIONS, parameter_count
+from wm.memory.cell import LSTMCell
+from wm.rollout import Policy
+from wm.run import UserError
+from wm.vision.encoder import Encoder, encoder_graph
+
+Z, HIDDEN = 32, 256
+"""Sizes of the random network: the paper's."""
+
+DT = 1 / 50
+"""Seconds between two actions of the brownian policy: CarRacing's frame time."""
+
+CAUCHY_SCALE = 0.01
+"""Largest scale of the random network's weights, as in the paper's code: rand() * 0.01."""
+CAUCHY_LIMIT = 1000.0
+"""Draws are cut here, in units of the scale (1 in 1,600 is): else layers multiply to infinity, and inf - inf is nan."""
+
+
+class Uniform:
+    """Each action is drawn from the action space. Fits any environment."""
+
+    name = "uniform"
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        """Takes the environment's action space, whose own generator is used."""
+        self._space = space
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Seeds the action space from `rng`."""
+        if rng is not None:
+            self._space.seed(int(rng.integers(2**31)))
+
+    def act(self, observation: Any) -> Any:
+        """A new draw."""
+        return self._space.sample()
+
+
+class Brownian:
+    """A random walk through the action space: a += sqrt(dt) N(0, 1), clipped to its bounds, from a uniform start.
+
+    The actions of neighbouring steps resemble one another, so that the car gets somewhere; the idea is from
+    ctallec's port of the paper.
+    """
+
+    name = "brownian"
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        """Takes the environment's action space; UserError when it is no bounded box."""
+        if not isinstance(space, gym.spaces.Box) or not space.is_bounded():
+            raise UserError(f"--policy brownian needs bounded real actions, not {space}: choose --policy uniform.")
+        self._space = space
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Draws the start from `rng`, which the walk goes on with."""
+        self._rng = rng if rng is not None else np.random.default_rng()
+        self._action = self._rng.uniform(self._space.low, self._space.high)
+
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        """The next point of the walk."""
+        action = self._action.astype(np.float32)
+        self._action = self._action + np.sqrt(DT) * self._rng.standard_normal(self._action.shape)
+        self._action = np.clip(self._action, self._space.low, self._space.high)
+        return action
+
+
+class RandomNetwork:
+    """The paper's V-M-C network with random weights, drawn anew for each episode (section 4.1 and its code).
+
+    Every weight is a standard Cauchy draw times a scale that is drawn once an episode, uniformly below 0.01.
+    """
+
+    name = "random_network"
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        """Takes the environment's action space; UserError when it is not CarRacing's."""
+        if not isinstance(space, gym.spaces.Box) or space.shape != (ACTIONS,):
+            raise UserError(f"--policy random_network acts in CarRacing, not in {space}: choose --policy uniform.")
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Draws the network from `rng`."""
+        rng = rng if rng is not None else np.random.default_rng()
+        scale = rng.uniform(0, CAUCHY_SCALE)
+
+        def draw(*shape: int) -> NDArray[np.float32]:
+            cut = np.clip(rng.standard_cauchy(shape), -CAUCHY_LIMIT, CAUCHY_LIMIT)
+            return (cut * scale).astype(np.float32)
+
+        encoder: dict[str, NDArray[np.float32]] = {}
+        for name, shape in (
+            ("conv1", (32, 3, 4, 4)),
+            ("conv2", (64, 32, 4, 4)),
+            ("conv3", (128, 64, 4, 4)),
+            ("conv4", (256, 128, 4, 4)),
+            ("mu", (Z, 1024)),
+        ):
+            encoder |= {f"{name}.weight": draw(*shape), f"{name}.bias": draw(shape[0])}
+        memory = {
+            "lstm.weight_ih_l0": draw(4 * HIDDEN, Z + ACTIONS),
+            "lstm.weight_hh_l0": draw(4 * HIDDEN, HIDDEN),
+            "lstm.bias_ih_l0": draw(4 * HIDDEN),
+            "lstm.bias_hh_l0": draw(4 * HIDDEN),
+        }
+        theta = draw(parameter_count(Z + HIDDEN))
+        self._agent = Agent(Encoder(encoder_graph(encoder)), LSTMCell(memory), theta)
+
+    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The network's action for a frame u8[64,64,3] or u8[96,96,3]."""
+        return self._agent.act(observation)
+
+
+POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {p.name: p for p in (Uniform, Brownian, RandomNetwork)}
+MIXTURE = (RandomNetwork.name, Brownian.name)
+"""What the policy "mixture" draws from, with equal chances."""
+
+
+def choose(policy: str, rng: np.random.Generator) -> str:
+    """The name of the policy of one episode: `policy` itself, or for "mixture" one drawn by `rng`."""
+    return MIXTURE[rng.integers(len(MIXTURE))] if policy == "mixture" else policy

@@ -1,0 +1,1 @@
+"""Pictures and videos of what a run made; used by stages only."""

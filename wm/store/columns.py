@@ -1,0 +1,185 @@
+"""The HDF5 layout that rollouts and latents share: episodes end to end in columns, and a small table of them.
+
+    episodes            one row an episode: what is known of it as a whole, and its number of steps
+    frame/<name>        [sum of T+1, ...]: one row for each observation
+    step/<name>         [sum of T, ...]: one row for each step
+
+Every dataset is chunked and has fletcher32 checksums, so that a flipped bit is an error and not a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.config import RUN_FORMAT
+from wm.run import UserError
+
+Array = NDArray[Any]
+
+CHUNK_BYTES = 200_000
+"""Target size of a chunk: 16 frames of 64x64x3. See the table in docs/formats.md."""
+COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
+"""Chosen by `python -m tests.bench_store`; see the table in docs/formats.md."""
+
+
+class ColumnWriter:
+    """Appends episodes to a new file; memory is bounded by one episode. Use as a context manager."""
+
+    def __init__(self, path: Path, kind: str, attributes: Mapping[str, str]) -> None:
+        """Opens `path` for writing; `kind` says what the file is, `attributes` are kept beside it."""
+        self._file = h5py.File(path, "w", libver="v110")
+        self._file.attrs.update({"format": RUN_FORMAT, "kind": kind, **attributes})
+        self._rows: list[Array] = []
+
+    def __enter__(self) -> ColumnWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._rows:
+            table = np.concatenate(self._rows)
+            self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
+        self._file.close()
+
+    def append(self, row: Array, frame: Mapping[str, Array], step: Mapping[str, Array]) -> None:
+        """Adds an episode: its row of the table (structured, shape [1]), its frame columns and step columns."""
+        for group, columns in (("frame", frame), ("step", step)):
+            for name, values in columns.items():
+                self._extend(f"{group}/{name}", values)
+        self._rows.append(row)
+
+    def _extend(self, name: str, values: Array) -> None:
+        if name not in self._file:
+            item = max(1, values.dtype.itemsize * int(np.prod(values.shape[1:])))
+            self._file.create_dataset(
+                name,
+                shape=(0, *values.shape[1:]),
+                maxshape=(None, *values.shape[1:]),
+                dtype=values.dtype,
+                chunks=(max(1, min(CHUNK_BYTES // item, 8192)), *values.shape[1:]),
+                fletcher32=True,
+                **COMPRESSION,
+            )
+        dataset = self._file[name]
+        if dataset.shape[1:] != values.shape[1:] or dataset.dtype != values.dtype:
+            raise ValueError(
+                f"{name} are {values.dtype}{values.shape[1:]}, earlier ones {dataset.dtype}{dataset.shape[1:]}"
+            )
+        start = len(dataset)
+        dataset.resize(start + len(values), axis=0)
+        dataset[start:] = values
+
+
+class ColumnFile:
+    """Reads a file of episodes; only the table is read at once.
+
+    Attributes:
+        path: The file.
+        table: One row an episode, with its number of steps in "length".
+        attributes: What was kept beside it.
+        columns: (shape of a row, dtype) by "frame/<name>" and "step/<name>".
+    """
+
+    def __init__(self, path: Path, kind: str, row: np.dtype[Any], way_out: str) -> None:
+        """Opens and checks a file.
+
+        Args:
+            path: The file.
+            kind: What it must say that it is.
+            row: dtype of the table.
+            way_out: Ends the sentence of every error.
+
+        Raises:
+            UserError: It is damaged, foreign or empty, or of another format.
+        """
+        self.path, self._way_out = path, way_out
+        try:
+            self._file = h5py.File(path, "r", locking=False)
+        except OSError as error:
+            raise self._damaged(error) from error
+        try:
+            self._check(kind, row)
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            self._file.close()
+            raise self._damaged(error) from error
+        except UserError:
+            self._file.close()
+            raise
+
+    def _check(self, kind: str, row: np.dtype[Any]) -> None:
+        attributes = {name: str(value) for name, value in self._file.attrs.items()}
+        if attributes.get("kind") != kind:
+            raise UserError(f"{self.path} is no file of {kind}: {self._way_out}.")
+        if attributes.get("format") != str(RUN_FORMAT):
+            raise UserError(f"{self.path} is not of format {RUN_FORMAT}, which this version reads: {self._way_out}.")
+        if "episodes" not in self._file:
+            raise UserError(f"{self.path} holds no episodes: {self._way_out}.")
+        table = self._file["episodes"][:]
+        if table.dtype != row or not len(table) or (table["length"] < 1).any():
+            raise ValueError("its table of episodes is not one")
+        self.attributes, self.table = attributes, table
+        self.columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._starts: dict[str, Array] = {}
+        for group, extra in (("frame", 1), ("step", 0)):
+            ends = np.cumsum(table["length"] + extra)
+            self._starts[group] = ends - (table["length"] + extra)
+            for name, dataset in self._file[group].items():
+                if len(dataset) != ends[-1]:
+                    raise ValueError(f"{group}/{name} has {len(dataset)} rows, not {ends[-1]}")
+                self.columns[f"{group}/{name}"] = (dataset.shape[1:], dataset.dtype)
+
+    def read(self, column: str, row: int, start: int, stop: int) -> Array:
+        """Rows start..stop-1 of a column ("frame/<name>" or "step/<name>") within the episode in row `row`."""
+        group = column.split("/")[0]
+        rows = int(self.table["length"][row]) + (group == "frame")
+        if not 0 <= start <= stop <= rows:
+            raise IndexError(f"{column} {start}..{stop} of an episode that has {rows}")
+        first = int(self._starts[group][row])
+        try:
+            values: Array = self._file[column][first + start : first + stop]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise self._damaged(error) from error
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"{self.path} holds {column} that are not finite: {self._way_out}.")
+        return values
+
+    def close(self) -> None:
+        """Closes the file; the table stays."""
+        self._file.close()
+
+    def _damaged(self, error: BaseException) -> UserError:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return UserError(f"{self.path} is damaged ({reason}): {self._way_out}.")
+
+
+def split(episodes: int, validation: float, seed: int) -> tuple[Array, Array]:
+    """Splits episodes 0..n-1 in training and validation, at least one each.
+
+    Args:
+        episodes: n.
+        validation: Share of validation, in (0, 1).
+        seed: Seed of the choice.
+
+    Returns:
+        i64 numbers of the training and of the validation episodes, each in ascending order.
+
+    Raises:
+        UserError: There are fewer than two episodes, or `validation` is no share.
+    """
+    if not 0 < validation < 1:
+        raise UserError(f"--validation {validation} is no share of the episodes: give a number between 0 and 1.")
+    if episodes < 2:
+        raise UserError(
+            f"{episodes} episode cannot be split into training and validation: collect more with EPISODES=."
+        )
+    count = min(max(1, round(validation * episodes)), episodes - 1)
+    order = np.random.default_rng(seed).permutation(episodes)
+    return np.sort(order[count:]), np.sort(order[:count])

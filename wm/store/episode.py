@@ -1,0 +1,84 @@
+"""Episode: the record of one rollout, the only currency between collection, disk and training."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One rollout of T >= 1 steps, of any environment.
+
+    Attributes:
+        index: Its place in the collection, >= 0.
+        seed: The environment's seed.
+        policy: Name of the policy that acted.
+        env_id: Gymnasium id of the environment.
+        env_version: Version of Gymnasium, which decides the environment's inner workings.
+        observations: [T+1, ...], any shape and dtype; the last one, which was not acted on, counts.
+        actions: [T, ...], any shape and dtype.
+        rewards: f32[T].
+        terminated: Ended by the environment's rules.
+        truncated: Ended by a time limit.
+        on_road: Share of the steps with a wheel on the road, 0 to 1; nan where that means nothing.
+    """
+
+    index: int
+    seed: int
+    policy: str
+    env_id: str
+    env_version: str
+    observations: Array
+    actions: Array
+    rewards: NDArray[np.float32]
+    terminated: bool
+    truncated: bool
+    on_road: float = float("nan")
+
+    def __post_init__(self) -> None:
+        """ValueError when lengths do not fit one another or a number is not finite."""
+        steps = len(self.rewards)
+        if steps < 1:
+            raise ValueError("an episode needs at least one step")
+        if self.rewards.dtype != np.float32 or self.rewards.ndim != 1:
+            raise ValueError(f"rewards are {self.rewards.dtype}{list(self.rewards.shape)}, not float32[T]")
+        if len(self.actions) != steps or len(self.observations) != steps + 1:
+            raise ValueError(
+                f"{steps} rewards need as many actions and one observation more, "
+                f"not {len(self.actions)} and {len(self.observations)}"
+            )
+        if self.index < 0 or self.seed < 0:
+            raise ValueError(f"index {self.index} and seed {self.seed} must not be negative")
+        for name in ("observations", "actions", "rewards"):
+            values = getattr(self, name)
+            if values.dtype.kind not in "buif":
+                raise ValueError(f"{name} have dtype {values.dtype}, which is no number")
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise ValueError(f"{name} hold a value that is not finite")
+
+    @property
+    def length(self) -> int:
+        """T, the number of steps."""
+        return len(self.rewards)
+
+    @property
+    def ret(self) -> float:
+        """The return: the sum of rewards."""
+        return float(self.rewards.sum(dtype=np.float64))
+
+    def digest(self) -> str:
+        """SHA-256 over everything that the episode holds, in hex."""
+        found = hashlib.sha256()
+        plain = (self.index, self.seed, self.policy, self.env_id, self.env_version, self.terminated, self.truncated)
+        found.update(repr(plain).encode())
+        for values in (self.observations, self.actions, self.rewards):
+            found.update(f"{values.dtype.str}{values.shape}".encode())
+            found.update(np.ascontiguousarray(values).data)
+        return found.hexdigest()

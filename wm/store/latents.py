@@ -1,0 +1,218 @@
+"""Latents of all rollouts, encoded once by V, and clips of them for M."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.run import UserError, atomic
+from wm.store.columns import Array, ColumnFile, ColumnWriter, split
+from wm.store.episode import Episode
+
+KIND = "latents"
+WAY_OUT = "redo it with `make mdnrnn ARGS=--restart`"
+ROW = np.dtype([("index", "i8"), ("length", "i8"), ("terminated", "?")])
+
+Floats = NDArray[np.float32]
+
+
+class LatentsWriter:
+    """Writes latents.h5 episode by episode, whole or not at all. Use as a context manager."""
+
+    def __init__(self, path: Path, made_from: Mapping[str, str]) -> None:
+        """`made_from` are the hashes of the rollouts and of vae.pt."""
+        self._path, self._made_from = path, made_from
+
+    def __enter__(self) -> LatentsWriter:
+        self._stack = ExitStack()
+        temporary = self._stack.enter_context(atomic(self._path))
+        attributes = {f"made_from {name}": value for name, value in self._made_from.items()}
+        self._writer = self._stack.enter_context(ColumnWriter(temporary, KIND, attributes))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def append(self, episode: Episode, mu: Floats, logvar: Floats) -> None:
+        """Adds an episode with V's posterior of its observations, mu and logvar f32[T+1,Z]."""
+        row = np.array([(episode.index, episode.length, episode.terminated)], ROW)
+        step = {"actions": episode.actions.astype(np.float32), "rewards": episode.rewards}
+        self._writer.append(row, {"mu": mu, "logvar": logvar}, step)
+
+
+@dataclass(frozen=True)
+class LatentEpisode:
+    """One whole episode in latents.
+
+    Attributes:
+        mu: f32[T+1,Z].
+        logvar: f32[T+1,Z].
+        actions: f32[T,A].
+        rewards: f32[T].
+        terminated: bool[T]; only the last one can be set.
+    """
+
+    mu: Floats
+    logvar: Floats
+    actions: Floats
+    rewards: Floats
+    terminated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Stretches of L steps, each within one episode; what is past an episode's end is zero and masked.
+
+    Attributes:
+        mu: f32[B,L+1,Z], posterior means; one frame more than steps.
+        logvar: f32[B,L+1,Z], their log variances.
+        a: f32[B,L,A], the action at each frame but the last.
+        r: f32[B,L], the reward for it.
+        terminated: bool[B,L], whether the episode terminated with it.
+        mask: bool[B,L], which steps are real.
+    """
+
+    mu: Floats
+    logvar: Floats
+    a: Floats
+    r: Floats
+    terminated: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
+
+
+class Latents:
+    """Reader of latents.h5. Episodes are addressed by their place, the same as in `Rollouts`.
+
+    Attributes:
+        table: One row an episode, of dtype `ROW`.
+        made_from: Hashes of what it was made from.
+        z: Latent size.
+        actions: Length of an action vector.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file; UserError when it is missing, damaged or foreign."""
+        if not path.exists():
+            raise UserError(f"{path} is missing: make it with `make mdnrnn`.")
+        self._file = ColumnFile(path, KIND, ROW, WAY_OUT)
+        wanted = {"frame/mu", "frame/logvar", "step/actions", "step/rewards"}
+        if set(self._file.columns) != wanted:
+            raise UserError(f"{path} is damaged (its columns are not latents): {WAY_OUT}.")
+        self.table: Array = self._file.table
+        prefix = "made_from "
+        self.made_from = {
+            name.removeprefix(prefix): value for name, value in self._file.attributes.items() if name.startswith(prefix)
+        }
+        self.z = self._file.columns["frame/mu"][0][0]
+        self.actions = self._file.columns["step/actions"][0][0]
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.table)
+
+    def split(self, validation: float, seed: int) -> tuple[Array, Array]:
+        """Training and validation episodes, the same as `Rollouts.split` of the same rollouts."""
+        return split(len(self), validation, seed)
+
+    def episode(self, episode: int) -> LatentEpisode:
+        """The whole of one episode."""
+        steps = int(self.table["length"][episode])
+        terminated = np.zeros(steps, np.bool_)
+        terminated[-1] = self.table["terminated"][episode]
+        return LatentEpisode(
+            mu=self._file.read("frame/mu", episode, 0, steps + 1),
+            logvar=self._file.read("frame/logvar", episode, 0, steps + 1),
+            actions=self._file.read("step/actions", episode, 0, steps),
+            rewards=self._file.read("step/rewards", episode, 0, steps),
+            terminated=terminated,
+        )
+
+    def clips(self, addresses: Array, length: int) -> Clips:
+        """Reads clips at addresses i64[B,3]: episode, first step, step after the last; at most `length` steps each."""
+        shape = (len(addresses), length)
+        clips = Clips(
+            mu=np.zeros((shape[0], length + 1, self.z), np.float32),
+            logvar=np.zeros((shape[0], length + 1, self.z), np.float32),
+            a=np.zeros((*shape, self.actions), np.float32),
+            r=np.zeros(shape, np.float32),
+            terminated=np.zeros(shape, np.bool_),
+            mask=np.zeros(shape, np.bool_),
+        )
+        for i, (episode, first, stop) in enumerate(addresses.tolist()):
+            steps, real = int(self.table["length"][episode]), stop - first
+            clips.mu[i, : real + 1] = self._file.read("frame/mu", episode, first, stop + 1)
+            clips.logvar[i, : real + 1] = self._file.read("frame/logvar", episode, first, stop + 1)
+            clips.a[i, :real] = self._file.read("step/actions", episode, first, stop)
+            clips.r[i, :real] = self._file.read("step/rewards", episode, first, stop)
+            clips.terminated[i, real - 1] = stop == steps and self.table["terminated"][episode]
+            clips.mask[i, :real] = True
+        return clips
+
+
+def clip_batches(
+    latents: Latents, episodes: Array, *, batch: int, length: int, seed: int, start: int
+) -> Iterator[Clips]:
+    """Endless batches of clips in random order, pass after pass over the episodes.
+
+    A pass cuts each episode that is longer than a clip at a random place and every `length` steps from there, so that
+    the cuts differ from pass to pass and every step is seen once in each; the pieces at its ends are shorter and
+    masked. Batch n depends on the episodes and the seed only.
+
+    Args:
+        latents: The data.
+        episodes: Which episodes to take.
+        batch: Clips a batch, >= 1.
+        length: Steps of a clip, >= 1.
+        seed: Seed of all choices.
+        start: Number of the first batch to give.
+    """
+    steps = latents.table["length"][episodes]
+
+    def addresses(number: int) -> Array:
+        """All addresses of pass `number`, in random order."""
+        rng = np.random.default_rng([seed, number])
+        found = []
+        for episode, count in zip(episodes.tolist(), steps.tolist(), strict=True):
+            cut = int(rng.integers(length)) if count > length else 0
+            edges = [*range(cut - length if cut else 0, count, length), count]
+            found += [(episode, max(first, 0), stop) for first, stop in pairwise(edges)]
+        return rng.permutation(np.array(found, np.int64))
+
+    skip = start * batch
+    number = 0
+    waiting = np.empty((0, 3), np.int64)
+    while True:
+        order = addresses(number)
+        number += 1
+        if skip >= len(order):
+            skip -= len(order)
+            continue
+        waiting = np.concatenate([waiting, order[skip:]])
+        skip = 0
+        while len(waiting) >= batch:
+            yield latents.clips(waiting[:batch], length)
+            waiting = waiting[batch:]
+
+
+def validation_clips(latents: Latents, episodes: Array, *, length: int, most: int) -> Clips:
+    """At most `most` clips, evenly spread over the episodes cut from their start on."""
+    steps = latents.table["length"][episodes]
+    addresses = np.array(
+        [
+            (episode, first, min(first + length, count))
+            for episode, count in zip(episodes.tolist(), steps.tolist(), strict=True)
+            for first in range(0, count, length)
+        ],
+        np.int64,
+    )
+    chosen = np.unique(np.linspace(0, len(addresses) - 1, min(most, len(addresses))).astype(np.int64))
+    return latents.clips(addresses[chosen], length)

@@ -1,0 +1,146 @@
+"""Rollouts on disk: HDF5 shards of a few episodes each, read as one sequence in the order of episode indices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from wm.run import UserError, atomic
+from wm.store.columns import Array, ColumnFile, ColumnWriter, split
+from wm.store.episode import Episode
+
+KIND = "rollouts"
+WAY_OUT = "`make collect` sets it aside and fills up"
+ROW = np.dtype(
+    [
+        ("index", "i8"),
+        ("seed", "i8"),
+        ("length", "i8"),
+        ("ret", "f8"),
+        ("on_road", "f8"),
+        ("terminated", "?"),
+        ("truncated", "?"),
+        ("policy", "S32"),
+        ("env_id", "S64"),
+        ("env_version", "S32"),
+        ("digest", "S64"),
+    ]
+)
+"""A shard's table of episodes; see `Episode` for the meanings."""
+
+OPEN_FILES = 16
+"""Shards kept open at a time; there may be thousands."""
+
+
+def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
+    """Writes episodes to a shard, which appears whole or not at all; memory is bounded by one episode."""
+    with atomic(path) as temporary, ColumnWriter(temporary, KIND, {}) as writer:
+        for e in episodes:
+            row = (e.index, e.seed, e.length, e.ret, e.on_road, e.terminated, e.truncated)
+            names = tuple(text.encode() for text in (e.policy, e.env_id, e.env_version, e.digest()))
+            for field, text in zip(("policy", "env_id", "env_version"), names, strict=False):
+                if len(text) > ROW[field].itemsize:
+                    raise ValueError(f"{field} {text.decode()!r} is longer than {ROW[field].itemsize} bytes")
+            writer.append(
+                np.array([row + names], ROW),
+                {"observations": e.observations},
+                {"actions": e.actions, "rewards": e.rewards},
+            )
+
+
+class Rollouts:
+    """All shards of a folder as one sequence of episodes, sorted by episode index.
+
+    Episodes are addressed by their place in `table`, 0 to len - 1. Only the tables are in memory.
+
+    Attributes:
+        table: One row an episode, of dtype `ROW`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens every shard and checks it.
+
+        Raises:
+            UserError: There is none, or one is damaged, foreign, empty or holds an episode that another one has.
+        """
+        paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+        if not paths:
+            raise UserError(f"{folder} holds no rollouts: make them with `make collect`.")
+        tables = []
+        self._paths, self._open = paths, OrderedDict[int, ColumnFile]()
+        for i in range(len(paths)):
+            shard = self._shard(i)
+            first = self._shard(0)
+            if shard.columns != first.columns:
+                raise UserError(f"{paths[i]} has other observations or actions than {paths[0]}: {WAY_OUT}.")
+            tables.append(shard.table)
+        counts = [len(table) for table in tables]
+        table = np.concatenate(tables)
+        order = np.argsort(table["index"], kind="stable")
+        self.table: Array = table[order]
+        self._shard_of = np.repeat(np.arange(len(paths)), counts)[order]
+        self._row_of = np.concatenate([np.arange(count) for count in counts])[order]
+        doubled = np.flatnonzero(np.diff(self.table["index"]) == 0)
+        if len(doubled):
+            one, other = (paths[self._shard_of[doubled[0] + k]] for k in (0, 1))
+            index = self.table["index"][doubled[0]]
+            raise UserError(f"{one} and {other} both hold episode {index}: remove one of them.")
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.table)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the episodes' digests, in hex: the same for the same episodes in whatever shards."""
+        return hashlib.sha256(self.table["digest"].tobytes()).hexdigest()
+
+    def split(self, validation: float, seed: int) -> tuple[Array, Array]:
+        """Training and validation episodes; see `wm.store.columns.split`."""
+        return split(len(self), validation, seed)
+
+    def read(self, episode: int, start: int, stop: int) -> Array:
+        """Observations start..stop-1 of an episode of T+1; UserError when the shard is damaged there."""
+        return self._read("frame/observations", episode, start, stop)
+
+    def actions(self, episode: int) -> Array:
+        """All T actions of an episode."""
+        return self._read("step/actions", episode, 0, int(self.table["length"][episode]))
+
+    def episode(self, episode: int) -> Episode:
+        """The whole record of an episode."""
+        row = self.table[episode]
+        steps = int(row["length"])
+        return Episode(
+            index=int(row["index"]),
+            seed=int(row["seed"]),
+            policy=row["policy"].decode(),
+            env_id=row["env_id"].decode(),
+            env_version=row["env_version"].decode(),
+            observations=self.read(episode, 0, steps + 1),
+            actions=self._read("step/actions", episode, 0, steps),
+            rewards=self._read("step/rewards", episode, 0, steps),
+            terminated=bool(row["terminated"]),
+            truncated=bool(row["truncated"]),
+            on_road=float(row["on_road"]),
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        """All episodes, in order of their index."""
+        return (self.episode(i) for i in range(len(self)))
+
+    def _read(self, column: str, episode: int, start: int, stop: int) -> Array:
+        return self._shard(int(self._shard_of[episode])).read(column, int(self._row_of[episode]), start, stop)
+
+    def _shard(self, number: int) -> ColumnFile:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        shard = ColumnFile(self._paths[number], KIND, ROW, WAY_OUT)
+        self._open[number] = shard
+        if len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return shard

@@ -1,0 +1,338 @@
+"""The one gradient loop of V and M: Adam, validation, the best weights kept, and a resume that is exact.
+
+A checkpoint holds weights, optimiser, update count, the best weights and the running sums of the log.
+Nothing else is random or remembered: the noise of update n is seeded by (stage, seed, n), and batch n is a
+function of the data, the seed and n. So a run that was killed anywhere goes on to the same numbers, bit for
+bit on one CPU with one number of threads (which sets the order of additions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wm.artifact import load_artifact, read_tensors
+from wm.config import RUN_FORMAT, changed_fields
+from wm.run import Interrupted, Metrics, Progress, Run, UserError, atomic, check_made_from
+
+Batch = TypeVar("Batch")
+Model = TypeVar("Model", bound=nn.Module)
+Weights = dict[str, Tensor]
+
+LOG_EVERY = 50
+"""Updates between lines of metrics; a line holds the means over the updates since the one before."""
+
+SAVE_SECONDS = 60.0
+"""Seconds between checkpoints, so what a kill costs at most."""
+
+
+class TrainConfig(Protocol):
+    """What the loop reads of a stage's config dataclass; the whole of it is stored and compared on resume."""
+
+    @property
+    def updates(self) -> int:
+        """Updates in all."""
+
+    @property
+    def validate_every(self) -> int:
+        """Updates between validations."""
+
+
+@dataclass
+class Best:
+    """The best weights so far.
+
+    Attributes:
+        weights: state_dict on the CPU.
+        update: The update they are from.
+        metrics: What `validate` said of them; "loss" is what makes them the best.
+        done: Updates done in all when training ended.
+    """
+
+    weights: Weights = field(default_factory=dict)
+    update: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    done: int = 0
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside model and optimiser: count, the best, sums for the next line."""
+
+    update: int = 0
+    best: Best = field(default_factory=Best)
+    sums: dict[str, float] = field(default_factory=dict)
+    summed: int = 0
+
+
+# --- device, precision, randomness ------------------------------------------------------------------------
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: on GPUs, and on CPUs with AVX512-BF16 or AMX.
+
+    It is decided by the machine's abilities and not by a timing, since results must not depend on a race.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which matrix products and convolutions run in bfloat16 where that is faster."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of `parts` alone, unrelated for different ones."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def seeded(make: Callable[[], Model], seed: int) -> Model:
+    """Builds a network with initial weights that follow from `seed`; torch's global state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+# --- finished or not --------------------------------------------------------------------------------------
+
+
+def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from: Mapping[str, str]) -> bool:
+    """Whether the artifact at `path` is there and trained for as many updates as `config` wants.
+
+    Raises:
+        UserError: The artifact is damaged, made from other inputs than those that are there now, or needs
+            more updates while its checkpoint is gone.
+    """
+    if not path.exists():
+        return False
+    artifact = load_artifact(path, stage)
+    check_made_from(path, artifact["made_from"], made_from)
+    updates = artifact["config"].get("updates", 0)
+    if updates < config.updates and not _checkpoint(run, stage).exists():
+        raise UserError(
+            f"{path} cannot go on from update {updates} since {_checkpoint(run, stage)} is missing: "
+            f"restore it, or redo the stage with `make {stage} ARGS=--restart`."
+        )
+    return bool(updates >= config.updates)
+
+
+def forget(run: Run, stage: str, path: Path) -> None:
+    """Throws a stage's artifact and checkpoint away (--restart)."""
+    path.unlink(missing_ok=True)
+    _checkpoint(run, stage).unlink(missing_ok=True)
+
+
+# --- the loop ---------------------------------------------------------------------------------------------
+
+
+def train(
+    run: Run,
+    stage: str,
+    model: nn.Module,
+    *,
+    config: TrainConfig,
+    seed: int,
+    made_from: Mapping[str, str],
+    batches: Callable[[int], Iterator[Batch]],
+    loss: Callable[[Any, Batch, torch.Generator], tuple[Tensor, Mapping[str, float | Tensor]]],
+    validate: Callable[[Any], Mapping[str, float]],
+    lr: Callable[[int], float],
+    device: torch.device,
+    clip: float | None = None,
+    unit: str = "updates",
+    per_update: int = 1,
+) -> Best:
+    """Trains until `config.updates` are done; goes on from RUN/checkpoints/<stage>.pt when that is there.
+
+    Args:
+        run: The run folder, locked.
+        stage: Its name: of the checkpoint, the metrics and the progress line.
+        model: The network with its initial weights; it is moved to `device` and trained in place.
+        config: The stage's config dataclass.
+        seed: The run's seed.
+        made_from: Hash by name of what it is trained on; a checkpoint made from something else is refused.
+        batches: batches(n) yields batch n, n + 1, ... without end, a function of n alone.
+        loss: loss(model, batch, generator) gives the scalar loss, and numbers to log. All its randomness must
+            come from the generator, which is on `device`.
+        validate: validate(model), called in eval mode without gradients, gives numbers to log as val_<name>;
+            the lowest "loss" is the best.
+        lr: Learning rate of an update, counted from 0.
+        device: Where to train.
+        clip: Largest norm of the gradient; None for no limit.
+        unit: Name of what is counted for the speed metric <unit>_per_second.
+        per_update: Number of them in an update.
+
+    Returns:
+        The best weights on validation.
+
+    Raises:
+        UserError: The loss is not a finite number any more (nothing of that is saved), or the checkpoint is
+            damaged, or made with other options or from other inputs.
+    """
+    for name in ("updates", "validate_every"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1.")
+    model.to(device).train()
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr(0), fused=fused)
+    path = _checkpoint(run, stage)
+    state = _resume(path, stage, model, optimizer, config, made_from) if path.exists() else _State()
+    if state.update > config.updates or (state.update == config.updates and not state.best.weights):
+        raise UserError(f"{path} has done {state.update} updates already: give a larger --updates.")
+    saved, saved_at = state.update, time.monotonic()
+    generator = torch.Generator(device)
+    source = batches(state.update)
+    timed, timed_at = 0, time.monotonic()
+    whole = True  # False while model, optimiser and state are not of one and the same update
+
+    with (
+        Metrics(run, stage, resume_at=state.update) as metrics,
+        Progress(stage, total=config.updates, initial=state.update, unit="updates") as progress,
+    ):
+        try:
+            while state.update < config.updates:
+                batch = next(source)
+                generator.manual_seed(derived_seed(stage, seed, state.update))
+                optimizer.zero_grad(set_to_none=True)
+                value, numbers = loss(model, batch, generator)
+                value.backward()
+                number, rate = value.item(), lr(state.update)
+                if not math.isfinite(number):
+                    raise _diverged(stage, "loss", number, state.update + 1, rate)
+                if clip is not None:
+                    norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+                    if not math.isfinite(norm):
+                        raise _diverged(stage, "norm of the gradient", norm, state.update + 1, rate)
+
+                whole = False
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.step()
+                state.update += 1
+                for name, extra in {"loss": number, **numbers}.items():
+                    state.sums[name] = state.sums.get(name, 0.0) + float(extra)
+                state.summed += 1
+                timed += 1
+
+                last = state.update == config.updates
+                validating = last or state.update % config.validate_every == 0
+                if validating or state.update % LOG_EVERY == 0:
+                    line = {name: total / state.summed for name, total in state.sums.items()}
+                    line["lr"] = rate
+                    line[f"{unit}_per_second"] = timed * per_update / (time.monotonic() - timed_at)
+                    state.sums, state.summed = {}, 0
+                    if validating:
+                        line |= _validate(stage, model, validate, state, rate)
+                    metrics.log(state.update, line)
+                    timed, timed_at = 0, time.monotonic()
+                if last or time.monotonic() - saved_at > SAVE_SECONDS:
+                    _save(path, stage, model, optimizer, state, config, made_from)
+                    saved, saved_at = state.update, time.monotonic()
+                whole = True
+                progress.update(loss=number)
+        except (KeyboardInterrupt, Interrupted):
+            if whole and state.update > saved:
+                _save(path, stage, model, optimizer, state, config, made_from)
+            raise
+    return replace(state.best, done=state.update)
+
+
+def _validate(
+    stage: str, model: nn.Module, validate: Callable[[Any], Mapping[str, float]], state: _State, rate: float
+) -> dict[str, float]:
+    """Validates, keeps the weights if they are the best so far, and returns the numbers as val_<name>."""
+    model.eval()
+    with torch.no_grad():
+        found = {name: float(value) for name, value in validate(model).items()}
+    model.train()
+    if not math.isfinite(found["loss"]):
+        raise _diverged(stage, "validation loss", found["loss"], state.update, rate)
+    if not state.best.metrics or found["loss"] < state.best.metrics["loss"]:
+        # Clones, since the optimiser writes into the weights; contiguous, whatever the layout of training.
+        weights = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in model.state_dict().items()
+        }
+        state.best = Best(weights, state.update, found)
+    return {f"val_{name}": value for name, value in found.items()}
+
+
+def _diverged(stage: str, what: str, value: float, update: int, rate: float) -> UserError:
+    return UserError(
+        f"stage {stage} has diverged: the {what} is {value} at update {update}, learning rate {rate:.3g}; "
+        f'redo it with a lower one, `make {stage} ARGS="--restart --lr {rate / 3:.1g}"`.'
+    )
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------
+
+
+def _checkpoint(run: Run, stage: str) -> Path:
+    return run.checkpoints / f"{stage}.pt"
+
+
+def _save(
+    path: Path,
+    stage: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: _State,
+    config: Any,
+    made_from: Mapping[str, str],
+) -> None:
+    checkpoint = {
+        "format": RUN_FORMAT,
+        "kind": f"{stage} checkpoint",
+        "config": asdict(config),
+        "made_from": dict(made_from),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": asdict(state),
+    }
+    with atomic(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def _resume(
+    path: Path,
+    stage: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Any,
+    made_from: Mapping[str, str],
+) -> _State:
+    """Loads a checkpoint into model and optimiser and returns where it was."""
+    way_out = f"redo the stage with `make {stage} ARGS=--restart`"
+    checkpoint = read_tensors(path, way_out)
+    if checkpoint.get("kind") != f"{stage} checkpoint" or checkpoint.get("format") != RUN_FORMAT:
+        raise UserError(f"{path} is no {stage} checkpoint of format {RUN_FORMAT}: {way_out}.")
+    try:
+        changes = list(changed_fields(checkpoint["config"], config))
+        if changes:
+            raise UserError(
+                f"{path} was made with other options ({'; '.join(changes)}): give the old ones, or {way_out}."
+            )
+        check_made_from(path, checkpoint["made_from"], made_from)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        found = checkpoint["state"]
+        return _State(**{**found, "best": Best(**found["best"])})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit this network ({type(error).__name__}): {way_out}.") from error

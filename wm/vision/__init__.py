@@ -1,0 +1,1 @@
+"""V, the vision model: it turns frames into latent vectors and back."""

@@ -1,0 +1,113 @@
+"""V, the convolutional VAE (paper, section 2.1 and appendix A.1), its loss, and vae.pt.
+
+x f32[B,3,64,64] in [0,1] ─encode→ mu, logvar f32[B,Z];  z ~ N(mu, exp(logvar)) ─decode→ x in [0,1] again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from wm.artifact import fill, load_artifact, save_artifact
+from wm.run import UserError
+
+PARAMETERS = 4_348_547
+"""Parameters of V with z 32, as the paper's table counts them."""
+
+DEAD_NATS = 0.01
+"""A latent dimension whose mean KL is below this many nats is dead: it says nothing of the frame."""
+
+
+class VAE(nn.Module):
+    """The paper's V. Nothing in it is random after construction: who samples z brings the noise."""
+
+    def __init__(self, z: int = 32) -> None:
+        """Builds V for latents of size `z`, with initial weights that torch's global seed fixes."""
+        super().__init__()
+        self.z = z
+        self.conv1 = nn.Conv2d(3, 32, 4, stride=2)  # 64 -> 31
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2)  # -> 14
+        self.conv3 = nn.Conv2d(64, 128, 4, stride=2)  # -> 6
+        self.conv4 = nn.Conv2d(128, 256, 4, stride=2)  # -> 2
+        self.mu = nn.Linear(1024, z)
+        self.logvar = nn.Linear(1024, z)
+        self.fc = nn.Linear(z, 1024)
+        self.deconv1 = nn.ConvTranspose2d(1024, 128, 5, stride=2)  # 1 -> 5
+        self.deconv2 = nn.ConvTranspose2d(128, 64, 5, stride=2)  # -> 13
+        self.deconv3 = nn.ConvTranspose2d(64, 32, 6, stride=2)  # -> 30
+        self.deconv4 = nn.ConvTranspose2d(32, 3, 6, stride=2)  # -> 64
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames f32[B,3,64,64] in [0,1] to the posterior's mu and logvar, each f32[B,Z]."""
+        features = relu(self.conv4(relu(self.conv3(relu(self.conv2(relu(self.conv1(x))))))))
+        flat = features.flatten(1)  # [B,256,2,2] -> [B,1024]
+        return self.mu(flat), self.logvar(flat)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents f32[B,Z] to frames f32[B,3,64,64] in [0,1]."""
+        features = self.fc(z)  # [B,1024]; the paper has no relu here
+        # deconv1 sees one pixel, and there it is a matrix product, which is faster: training gains a fifth.
+        weight = self.deconv1.weight.permute(0, 2, 3, 1)  # [1024,128,5,5] -> [1024,5,5,128]
+        features = (features @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
+        bias = self.deconv1.bias[:, None, None]  # type: ignore[index]
+        features = relu(features + bias)  # [B,128,5,5]
+        features = relu(self.deconv3(relu(self.deconv2(features))))
+        # Under autocast the last layer gives bfloat16, whose steps near 1 are as coarse as those of a byte.
+        return self.deconv4(features).float().sigmoid()
+
+
+def as_input(frames: Tensor) -> Tensor:
+    """Frames u8[B,64,64,3] to V's input f32[B,3,64,64] in [0,1], in the frames' channels-last memory."""
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)) in nats for each latent dimension: f32[B,Z] from f32[B,Z]."""
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+
+
+def vae_loss(x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
+    """The loss of the paper's code: squared error of each image, summed, plus max(KL, free_nats · Z).
+
+    Both terms are sums over an image's numbers, then means over the batch: an error averaged over the pixels
+    would weigh the KL twelve thousandfold, and V would collapse.
+
+    Args:
+        x: f32[B,3,64,64] in [0,1].
+        reconstruction: The same, decoded.
+        kl: f32[B,Z] nats, of `kl_per_dimension`.
+        free_nats: Nats per dimension below which an image's KL does not push.
+
+    Returns:
+        The loss and the squared error an image, both means over the batch.
+    """
+    error = (x - reconstruction).square().flatten(1).sum(1)
+    free = kl.sum(1).clamp(min=free_nats * kl.shape[1])
+    return (error + free).mean(), error.mean()
+
+
+def save_vae(path: Path, model: Mapping[str, Tensor], config: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
+    """Writes vae.pt: V's state_dict (float32, or float16 for half the size) and its config with "z"."""
+    save_artifact(path, "vae", model, config, made_from)
+
+
+def load_vae(path: Path) -> tuple[VAE, dict[str, Any]]:
+    """Reads vae.pt: V on the CPU in eval mode, and {"config", "made_from", ...}.
+
+    Raises:
+        UserError: It is missing, damaged, foreign, or not a V.
+    """
+    meta = load_artifact(path, "vae")
+    weights = meta.pop("model")
+    z = meta["config"].get("z")
+    if not isinstance(z, int) or not 1 <= z <= 4096:
+        raise UserError(f"{path} is damaged (z is {z!r}): redo it with `make vae ARGS=--restart`.")
+    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+        model = VAE(z)
+    fill(model, weights, path, "vae")
+    return model.eval(), meta
