@@ -67,7 +67,7 @@ def test_a_preset_gives_the_defaults_wherever_it_stands(argv: list[str]) -> None
 
 
 def test_fields_and_common_arguments_are_read() -> None:
-    argv = "--run a/b --preset smoke --popsize 7 --sigma0 0.5 --workers 0 --seed 9 --restart".split()
+    argv = ["--run=a/b", "--preset=smoke", "--popsize=7", "--sigma0=0.5", "--workers=0", "--seed=9", "--restart"]
     args, config = parse(controller, "", argv)
     assert (args.run, args.workers, args.seed, args.restart) == (Path("a/b"), 0, 9, True)
     assert (config.popsize, config.sigma0) == (7, 0.5)

@@ -60,7 +60,7 @@ def test_an_index_outside_of_a_part_is_an_error(index: int) -> None:
 
 
 def test_presets() -> None:
-    assert {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER} == PRESETS[FAST_ENV]
+    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, laptop=LAPTOP, paper=PAPER)
 
 
 def test_the_papers_numbers() -> None:
@@ -68,7 +68,7 @@ def test_the_papers_numbers() -> None:
     assert (collect.episodes, collect.max_steps) == (10_000, 1000)
     assert (vae.z, vae.batch, vae.lr, vae.free_nats) == (32, 100, 1e-4, 0.5)
     assert vae.updates * vae.batch == 10 * collect.episodes * collect.max_steps  # ten epochs
-    assert (mdnrnn.hidden, mdnrnn.mixtures, mdnrnn.length, mdnrnn.batch, mdnrnn.updates) == (256, 5, 999, 100, 4000)
+    assert (mdnrnn.hidden, mdnrnn.mixtures, mdnrnn.length, mdnrnn.batch, mdnrnn.updates) == (256, 5, 1000, 100, 4000)
     assert (mdnrnn.lr, mdnrnn.lr_final, mdnrnn.lr_decay, mdnrnn.clip) == (1e-3, 1e-5, 0.9999, 1.0)
     assert (controller.popsize, controller.tracks, controller.sigma0, controller.generations) == (64, 16, 0.1, 1800)
     assert PAPER.evaluate.episodes == 100

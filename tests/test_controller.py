@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
 from wm.controller.linear import LinearController, load_controller, parameter_count, save_controller
@@ -26,7 +27,9 @@ def test_the_papers_number_of_parameters() -> None:
 def plain(theta: np.ndarray, features: np.ndarray) -> list[float]:
     """A = squash(W x + b), number by number."""
     n = len(features)
-    raw = [sum(float(theta[k * n + i]) * float(features[i]) for i in range(n)) + float(theta[3 * n + k]) for k in range(3)]
+    raw = [
+        sum(float(theta[k * n + i]) * float(features[i]) for i in range(n)) + float(theta[3 * n + k]) for k in range(3)
+    ]
     steer, gas, brake = (math.tanh(x) for x in raw)
     return [steer, (gas + 1) / 2, min(max(brake, 0.0), 1.0)]
 
@@ -74,7 +77,7 @@ def test_the_wrong_number_of_weights_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_save_and_load(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "controller.npz"
-    theta = np.random.default_rng(0).normal(size=867).astype(dtype)
+    theta: NDArray[np.floating] = np.random.default_rng(0).normal(size=867).astype(dtype)
     save_controller(path, theta, META)
     loaded, meta = load_controller(path)
     assert loaded.dtype == np.float32

@@ -54,9 +54,7 @@ class Task:
 def go(run: Run, task: Task, config: ControllerConfig = CONFIG, **changes: Any) -> bool:
     keywords: dict[str, Any] = {"seed": 5, "restart": False, "parameters": len(TARGET), "made_from": MADE_FROM}
     keywords |= changes
-    return evolve(
-        run, "controller", run.controller, config, evaluate=task.evaluate, select=task.select, **keywords
-    )
+    return evolve(run, "controller", run.controller, config, evaluate=task.evaluate, select=task.select, **keywords)
 
 
 TIMES = ("time", "seconds", "steps_per_second")
@@ -139,9 +137,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("at", range(1, 7))
 @pytest.mark.parametrize("where", PLACES)
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    where: str, at: int, tmp_path: Path, uninterrupted: Run
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(where: str, at: int, tmp_path: Path, uninterrupted: Run) -> None:
     run = Run(tmp_path)
     with pytest.MonkeyPatch.context() as patched:
         task = interrupt(patched, where, at)
@@ -157,7 +153,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_interrupted_again_and_again(tmp_path: Path, uninterrupted: Run) -> None:
     run = Run(tmp_path)
-    for where, at in [("evaluate", 1), ("after log", 2), ("select", 2), ("keep", 4), ("evaluate", 5), ("before save", 6)]:
+    for where, at in [
+        ("evaluate", 1),
+        ("after log", 2),
+        ("select", 2),
+        ("keep", 4),
+        ("evaluate", 5),
+        ("before save", 6),
+    ]:
         with pytest.MonkeyPatch.context() as patched:
             task = interrupt(patched, where, at)
             with pytest.raises(Boom):
@@ -203,7 +206,8 @@ def test_the_best_mean_is_kept_and_not_forgotten_on_resume(tmp_path: Path) -> No
     scores = {1: 1.0, 2: 2.0, 3: 30.0, 4: 4.0, 5: 29.0, 6: 6.0}
     config = replace(CONFIG, select_every=1)
     for folder, stops in (("once", []), ("twice", [4, 5, 6])):
-        run, means = Run(tmp_path / folder), {}
+        run = Run(tmp_path / folder)
+        means: dict[int, Array] = {}
         for stop in [*stops, 7]:
             task = Task("evaluate", stop)
 
@@ -271,7 +275,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
         with np.load(checkpoint) as file:
             np.savez(checkpoint, **{name: file[name] for name in file.files if name != "es_fitness"})
     else:
-        checkpoint.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "foreign": b"PK" + content[:9]}[damage])
+        checkpoint.write_bytes(
+            {"empty": b"", "cut": content[: len(content) // 2], "foreign": b"PK" + content[:9]}[damage]
+        )
     with pytest.raises(UserError, match=r"checkpoints/controller.npz is damaged .*--restart\."):
         go(run, task)
     assert task.evaluated == []

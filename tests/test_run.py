@@ -62,9 +62,14 @@ def test_atomic_writes_a_new_file_with_the_usual_rights(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(error), atomic(path) as temporary:
-        temporary.write_text("half of the n")
-        raise error
+
+    def fail() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert files(tmp_path) == {"a.json"}
 
@@ -289,9 +294,14 @@ def test_a_stage_is_recorded(tmp_path: Path) -> None:
 
 def test_seconds_add_up_over_calls_however_they_end(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with pytest.raises(KeyboardInterrupt), run.stage("controller", CONFIG, seed=0):
-        time.sleep(0.2)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with run.stage("controller", CONFIG, seed=0):
+            time.sleep(0.2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     first = run.read_manifest()["stages"]["controller"]
     with run.stage("controller", CONFIG, seed=0):
         time.sleep(0.2)
@@ -329,7 +339,8 @@ def test_changed_options_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "total"), [("collect", "episodes"), ("vae", "updates"), ("mdnrnn", "updates"), ("controller", "generations")]
+    ("name", "total"),
+    [("collect", "episodes"), ("vae", "updates"), ("mdnrnn", "updates"), ("controller", "generations")],
 )
 def test_totals_may_grow(tmp_path: Path, name: str, total: str) -> None:
     run = Run(tmp_path)

@@ -97,7 +97,7 @@ def make_pid() -> Callable[[float], int]:
 def make_threads() -> Callable[[int], dict[str, object]]:
     import cv2
     import numpy as np  # noqa: F401  loads BLAS
-    from threadpoolctl import threadpool_info
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     return lambda _: {
         "blas": [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"],
@@ -169,7 +169,10 @@ def test_an_exception_in_a_task_arrives_with_the_workers_traceback() -> None:
 
 def test_an_exception_in_making_a_worker_arrives_as_itself(capfd: pytest.CaptureFixture[str]) -> None:
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match="no such environment") as raised, ProcessPool(2, make_broken, "no such environment") as pool:
+    with (
+        pytest.raises(RuntimeError, match="no such environment") as raised,
+        ProcessPool(2, make_broken, "no such environment") as pool,
+    ):
         list(pool.run(range(4)))
     assert "make_broken" in str(raised.value.__cause__)
     assert "worker died" not in capfd.readouterr().err
@@ -177,7 +180,7 @@ def test_an_exception_in_making_a_worker_arrives_as_itself(capfd: pytest.Capture
 
 
 def test_a_maker_that_cannot_be_sent_is_an_error_at_once() -> None:
-    with pytest.raises((AttributeError, TypeError), match="pickle|local"), ProcessPool(2, lambda: None) as pool:
+    with pytest.raises((AttributeError, TypeError), match=r"pickle|local"), ProcessPool(2, lambda: abs) as pool:
         list(pool.run([1]))
 
 
@@ -215,14 +218,15 @@ def test_a_worker_that_always_dies_is_given_up(capfd: pytest.CaptureFixture[str]
 
 
 def test_one_deadly_task_does_not_keep_the_others_from_being_done() -> None:
-    done = []
+    done: list[int] = []
     with pytest.raises(WorkersDied), ProcessPool(2, make_mortal, 3) as pool:
-        for i, _ in pool.run(range(10)):
-            done.append(i)
+        done.extend(i for i, _ in pool.run(range(10)))
     assert sorted(done) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
-def test_a_death_while_large_tasks_wait_in_the_pipe_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_while_large_tasks_wait_in_the_pipe_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WEIGHTY_FLAG", str(tmp_path / "died"))
     tasks = [np.full(200_000, float(i)) for i in range(8)]  # 1.6 MB each: more than a pipe holds
     with ProcessPool(2, make_weighty) as pool:
@@ -289,11 +293,10 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 @contextmanager
 def parent_at_work(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process with two workers in mid-task, in a process group of its own."""
-    code = f"import test_workers; test_workers.hold_workers({str(folder)!r})"
+    code = f"from tests.test_workers import hold_workers; hold_workers({str(folder)!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

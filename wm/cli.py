@@ -68,7 +68,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     default = config_of(wanted.config())
 
     arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
-    found = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    found: Any = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     _check(found.common)
     return found.common, found.config
 

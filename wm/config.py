@@ -182,7 +182,7 @@ class Config:
 PAPER = Config()
 LAPTOP = Config(
     collect=replace(PAPER.collect, episodes=500, max_steps=500),
-    vae=replace(PAPER.vae, updates=8000, validate_every=1000, validation_frames=2000),
+    vae=replace(PAPER.vae, updates=4000, lr=3e-4, validate_every=500, validation_frames=2000),
     mdnrnn=replace(
         PAPER.mdnrnn,
         updates=4000,

@@ -56,7 +56,7 @@ class Evolution:
             name: getattr(self, name) for name in self._PLAIN if name != "best_score" or self.best_theta is not None
         }
         with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, plain=np.array(json.dumps(plain)), **arrays)
+            np.savez(file, allow_pickle=False, plain=np.array(json.dumps(plain)), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Evolution:
@@ -158,6 +158,7 @@ def evolve(
             start = time.monotonic()
             fitness, steps = evaluate(state.es.ask(), generation)
             state.es.tell(fitness)
+            rate = steps / (time.monotonic() - start)
             state.env_steps += steps
             row: dict[str, Any] = {
                 "best": fitness.max(),
@@ -177,9 +178,8 @@ def evolve(
                 if returns.mean() > state.best_score:
                     state.best_theta, state.best_score = state.es.mean, float(returns.mean())
                     state.best_generation = generation
-            seconds = time.monotonic() - start
-            state.seconds += seconds
-            row |= {"seconds": state.seconds, "steps_per_second": steps / seconds}
+            state.seconds += time.monotonic() - start
+            row |= {"seconds": state.seconds, "steps_per_second": rate}
             # In this order a kill between two lines costs nothing: what is ahead is cut back or made again.
             metrics.log(generation, row)
             state.save(checkpoint)

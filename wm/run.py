@@ -149,6 +149,7 @@ class Progress:
         )
         self._name, self._total, self._unit = name, total, unit
         self._first = self._n = initial
+        self._said_n = -1
         self._start = self._said = time.monotonic()
         self._shown = ""
 
@@ -156,7 +157,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._terminal and kind is None:
+        if not self._terminal and kind is None and self._said_n != self._n:
             self._say()
         self._bar.close()
 
@@ -171,7 +172,7 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
-        self._said = time.monotonic()
+        self._said, self._said_n = time.monotonic(), self._n
         line = tqdm.format_meter(
             self._n,
             self._total,

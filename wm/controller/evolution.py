@@ -12,7 +12,7 @@ import cma
 import numpy as np
 from cma.sigma_adaptation import CMAAdaptSigmaTPA
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 
 class TwoPointAdaptation(CMAAdaptSigmaTPA):

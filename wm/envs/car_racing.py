@@ -20,7 +20,9 @@ How the pieces keep to the stock picture:
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import Box2D
 import cv2
 import numpy as np
 import pygame
@@ -189,6 +191,9 @@ CAR_ROWS, CAR_COLS = slice(66, 78), slice(44, 52)
 CAR_LEFT, CAR_RIGHT = math.floor(CAR_COLS.start * PX_X), math.ceil(CAR_COLS.stop * PX_X)
 CAR_TOP, CAR_BOTTOM = math.floor(CAR_ROWS.start * PX_Y), math.ceil(CAR_ROWS.stop * PX_Y)
 HULL_COLOUR = (204, 0, 0)  # 0.8 * 255
+N_STEER = 40  # pictures per radian of steering
+N_PHASE = 32  # pictures per turn of a wheel
+# All of the ground is seen but for what the car covers; and a half, since the conversion to u8 cuts off.
 _GROUND = np.array([1, 0.5], np.float32)[:, None, None]
 
 
@@ -199,8 +204,6 @@ def _as_in_box2d(corners: Sequence[tuple[float, float]]) -> np.ndarray:
 
 HULL = [_as_in_box2d(corners) for corners in (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)]
 TYRE = _as_in_box2d([(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)])
-N_STEER = 40  # pictures per radian of steering
-N_PHASE = 32  # pictures per turn of a wheel
 
 
 def _area_weights(start: int, stop: int, px: float, low: int, high: int) -> np.ndarray:
@@ -212,13 +215,23 @@ def _area_weights(start: int, stop: int, px: float, low: int, high: int) -> np.n
 
 
 _CAR_DOWN = _area_weights(CAR_ROWS.start, CAR_ROWS.stop, PX_Y, CAR_TOP, CAR_BOTTOM)
-_CAR_ACROSS = _area_weights(CAR_COLS.start, CAR_COLS.stop, PX_X, CAR_LEFT, CAR_RIGHT)
+_CAR_ACROSS = np.hstack(  # from RGBA to both halves of a picture: minus the coverage thrice, RGB
+    [
+        np.kron(_area_weights(CAR_COLS.start, CAR_COLS.stop, PX_X, CAR_LEFT, CAR_RIGHT).T, channels)
+        for channels in (np.outer([0, 0, 0, -1 / 255], [1, 1, 1]), np.eye(4, 3))
+    ]
+).astype(np.float32)
 
 
 def _draw_car_part(canvas: pygame.Surface, points: np.ndarray, zoom: float, colour: tuple[int, int, int]) -> None:
     """Fill a polygon given in the car's frame (world units)."""
     pixels = points * zoom + (WINDOW_W / 2 - CAR_LEFT, WINDOW_H / 4 - (WINDOW_H - CAR_BOTTOM))
-    pygame.draw.polygon(canvas, (*_shrunk()[list(colour)].tolist(), 255), pixels.tolist())
+    pygame.draw.polygon(canvas, _car_colour(colour), pixels.tolist())
+
+
+@lru_cache(maxsize=4)
+def _car_colour(colour: tuple[int, int, int]) -> tuple[int, ...]:
+    return (*_shrunk()[list(colour)].tolist(), 255)
 
 
 def _draw_hull(canvas: pygame.Surface, zoom: float) -> None:
@@ -250,17 +263,14 @@ def _car_canvas() -> pygame.Surface:
 
 def _car_pixels(canvas: pygame.Surface) -> np.ndarray:
     """The upright RGBA of a canvas, u8[h, w, 4]."""
-    rgba = np.dstack([pygame.surfarray.array3d(canvas), pygame.surfarray.array_alpha(canvas)])
-    return rgba.swapaxes(0, 1)[::-1]
+    data = pygame.image.tobytes(canvas, "RGBA", True)  # True: flip
+    return np.frombuffer(data, np.uint8).reshape(canvas.get_height(), canvas.get_width(), 4)
 
 
 def _shrink_car(pixels: np.ndarray) -> np.ndarray:
     """RGBA on stock's surface as a picture on the observation's pixels."""
-    height, width, _ = pixels.shape
-    rows = (_CAR_DOWN @ pixels.reshape(height, -1).astype(np.float32)).reshape(-1, width, 4)
-    shrunk = np.matmul(_CAR_ACROSS, rows)
-    coverage = np.repeat(shrunk[..., 3:] / -255, 3, axis=2)
-    return np.stack([coverage, shrunk[..., :3]]).reshape(2, len(shrunk), -1)
+    rows = _CAR_DOWN @ pixels.reshape(len(pixels), -1).astype(np.float32)
+    return (rows @ _CAR_ACROSS).reshape(len(rows), 2, -1).swapaxes(0, 1).copy()
 
 
 @lru_cache(maxsize=1)
@@ -268,6 +278,12 @@ def _hull_pixels() -> np.ndarray:
     canvas = _car_canvas()
     _draw_hull(canvas, FULL_ZOOM)
     return _car_pixels(canvas)
+
+
+@lru_cache(maxsize=1)
+def _beside_hull() -> np.ndarray:
+    """1 where the hull leaves a surface pixel free, else 0, in all four channels."""
+    return np.repeat(_hull_pixels()[..., 3:] == 0, 4, axis=2).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -280,14 +296,13 @@ def _wheel_picture(wheel: int, steer: int, phase: int) -> np.ndarray:
     """What the hull leaves visible of a wheel, for a rounded angle and phase."""
     canvas = _car_canvas()
     _draw_wheel(canvas, wheel, steer / N_STEER, phase * 2 * math.pi / N_PHASE, FULL_ZOOM)
-    return _shrink_car(_car_pixels(canvas) * (_hull_pixels()[..., 3:] == 0))
+    return _shrink_car(_car_pixels(canvas) * _beside_hull())
 
 
 def _draw_car(view: np.ndarray, car: Car, zoom: float) -> None:
     """Blend the car over the field: `view` is u8[12, 24], the observation where the car can be."""
     wheels = car.wheels
     picture = _car_picture([w.joint.angle for w in wheels], [w.phase for w in wheels], zoom)
-    # All of the ground but what the car covers; and a half, for the conversion to u8 cuts off.
     picture += _GROUND
     np.copyto(view, view * picture[0] + picture[1], casting="unsafe")
 
@@ -389,6 +404,24 @@ def _bar_top(value: float) -> int:
     return min(max(int(BOTTOM - UNIT_Y * value), DASH_TOP), WINDOW_H)
 
 
+class _World(Box2D.b2World):
+    """Box2D's world without pybox2d's leak of 2.4 kB a car.
+
+    A fixture definition takes over its shape from Python but never frees it; Box2D itself copies the shape into the
+    body. So every shape of a new car would stay for ever. Here Python gets it back.
+    """
+
+    def CreateDynamicBody(self, **kwargs: Any) -> Box2D.b2Body:
+        """Create a body as `b2World` does; its fixture definitions are used up."""
+        body = super().CreateDynamicBody(**kwargs)
+        fixtures = kwargs.get("fixtures", [])
+        for definition in fixtures if isinstance(fixtures, list) else [fixtures]:
+            shape = definition.shape
+            definition.shape = None
+            shape.thisown = True  # freed with this last reference
+        return body
+
+
 class FastCarRacing(CarRacing):
     """Gymnasium's CarRacing-v3 with observations drawn about 30 times faster.
 
@@ -397,7 +430,10 @@ class FastCarRacing(CarRacing):
     differ by well under one grey level on average. `render` ("human", "rgb_array") is stock's.
     """
 
-    _field: _Field | None = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.world = _World((0, 0), contactListener=self.contactListener_keepref)
+        self._field: _Field | None = None  # made at the first reset
 
     def _create_track(self) -> bool:
         if not super()._create_track():

@@ -102,7 +102,8 @@ def plot_predictions(
         axes[row, 0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
     for column, t in enumerate(columns):
         axes[0, column].set_title(f"t = {t}", fontsize=8)
-    figure.suptitle(f"{title}{steps} steps; at t = 0 all of M is given the real frame; tau {temperature:g}", fontsize=9)
+    given = f"{steps} steps, tau {temperature:g}; at t = 0 M is given the real frame"
+    figure.suptitle(f"{title}{given}", fontsize=9)
     save_figure(path, figure)
 
 

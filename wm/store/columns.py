@@ -32,8 +32,12 @@ COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "sh
 class ColumnWriter:
     """Appends episodes to a new file; memory is bounded by one episode. Use as a context manager."""
 
-    def __init__(self, path: Path, kind: str, attributes: Mapping[str, str]) -> None:
-        """Opens `path` for writing; `kind` says what the file is, `attributes` are kept beside it."""
+    def __init__(self, path: Path, kind: str, attributes: Mapping[str, str], compression: Mapping[str, Any]) -> None:
+        """Opens `path` for writing; `kind` says what the file is, `attributes` are kept beside it.
+
+        `compression` is `COMPRESSION`, or empty where nothing is to be gained.
+        """
+        self._compression = compression
         self._file = h5py.File(path, "w", libver="v110")
         self._file.attrs.update({"format": RUN_FORMAT, "kind": kind, **attributes})
         self._rows: list[Array] = []
@@ -66,7 +70,7 @@ class ColumnWriter:
                 dtype=values.dtype,
                 chunks=(max(1, min(CHUNK_BYTES // item, 8192)), *values.shape[1:]),
                 fletcher32=True,
-                **COMPRESSION,
+                **self._compression,
             )
         dataset = self._file[name]
         if dataset.shape[1:] != values.shape[1:] or dataset.dtype != values.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ KIND = "latents"
 WAY_OUT = "redo it with `make mdnrnn ARGS=--restart`"
 ROW = np.dtype([("index", "i8"), ("length", "i8"), ("terminated", "?")])
 
+CACHE_BYTES = 512 * 2**20
+"""Episodes kept in memory, for a batch of clips is hundreds of small reads; about 2 million steps of z 32."""
+
 Floats = NDArray[np.float32]
 
 
@@ -33,8 +37,9 @@ class LatentsWriter:
     def __enter__(self) -> LatentsWriter:
         self._stack = ExitStack()
         temporary = self._stack.enter_context(atomic(self._path))
+        # Latents do not compress (gzip: by 5%), and reading them would take longer than training on them.
         attributes = {f"made_from {name}": value for name, value in self._made_from.items()}
-        self._writer = self._stack.enter_context(ColumnWriter(temporary, KIND, attributes))
+        self._writer = self._stack.enter_context(ColumnWriter(temporary, KIND, attributes, {}))
         return self
 
     def __exit__(
@@ -66,6 +71,11 @@ class LatentEpisode:
     actions: Floats
     rewards: Floats
     terminated: NDArray[np.bool_]
+
+    @property
+    def bytes(self) -> int:
+        """Its size in memory."""
+        return sum(values.nbytes for values in vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ class Latents:
         self.made_from = {
             name.removeprefix(prefix): value for name, value in self._file.attributes.items() if name.startswith(prefix)
         }
+        self._cache, self._cached_bytes = OrderedDict[int, LatentEpisode](), 0
         self.z = self._file.columns["frame/mu"][0][0]
         self.actions = self._file.columns["step/actions"][0][0]
 
@@ -124,17 +135,26 @@ class Latents:
         return split(len(self), validation, seed)
 
     def episode(self, episode: int) -> LatentEpisode:
-        """The whole of one episode."""
+        """The whole of one episode; read it, but do not write into it."""
+        episode = int(episode)
+        if episode in self._cache:
+            self._cache.move_to_end(episode)
+            return self._cache[episode]
         steps = int(self.table["length"][episode])
         terminated = np.zeros(steps, np.bool_)
         terminated[-1] = self.table["terminated"][episode]
-        return LatentEpisode(
+        found = LatentEpisode(
             mu=self._file.read("frame/mu", episode, 0, steps + 1),
             logvar=self._file.read("frame/logvar", episode, 0, steps + 1),
             actions=self._file.read("step/actions", episode, 0, steps),
             rewards=self._file.read("step/rewards", episode, 0, steps),
             terminated=terminated,
         )
+        self._cache[episode] = found
+        self._cached_bytes += found.bytes
+        while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].bytes
+        return found
 
     def clips(self, addresses: Array, length: int) -> Clips:
         """Reads clips at addresses i64[B,3]: episode, first step, step after the last; at most `length` steps each."""
@@ -148,12 +168,12 @@ class Latents:
             mask=np.zeros(shape, np.bool_),
         )
         for i, (episode, first, stop) in enumerate(addresses.tolist()):
-            steps, real = int(self.table["length"][episode]), stop - first
-            clips.mu[i, : real + 1] = self._file.read("frame/mu", episode, first, stop + 1)
-            clips.logvar[i, : real + 1] = self._file.read("frame/logvar", episode, first, stop + 1)
-            clips.a[i, :real] = self._file.read("step/actions", episode, first, stop)
-            clips.r[i, :real] = self._file.read("step/rewards", episode, first, stop)
-            clips.terminated[i, real - 1] = stop == steps and self.table["terminated"][episode]
+            whole, real = self.episode(episode), stop - first
+            clips.mu[i, : real + 1] = whole.mu[first : stop + 1]
+            clips.logvar[i, : real + 1] = whole.logvar[first : stop + 1]
+            clips.a[i, :real] = whole.actions[first:stop]
+            clips.r[i, :real] = whole.rewards[first:stop]
+            clips.terminated[i, :real] = whole.terminated[first:stop]
             clips.mask[i, :real] = True
         return clips
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wm.run import UserError, atomic
-from wm.store.columns import Array, ColumnFile, ColumnWriter, split
+from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "rollouts"
@@ -38,7 +38,7 @@ OPEN_FILES = 16
 
 def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
     """Writes episodes to a shard, which appears whole or not at all; memory is bounded by one episode."""
-    with atomic(path) as temporary, ColumnWriter(temporary, KIND, {}) as writer:
+    with atomic(path) as temporary, ColumnWriter(temporary, KIND, {}, COMPRESSION) as writer:
         for e in episodes:
             row = (e.index, e.seed, e.length, e.ret, e.on_road, e.terminated, e.truncated)
             names = tuple(text.encode() for text in (e.policy, e.env_id, e.env_version, e.digest()))
@@ -67,7 +67,7 @@ class Rollouts:
         Raises:
             UserError: There is none, or one is damaged, foreign, empty or holds an episode that another one has.
         """
-        paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+        paths = sorted(folder.glob("[!.]*.h5")) if folder.is_dir() else []
         if not paths:
             raise UserError(f"{folder} holds no rollouts: make them with `make collect`.")
         tables = []

@@ -1,0 +1,55 @@
+"""Environment steps/s of `collect` on two workers, beside stock Gymnasium with the same policy and workers.
+
+Both record whole episodes and write the same kind of shards; they take turns within one run. `make bench` runs it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from wm.collect import make_collector
+from wm.config import FAST_ENV, STOCK_ENV
+from wm.workers import make_workers
+
+WORKERS = 2
+ROUNDS = 3
+STEPS = 500
+"""Longest episode, as in the laptop preset."""
+EPISODES = {STOCK_ENV: 2, FAST_ENV: 24}
+POLICIES = ("brownian", "random_network", "mixture")
+
+
+def rate(env_id: str, policy: str, folder: Path) -> float:
+    """Steps/s of collecting, with the workers started and warm."""
+    with make_workers(WORKERS, make_collector, env_id, policy, STEPS, 0, str(folder)) as workers:
+        # First episodes of other indices: each worker makes its environment, and loads what it needs.
+        list(workers.run([[1000 + i] for i in range(2 * WORKERS)]))
+        tasks = [[i] for i in range(EPISODES[env_id])]
+        start = time.perf_counter()
+        steps = sum(done for _, done in workers.run(tasks))
+        return steps / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Prints a table of both rates and their ratio by policy."""
+    print(
+        f"{WORKERS} workers, episodes of up to {STEPS} steps; steps/s, median of {ROUNDS} rounds (lowest to highest)\n"
+    )
+    print("| policy | stock Gymnasium | collect | ratio |")
+    print("|---|---:|---:|---:|")
+    for policy in POLICIES:
+        found: dict[str, list[float]] = {STOCK_ENV: [], FAST_ENV: []}
+        for _ in range(ROUNDS):
+            for env_id, rates in found.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    rates.append(rate(env_id, policy, Path(folder)))
+        cells = [f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})" for rates in found.values()]
+        ratio = median(found[FAST_ENV]) / median(found[STOCK_ENV])
+        print(f"| {policy} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

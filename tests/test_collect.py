@@ -1,0 +1,292 @@
+"""Collection: what an episode holds depends on (seed, index) only; kills and damage cost nothing but time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+
+from stages.collect import main
+from wm.collect import make_collector, record_episode, set_aside_damaged
+from wm.config import COLLECT_SEEDS, FAST_ENV, track_seeds
+from wm.envs import make_env
+from wm.run import Run, UserError, read_json
+from wm.store.frames import frame_batches
+from wm.store.shards import Rollouts, write_shard
+
+ROOT = Path(__file__).parent.parent
+
+
+def cartpole(folder: Path, groups: list[list[int]], seed: int = 0) -> Rollouts:
+    work = make_collector("CartPole-v1", "uniform", 50, seed, str(folder))
+    for group in groups:
+        work(group)
+    return Rollouts(folder)
+
+
+def arguments(folder: Path, *more: str, episodes: int = 4) -> list[str]:
+    small = ["--max-steps", "12", "--policy", "brownian", "--episodes", str(episodes)]
+    return ["--run", str(folder), "--preset", "smoke", "--workers", "0", *small, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished collection of four episodes, two a shard."""
+    run = Run(tmp_path_factory.mktemp("collect"))
+    main(arguments(run.folder))
+    return run
+
+
+@pytest.fixture
+def copy(whole: Run, tmp_path: Path) -> Run:
+    """A copy of it that a test may change."""
+    subprocess.run(["cp", "-r", str(whole.folder), str(tmp_path / "run")], check=True)
+    return Run(tmp_path / "run")
+
+
+# --- episodes --------------------------------------------------------------------------------------------
+
+
+def test_cartpole_is_collected_too_however_it_is_shared_out(tmp_path: Path) -> None:
+    one = cartpole(tmp_path / "one", [[0, 1, 2, 3, 4, 5]])
+    other = cartpole(tmp_path / "other", [[5, 3], [0], [4, 1, 2]])
+    assert one.fingerprint() == other.fingerprint()
+    streams = [frame_batches(r, np.arange(6), batch=8, seed=1, start=0, shuffle_frames=30) for r in (one, other)]
+    for a, b in islice(zip(*streams, strict=True), 30):
+        np.testing.assert_array_equal(a, b)
+    assert cartpole(tmp_path / "seed", [[0, 1, 2, 3, 4, 5]], seed=1).fingerprint() != one.fingerprint()
+    episode = one.episode(0)
+    assert episode.observations.shape == (episode.length + 1, 4)
+    assert episode.actions.shape == (episode.length,)
+    assert episode.terminated != episode.truncated
+    assert np.isnan(episode.on_road)
+
+
+def test_an_episode_can_be_played_again_from_its_record(tmp_path: Path) -> None:
+    for index, episode in enumerate(cartpole(tmp_path, [[0, 1, 2]])):
+        assert episode.index == index
+        assert episode.seed == track_seeds(COLLECT_SEEDS, 0)[index]
+        assert episode.env_id == "CartPole-v1"
+        assert episode.env_version == gymnasium.__version__
+        env = gymnasium.make(episode.env_id)
+        observation, _ = env.reset(seed=episode.seed)
+        for t, action in enumerate(episode.actions):
+            np.testing.assert_array_equal(observation, episode.observations[t])
+            observation, reward, *_ = env.step(action)
+            assert reward == episode.rewards[t]
+        np.testing.assert_array_equal(observation, episode.observations[-1])
+
+
+def test_share_of_steps_on_the_road() -> None:
+    class Straight:
+        """Drives straight on at full gas, which leaves the road at the first bend."""
+
+        def __init__(self, gas: float) -> None:
+            self._action = np.array([0, gas, 0], np.float32)
+
+        def reset(self, rng: np.random.Generator | None = None) -> None: ...
+
+        def act(self, observation: np.ndarray) -> np.ndarray:
+            return self._action
+
+    env = make_env(FAST_ENV)
+    rng = np.random.default_rng(0)
+    stands, leaves = (
+        record_episode(env, Straight(gas), "straight", index=0, seed=0, max_steps=steps, rng=rng)
+        for gas, steps in ((0.0, 10), (1.0, 250))
+    )
+    assert stands.on_road == 1.0
+    assert 0.1 < leaves.on_road < 0.9
+    assert stands.observations.shape == (11, 64, 64, 3)
+    assert stands.observations.dtype == np.uint8
+    assert stands.truncated
+    assert not stands.terminated
+
+
+# --- the stage -------------------------------------------------------------------------------------------
+
+
+def test_leaves_shards_a_summary_and_a_picture(whole: Run) -> None:
+    rollouts = Rollouts(whole.rollouts)
+    assert rollouts.table["index"].tolist() == [0, 1, 2, 3]
+    assert len(list(whole.rollouts.glob("*.h5"))) == 2
+    summary = json.loads((whole.rollouts / "summary.json").read_text())
+    assert summary["episodes"] == 4
+    assert summary["frames"] == int((rollouts.table["length"] + 1).sum())
+    assert summary["return_mean"] == pytest.approx(rollouts.table["ret"].mean())
+    assert summary["policies"] == {"brownian": 4}
+    assert 0 <= summary["on_road"] <= 1
+    assert summary["bytes"] == sum(path.stat().st_size for path in whole.rollouts.glob("*.h5"))
+    assert summary["fingerprint"] == rollouts.fingerprint()
+    assert len(summary["actions"]) == 3
+    for histogram in summary["actions"]:
+        assert sum(histogram["counts"]) == rollouts.table["length"].sum()
+    sheet = cv2.imread(str(whole.plots / "contact_sheet.png"))
+    assert sheet is not None
+    assert sheet.std() > 10
+    assert "collect" in whole.read_manifest()["stages"]
+
+
+def test_the_contact_sheet_shows_the_first_frame(whole: Run) -> None:
+    sheet = cv2.imread(str(whole.plots / "contact_sheet.png"))
+    assert sheet is not None
+    frame = cv2.cvtColor(Rollouts(whole.rollouts).read(0, 0, 1)[0], cv2.COLOR_RGB2BGR)
+    height, width = sheet.shape[:2]
+    places = cv2.matchTemplate(sheet[: height // 2, : width // 4], frame, cv2.TM_SQDIFF)
+    assert places.min() < 1
+
+
+def test_a_finished_collection_says_so_and_changes_nothing(copy: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.rollouts.iterdir()}
+    main(arguments(copy.folder))
+    assert "finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in copy.rollouts.iterdir()} == before
+
+
+def test_a_larger_total_adds_episodes(copy: Run, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.rollouts.glob("*.h5")}
+    main(arguments(copy.folder, episodes=7))
+    after = {path.name: path.read_bytes() for path in copy.rollouts.glob("*.h5")}
+    assert before.items() <= after.items()
+    main(arguments(tmp_path / "at once", "--episodes-per-shard", "3", episodes=7))
+    assert Rollouts(copy.rollouts).fingerprint() == Rollouts(tmp_path / "at once" / "rollouts").fingerprint()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def flip(path: Path) -> None:
+    with h5py.File(path) as file:
+        chunk = file["frame/observations"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros(3)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def without_episodes(path: Path) -> None:
+    write_shard(path, [])
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [cut, flip, foreign, empty, without_episodes, missing])
+def test_damage_is_set_aside_and_filled_up(
+    whole: Run, copy: Run, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sorted(copy.rollouts.glob("*.h5"))[1]
+    damage(path)
+    if damage is not missing:
+        with pytest.raises(UserError, match=path.name):
+            list(Rollouts(copy.rollouts))
+    main(arguments(copy.folder))
+    assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
+    said = capsys.readouterr().out
+    if damage is not missing:
+        assert str(path) in said
+        assert (copy.rollouts / "damaged" / path.name).exists()
+    assert read_json(copy.rollouts / "summary.json") == read_json(whole.rollouts / "summary.json") | {
+        "bytes": sum(p.stat().st_size for p in copy.rollouts.glob("*.h5"))
+    }
+
+
+def test_a_doubled_episode_is_set_aside(whole: Run, copy: Run) -> None:
+    path = sorted(copy.rollouts.glob("*.h5"))[0]
+    (copy.rollouts / "z.h5").write_bytes(path.read_bytes())
+    main(arguments(copy.folder))
+    assert (copy.rollouts / "damaged" / "z.h5").exists()
+    assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
+
+
+def test_leftovers_of_a_killed_run_go(copy: Run) -> None:
+    leftover = copy.rollouts / ".000000-000001-abc.tmp.h5"
+    leftover.write_bytes(b"half a shard")
+    assert set_aside_damaged(copy.rollouts) == [0, 1, 2, 3]
+    assert not leftover.exists()
+
+
+def test_other_options_are_refused_and_restart_makes_anew(copy: Run) -> None:
+    with pytest.raises(UserError, match=r"max_steps was 12, is 13.*--restart"):
+        main(arguments(copy.folder, "--max-steps", "13"))
+    before = Rollouts(copy.rollouts).fingerprint()
+    main(arguments(copy.folder, "--max-steps", "13", "--restart", episodes=2))
+    rollouts = Rollouts(copy.rollouts)
+    assert len(rollouts) == 2
+    assert rollouts.fingerprint() != before
+
+
+@pytest.mark.parametrize("wrong", [["--episodes", "1"], ["--max-steps", "0"], ["--episodes-per-shard", "0"]])
+def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: list[str]) -> None:
+    with pytest.raises(UserError, match=wrong[0]):
+        main(arguments(tmp_path, *wrong))
+
+
+# --- by subprocess ---------------------------------------------------------------------------------------
+
+
+def command(folder: Path, workers: int) -> list[str]:
+    more = ["--episodes", "24", "--episodes-per-shard", "2", "--max-steps", "60", "--workers", str(workers)]
+    return [sys.executable, "-m", "stages.collect", "--run", str(folder), "--preset", "smoke", *more]
+
+
+@pytest.mark.slow
+def test_neither_workers_nor_kills_change_what_is_collected(tmp_path: Path) -> None:
+    subprocess.run(command(tmp_path / "inline", 0), cwd=ROOT, check=True, capture_output=True)
+    wanted = Rollouts(tmp_path / "inline" / "rollouts").fingerprint()
+
+    killed = Run(tmp_path / "killed")
+    for shards in (1, 4, 8):
+        process = subprocess.Popen(
+            command(killed.folder, 2),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while process.poll() is None and len(list(killed.rollouts.glob("[!.]*.h5"))) < shards:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    # A kill costs at most the shards that were open.
+    assert len(Rollouts(killed.rollouts)) >= 16
+    subprocess.run(command(killed.folder, 2), cwd=ROOT, check=True, capture_output=True)
+    assert Rollouts(killed.rollouts).fingerprint() == wanted
+    assert not [path for path in killed.rollouts.iterdir() if ".tmp" in path.name]
+    assert read_json(killed.rollouts / "summary.json")["episodes"] == 24
+
+
+@pytest.mark.slow
+def test_an_interrupted_collection_says_so_and_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    process = subprocess.Popen(command(run.folder, 2), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(run.rollouts.glob("[!.]*.h5")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in said
+    assert not (run.rollouts / "summary.json").exists()
+    done = subprocess.run(command(run.folder, 2), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "24 episodes" in done.stdout

@@ -1,0 +1,154 @@
+"""The commands that make runs, by `make -n`: which, in which order and with which arguments."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+TARGETS = [
+    *("help", "setup"),
+    *("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish"),
+    *("test", "lint", "bench"),
+]
+
+
+def make(*arguments: str, code: int = 0) -> str:
+    """The output of make, run in the repository and free of the variables of a make around this test."""
+    names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "SEED", "CAR", "ARGS", "PYTHON"}
+    environment = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("MAKE")}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def commands(*arguments: str) -> list[str]:
+    """What `make -n` would run of our stages, from the stage's name on."""
+    lines = re.findall(r"-m stages\.(.*)", make("-n", "WORKERS=3", *arguments))
+    return [" ".join(line.split()) for line in lines]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> str:
+    return f"RUNS={tmp_path}"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> str:
+    """A folder of runs whose run `carracing` has everything; the oldest file is the latest in the pipeline."""
+    folder = tmp_path / "carracing"
+    (folder / "rollouts").mkdir(parents=True)
+    for age, name in enumerate(["rollouts/summary.json", "vae.pt", "mdnrnn.pt", "controller.npz"]):
+        (folder / name).touch()
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    return f"RUNS={tmp_path}"
+
+
+def sizes(tmp_path: Path, run: str = "carracing", preset: str = "laptop") -> str:
+    return f"--run {tmp_path}/{run} --preset {preset} --workers 3"
+
+
+def test_make_lists_every_target_with_a_line() -> None:
+    listed = re.findall(r"^  (\w+) +(\S.*)$", make(), flags=re.MULTILINE)
+    assert [name for name, _ in listed] == TARGETS
+    assert all(len(line) > 10 for _, line in listed)
+    assert make() == make("help")
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert phony is not None
+    assert phony[1].split() == TARGETS
+
+
+def test_every_command_is_a_module_that_is_there(made: str) -> None:
+    text = (ROOT / "Makefile").read_text()
+    for module in re.findall(r"-m (tests\.\w+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for target in ("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish"):
+        (command,) = commands(target, made)
+        assert command.split()[0] == target
+        assert (ROOT / "stages" / f"{target}.py").exists()
+
+
+def test_the_controller_first_makes_what_is_missing(runs: str, tmp_path: Path) -> None:
+    common = sizes(tmp_path)
+    assert commands("controller", runs) == [f"{name} {common}" for name in ("collect", "vae", "mdnrnn", "controller")]
+
+
+def test_what_is_there_is_not_made_again(made: str, tmp_path: Path) -> None:
+    assert commands("controller", made) == [f"controller {sizes(tmp_path)}"]
+    (tmp_path / "carracing" / "mdnrnn.pt").unlink()
+    assert commands("controller", made) == [f"{name} {sizes(tmp_path)}" for name in ("mdnrnn", "controller")]
+    assert commands("vae", made) == [f"vae {sizes(tmp_path)}"]  # asked for by name: the stage says it is finished
+
+
+def test_all_stages_at_once_make_each_once(runs: str) -> None:
+    # `make -n` makes no files, so that each stage's own prerequisites are asked for again.
+    names = [command.split()[0] for command in commands("collect", "vae", runs)]
+    assert names[0] == "collect"
+    assert names[-1] == "vae"
+
+
+def test_run_and_preset(runs: str, tmp_path: Path) -> None:
+    common = sizes(tmp_path, "mine", "smoke")
+    assert commands("vae", runs, "RUN=mine", "PRESET=smoke") == [f"collect {common}", f"vae {common}"]
+
+
+def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
+    common = sizes(tmp_path)
+    given = ["EPISODES=7", "GENERATIONS=8", "SEED=9", "CAR=fast", "ARGS=--restart"]
+    assert commands("controller", runs, *given) == [
+        f"collect {common} --episodes 7",
+        f"vae {common}",
+        f"mdnrnn {common}",
+        f"controller {common} --generations 8 --restart",  # ARGS only for what was asked for
+    ]
+    assert commands("evaluate", runs, *given) == [f"evaluate {common} --episodes 7 --restart"]
+    folder = f"--run {tmp_path}/carracing"
+    assert commands("replay", runs, *given) == [f"replay {folder} --track 9 --car fast --restart"]
+    assert commands("publish", runs, *given) == [f"publish {folder} --restart"]
+
+
+def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> None:
+    assert commands("evaluate", made) == [f"evaluate {sizes(tmp_path)}"]
+    assert commands("replay", made) == [f"replay --run {tmp_path}/carracing"]
+
+
+def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_path: Path) -> None:
+    source = "--source data/pretrained"
+    assert commands("evaluate", runs, "RUN=pretrained") == [f"evaluate {sizes(tmp_path, 'pretrained')} {source}"]
+    assert commands("replay", runs, "RUN=pretrained") == [f"replay --run {tmp_path}/pretrained {source}"]
+
+
+@pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller"])
+def test_the_pretrained_run_is_not_trained(runs: str, target: str) -> None:
+    output = make("-n", target, runs, "RUN=pretrained", code=2)
+    assert "RUN=pretrained is the committed run, which is not trained further: choose another RUN" in output
+    assert "-m stages." not in output
+
+
+def test_the_pretrained_run_is_not_published(runs: str) -> None:
+    output = make("-n", "publish", runs, "RUN=pretrained", code=2)
+    assert "choose the RUN to publish" in output
+
+
+def test_finished_artifacts_survive_a_stage_that_fails(tmp_path: Path) -> None:
+    """Plain make deletes what a failed or interrupted rule has written."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / ".complete").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(
+        "#!/bin/sh\nmkdir -p runs/r && echo whole > runs/r/vae.pt && mkdir -p runs/r/rollouts\nexit 130\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "runs" / "r" / "rollouts").mkdir(parents=True)
+    (tmp_path / "runs" / "r" / "rollouts" / "summary.json").touch()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    command = ["make", "mdnrnn", "RUNS=runs", "RUN=r"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert (tmp_path / "runs" / "r" / "vae.pt").exists()

@@ -1,0 +1,121 @@
+"""The collecting policies: in bounds, finite, and a function of their generator only."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from wm.policies import DT, MIXTURE, POLICIES, Brownian, RandomNetwork, Uniform, choose
+from wm.rollout import Policy
+from wm.run import UserError
+
+CAR = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
+FRAMES = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+
+
+def actions(policy: Policy, seed: int, steps: int = 8) -> np.ndarray:
+    policy.reset(np.random.default_rng(seed))
+    return np.stack([policy.act(FRAMES[t % len(FRAMES)]) for t in range(steps)])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_episodes_actions_depend_on_its_generator_only(name: str) -> None:
+    fresh, used = POLICIES[name](CAR), POLICIES[name](CAR)
+    actions(used, 7)
+    wanted = actions(fresh, 1)
+    np.testing.assert_array_equal(actions(used, 1), wanted)
+    assert not np.array_equal(actions(used, 2), wanted)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_actions_are_finite_float32_within_bounds(name: str) -> None:
+    policy = POLICIES[name](CAR)
+    for seed in range(5):
+        found = actions(policy, seed)
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
+        assert (found >= CAR.low).all()
+        assert (found <= CAR.high).all()
+
+
+def test_uniform_takes_any_space_and_fills_it() -> None:
+    found = actions(Uniform(spaces.Discrete(3)), 0, 300)
+    assert sorted(set(found.tolist())) == [0, 1, 2]
+    found = actions(Uniform(CAR), 0, 2000)
+    np.testing.assert_allclose(found.mean(0), [0, 0.5, 0.5], atol=0.05)
+
+
+def test_brownian_walks_by_the_square_root_of_time() -> None:
+    wide = spaces.Box(np.full(3, -1e6, np.float32), np.full(3, 1e6, np.float32), dtype=np.float32)
+
+    class FromZero(np.random.Generator):
+        def uniform(self, *bounds: object) -> np.ndarray:  # type: ignore[override]
+            return np.zeros(3)
+
+    policy = Brownian(wide)
+    policy.reset(FromZero(np.random.PCG64(0)))
+    moves = np.diff(np.stack([policy.act(None) for _ in range(4000)]), axis=0)
+    np.testing.assert_allclose(moves.std(0), np.sqrt(DT), rtol=0.05)
+    np.testing.assert_allclose(moves.mean(0), 0, atol=0.01)
+
+
+def test_brownian_starts_anywhere_and_stays_at_a_bound_it_is_pushed_to() -> None:
+    policy = Brownian(CAR)
+    starts = np.stack([actions(policy, seed, 1)[0] for seed in range(300)])
+    np.testing.assert_allclose(starts.mean(0), [0, 0.5, 0.5], atol=0.15)
+    assert starts[:, 0].min() < -0.8
+    long = actions(policy, 0, 2000)
+    for i in range(3):
+        assert long[:, i].min() == CAR.low[i]
+        assert long[:, i].max() == CAR.high[i]
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.Box(-np.inf, np.inf, (3,))])
+def test_brownian_refuses_what_it_cannot_walk_in(space: spaces.Space) -> None:
+    with pytest.raises(UserError, match="--policy uniform"):
+        Brownian(space)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.Box(-1, 1, (2,))])
+def test_random_network_refuses_other_environments(space: spaces.Space) -> None:
+    with pytest.raises(UserError, match="--policy uniform"):
+        RandomNetwork(space)
+
+
+def test_random_network_is_finite_over_many_draws_and_acts_on_what_it_sees() -> None:
+    policy = RandomNetwork(CAR)
+    seen = set()
+    for seed in range(25):
+        found = actions(policy, seed, 2)
+        assert np.isfinite(found).all()
+        assert ((found >= CAR.low) & (found <= CAR.high)).all()
+        seen.add(tuple(found[0]))
+    assert len(seen) > 8
+    policy.reset(np.random.default_rng(3))
+    assert len({tuple(policy.act(frame)) for frame in FRAMES}) > 1
+
+
+def test_random_network_survives_the_largest_weights() -> None:
+    """Without the cut of the draws, such weights multiply to infinity within a few layers."""
+
+    class Extreme(np.random.Generator):
+        def uniform(self, low: float, high: float) -> float:  # type: ignore[override]
+            return high
+
+        def standard_cauchy(self, shape: tuple[int, ...]) -> np.ndarray:  # type: ignore[override]
+            return self.choice([-1e30, 1e30], shape)
+
+    policy = RandomNetwork(CAR)
+    for seed in range(3):
+        policy.reset(Extreme(np.random.PCG64(seed)))
+        found = np.stack([policy.act(frame) for frame in FRAMES])
+        assert np.isfinite(found).all()
+        assert ((found >= CAR.low) & (found <= CAR.high)).all()
+
+
+def test_the_mixture_is_half_and_half() -> None:
+    found = Counter(choose("mixture", np.random.default_rng([0, index])) for index in range(1000))
+    assert set(found) == set(MIXTURE) == {"brownian", "random_network"}
+    assert abs(found["brownian"] - 500) < 80
+    assert choose("uniform", np.random.default_rng(0)) == "uniform"

@@ -1,0 +1,113 @@
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import wm.envs
+from wm.envs.preprocess import DASHBOARD_ROW, PreprocessFrames, preprocess, to_float
+
+
+def random_frame(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (96, 96, 3), np.uint8)
+
+
+def test_shape_dtype_and_memory() -> None:
+    frame = random_frame(0)
+    before = frame.copy()
+    small = preprocess(frame)
+    assert small.shape == (64, 64, 3)
+    assert small.dtype == np.uint8
+    assert small.flags.c_contiguous
+    assert not np.shares_memory(small, frame)
+    np.testing.assert_array_equal(frame, before)
+
+
+def test_transposed_frames_are_fine() -> None:
+    # Stock's observation is a transposed view of pygame's memory.
+    frame = random_frame(1)
+    view = np.asfortranarray(frame.swapaxes(0, 1)).swapaxes(0, 1)
+    np.testing.assert_array_equal(preprocess(view), preprocess(frame))
+
+
+def test_the_dashboard_is_gone() -> None:
+    frame, other = random_frame(2), random_frame(2)
+    other[DASHBOARD_ROW:] = 0
+    np.testing.assert_array_equal(preprocess(frame), preprocess(other))
+    other[DASHBOARD_ROW - 1] = 0
+    assert (preprocess(frame) != preprocess(other)).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 83), st.integers(0, 95))
+def test_no_pixel_is_skipped(row: int, column: int) -> None:
+    frame = np.zeros((96, 96, 3), np.uint8)
+    frame[row, column] = 255
+    share = preprocess(frame)[..., 0].sum() / 255 * (84 * 96) / (64 * 64)
+    assert 0.5 < share < 1.7  # an area average would give 1
+
+
+def test_plain_colours_stay_and_nothing_is_turned_over() -> None:
+    frame = np.zeros((96, 96, 3), np.uint8)
+    frame[:42, :, 0] = 200  # red above
+    frame[:, :48, 2] = 100  # blue left
+    small = preprocess(frame)
+    np.testing.assert_array_equal(small[5, 5], [200, 0, 100])
+    np.testing.assert_array_equal(small[5, 60], [200, 0, 0])
+    np.testing.assert_array_equal(small[60, 5], [0, 0, 100])
+    np.testing.assert_array_equal(small[60, 60], [0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("frame", "named"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), r"u8\[96, 96, 3\].*uint8\[64, 64, 3\]"),
+        (np.zeros((3, 96, 96), np.uint8), r"uint8\[3, 96, 96\]"),
+        (np.zeros((96, 96, 3), np.float32), r"float32\[96, 96, 3\]"),
+        (np.zeros((1, 96, 96, 3), np.uint8), r"uint8\[1, 96, 96, 3\]"),
+    ],
+)
+def test_bad_frames_are_named(frame: np.ndarray, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        preprocess(frame)
+
+
+def test_to_float() -> None:
+    frames = np.random.default_rng(3).integers(0, 256, (2, 5, 64, 48, 3), np.uint8)
+    frames[0, 0, 0, 0] = [0, 128, 255]
+    x = to_float(frames)
+    assert x.shape == (2, 5, 3, 64, 48)
+    assert x.dtype == np.float32
+    assert x.flags.c_contiguous
+    assert x[0, 0, :, 0, 0].tolist() == [0.0, np.float32(128 / 255), 1.0]
+    np.testing.assert_allclose(x[1, 2, 1], frames[1, 2, ..., 1] / 255, rtol=1e-6)
+    assert to_float(frames[0, 0]).shape == (3, 64, 48)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), np.zeros(3, np.uint8)])
+def test_to_float_rejects(frames: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"u8\[\.\.\., H, W, 3\]"):
+        to_float(frames)
+
+
+@pytest.mark.parametrize("env_id", ["wm/CarRacing-v3", "CarRacing-v3"])
+def test_make_env_preprocesses_car_racing(env_id: str) -> None:
+    env = wm.envs.make_env(env_id, max_episode_steps=3)
+    assert isinstance(env, PreprocessFrames)
+    assert env.observation_space == gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    frame, _ = env.reset(seed=0)
+    assert env.observation_space.contains(frame)
+    ends = []
+    for _ in range(3):
+        frame, _, _, truncated, _ = env.step(np.array([0, 1, 0], np.float32))
+        assert env.observation_space.contains(frame)
+        ends.append(truncated)
+    assert ends == [False, False, True]
+    env.close()
+
+
+def test_make_env_passes_arguments_and_leaves_others_alone() -> None:
+    assert isinstance(wm.envs.make_env("wm/CarRacing-v3", continuous=False).action_space, gymnasium.spaces.Discrete)
+    env = wm.envs.make_env("CartPole-v1")
+    assert env.observation_space.shape == (4,)
+    assert env.reset(seed=0)[0].shape == (4,)
