@@ -192,7 +192,7 @@ LAPTOP = Config(
         validate_every=400,
         validation_clips=128,
     ),
-    controller=replace(PAPER.controller, generations=200, popsize=32, tracks=4, select_every=5),
+    controller=replace(PAPER.controller, generations=150, popsize=32, tracks=4, select_every=5),
 )
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),

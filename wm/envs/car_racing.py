@@ -127,7 +127,8 @@ class _Field:
     def repaint(self, index: int) -> None:
         """Paint again the surroundings of one polygon, whose colour has changed."""
         (x0, y0), (x1, y1) = self.low[index].tolist(), self.high[index].tolist()
-        if self.painted[(y0 + y1) // 2 // FINE, (x0 + x1) // 2 // FINE]:
+        # What of it lies in cells not yet painted will be painted over.
+        if self.painted[y0 // FINE : y1 // FINE + 1, x0 // FINE : x1 // FINE + 1].any():
             self._paint(x0, y0, x1, y1)
 
     def _paint(self, x0: int, y0: int, x1: int, y1: int) -> None:
@@ -423,11 +424,12 @@ class _World(Box2D.b2World):
 
 
 class FastCarRacing(CarRacing):
-    """Gymnasium's CarRacing-v3 with observations drawn about 30 times faster.
+    """Gymnasium's CarRacing-v3, some 25 times faster by its drawing of the observations.
 
     Takes the arguments of `gymnasium.envs.box2d.car_racing.CarRacing`. For the same seed and actions the tracks,
     rewards, terminations, truncations and infos equal stock's exactly; observations (u8[96, 96, 3], RGB, 0..255)
     differ by well under one grey level on average. `render` ("human", "rgb_array") is stock's.
+    An environment takes about 30 MB.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -481,9 +483,10 @@ class FastCarRacing(CarRacing):
         # World units between neighbouring samples.
         right, down = PX_X / zoom / oversample, PX_Y / zoom / oversample
         if zoom >= FINE_FROM_ZOOM:
-            # The view's middle is 33.5 pixels before the car; 42 and 48 are half its height and width.
+            # The view's middle is 30 pixels before the car; 42 and 48 are half its height and width. One unit more,
+            # for a sample takes in the texels around it.
             ahead = 30 * PX_Y / zoom
-            radius = math.hypot(48 * PX_X, 42 * PX_Y) / zoom
+            radius = math.hypot(48 * PX_X, 42 * PX_Y) / zoom + 1
             field.paint_around(x - sin * ahead, y + cos * ahead, radius)
             texture = field.fine
         else:

@@ -23,8 +23,8 @@ from wm.run import UserError
 
 Array = NDArray[Any]
 
-CHUNK_BYTES = 200_000
-"""Target size of a chunk: 16 frames of 64x64x3. See the table in docs/formats.md."""
+CHUNK_BYTES = 100_000
+"""Target size of a chunk: 8 frames of 64x64x3. See the table in docs/formats.md."""
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
 """Chosen by `python -m tests.bench_store`; see the table in docs/formats.md."""
 

@@ -11,7 +11,7 @@ from wm.store.columns import Array
 from wm.store.shards import Rollouts
 
 BLOCK = 16
-"""Neighbouring frames that are read together, about a chunk; the shuffle buffer then parts them."""
+"""Neighbouring frames that are read together, two or three chunks; the shuffle buffer then parts them."""
 
 
 def frame_batches(

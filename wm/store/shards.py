@@ -32,7 +32,7 @@ ROW = np.dtype(
 )
 """A shard's table of episodes; see `Episode` for the meanings."""
 
-OPEN_FILES = 16
+OPEN_FILES = 128
 """Shards kept open at a time; there may be thousands."""
 
 
