@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.agent import load_models
+from wm.agent import Models, load_models
 from wm.cli import parse, run_stage
 from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, track_seeds
-from wm.controller.linear import parameter_count
+from wm.controller.linear import parameter_count, uncentre
 from wm.evolve import evolve
-from wm.run import Run, read_metrics
+from wm.memory.cell import LSTMCell
+from wm.run import Run, check_made_from, read_metrics
 from wm.show.plots import plot_curve
+from wm.store.latents import Latents
 from wm.trials import Trial, fitness, make_player
 from wm.workers import make_workers
 
@@ -24,6 +28,7 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     with run.stage("controller", config, args.seed, args.restart):
         models = load_models(run)
+        mean = mean_features(run, models) if config.centre else np.zeros(models.features)
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
@@ -51,6 +56,7 @@ def main(argv: list[str]) -> None:
                 restart=args.restart,
                 parameters=parameter_count(models.features),
                 made_from=models.made_from,
+                express=partial(uncentre, mean=mean),
                 evaluate=evaluate,
                 select=select,
             )
@@ -65,6 +71,21 @@ def main(argv: list[str]) -> None:
             f"{kept['select_std']:.0f} on {config.select_tracks} selection tracks "
             f"({rows[-1]['env_steps']:,.0f} environment steps, {rows[-1]['seconds'] / 60:.1f} minutes)."
         )
+
+
+def mean_features(run: Run, models: Models) -> Array:
+    """The mean of [z; h], f64[F], over up to 50 of the collected episodes, spread evenly."""
+    latents = Latents(run.latents)
+    check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]})
+    cell = LSTMCell(models.cell)
+    features = []
+    for place in np.unique(np.linspace(0, len(latents) - 1, 50).astype(int)).tolist():
+        episode = latents.episode(place)
+        state = cell.initial()
+        for z, action in zip(episode.mu, episode.actions, strict=False):  # one frame more than actions
+            features.append(np.concatenate([z, state[0]]))
+            state = cell.step(z, action, state)
+    return np.mean(features, axis=0, dtype=np.float64)
 
 
 if __name__ == "__main__":

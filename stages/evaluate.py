@@ -58,10 +58,10 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     out = config.out or run.folder / ("score-fast.json" if config.fast else "score.json")
     partial = run.checkpoints / f"{out.stem}.json"
+    if not args.restart and out.exists() and is_of(score := read_json(out), what):
+        print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
+        return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True):
-        if not args.restart and out.exists() and is_of(score := read_json(out), what):
-            print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
-            return
         played: dict[str, list[float]] = {}
         if not args.restart and partial.exists() and is_of(saved := read_json(partial), what):
             played = saved["played"]

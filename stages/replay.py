@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
             for step in play(env, agent, seed=config.track, max_steps=config.max_steps):
                 score += step.reward
                 seen = preprocess(step.observation)
-                yield compose(env.render(), seen, reconstruct(vae, agent.z), step.action, score, step.number)
+                camera = np.asarray(env.render(), np.uint8)
+                yield compose(camera, seen, reconstruct(vae, agent.z), step.action, score, step.number)
                 progress.update(score=score)
 
     path = run.videos / f"{config.car}-{config.track}.mp4"

@@ -19,7 +19,8 @@ def steering_wildly(env: Any, rng: np.random.Generator) -> np.ndarray:
 def leaving_the_field(env: Any, rng: np.random.Generator) -> np.ndarray:
     """Across the grass, outwards."""
     x, y = env.car.hull.position
-    return drive_towards(env, 10 * x, 10 * y)
+    steer, _, _ = drive_towards(env, 10 * x, 10 * y)
+    return np.array([0.4 * steer, 0.1, 0], np.float32)  # gently, or it spins
 
 
 def play_both(seed: int, steps: int, driver: Any = follow_track, reset: dict | None = None, **kwargs: Any) -> list:
@@ -63,7 +64,7 @@ def test_driving_equals_stock_bit_for_bit(seed: int, monkeypatch: pytest.MonkeyP
 
 def test_leaving_the_field_equals_stock(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_to_draw(monkeypatch)
-    pairs = play_both(3, 1000, leaving_the_field)
+    pairs = play_both(3, 400, leaving_the_field)
     assert all(stock[1:] == fast[1:] for stock, fast in pairs)
     assert pairs[-1][1][1:] == (-100, True, False, {"lap_finished": False})
 
@@ -100,25 +101,25 @@ def test_discrete_actions_equal_stock() -> None:
     assert np.abs(differences(pairs)).mean() < 0.5
 
 
-@pytest.mark.parametrize("randomize", [True, False])
-def test_random_colours_equal_stock(randomize: bool) -> None:
-    pairs = play_both(6, 120, reset={"options": {"randomize": randomize}}, domain_randomize=True)
+def test_random_colours_equal_stock() -> None:
+    pairs = play_both(6, 80, domain_randomize=True)
     assert all(stock[1:] == fast[1:] for stock, fast in pairs)
     assert np.abs(differences(pairs)).mean() < 1.0
 
 
-def test_random_colours_change_with_each_reset() -> None:
-    env = make("wm/CarRacing-v3", domain_randomize=True)
-    grounds = [env.reset(seed=0)[0][0, 0]] + [env.reset()[0][0, 0] for _ in range(2)]
-    env.step(np.zeros(3, np.float32))
-    skies = []
-    for _ in range(3):
-        env.reset()
-        for _ in range(ZOOM_STEPS):
-            frame = env.step(np.zeros(3, np.float32))[0]
-        skies.append(tuple(np.median(frame[:84].reshape(-1, 3), axis=0)))
-    assert len(set(skies)) == 3
-    assert all((ground == 0).all() for ground in grounds)  # black around the field while zoomed out
+def test_random_colours_change_or_stay() -> None:
+    stock, fast = (make(env_id, domain_randomize=True) for env_id in ("CarRacing-v3", "wm/CarRacing-v3"))
+    colours: list[tuple] = []
+    for options in ({}, {"randomize": True}, {"randomize": False}):
+        frames = []
+        for env in (stock, fast):
+            env.reset(seed=None if colours else 0, options=options)
+            env.t = 1.0  # as if the zoom-in were over
+            frames.append(env.step(np.zeros(3, np.float32))[0].astype(int))
+        assert np.abs(frames[0] - frames[1]).mean() < 1.0
+        colours.append(tuple(np.median(frames[1][:84].reshape(-1, 3), axis=0)))
+    assert colours[0] != colours[1]
+    assert colours[1] == colours[2]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_pixels_are_like_stocks(seed: int, driver: Any) -> None:
 
 
 def test_edge_of_the_field_is_like_stocks() -> None:
-    pairs = play_both(3, 700, leaving_the_field)
+    pairs = play_both(3, 400, leaving_the_field)
     assert pairs[-1][0][2]  # out of the field
     difference = differences(pairs[-30:])
     assert (pairs[-1][1][0][:84] == 0).all(axis=2).mean() > 0.2  # half of the view is black
@@ -307,6 +308,7 @@ def test_no_torch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # half a minute, on a machine that has nothing else to do
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory from Linux's /proc")
 def test_no_memory_growth_over_resets() -> None:
     env = make("wm/CarRacing-v3")
@@ -317,8 +319,6 @@ def test_no_memory_growth_over_resets() -> None:
     def resets(seeds: range) -> None:
         for seed in seeds:
             env.reset(seed=seed)
-            for _ in range(3):
-                env.step(np.array([0, 1, 0], np.float32))
 
     resets(range(200))  # caches and allocator
     before = megabytes()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import wm.run
-from wm.config import RUN_FORMAT, SMOKE
+from wm.config import RUN_FORMAT, SMOKE, VAEConfig
 from wm.run import (
     PACKAGES,
     Metrics,
@@ -381,3 +381,22 @@ def test_made_from_other_inputs_is_refused_in_one_sentence() -> None:
         with pytest.raises(UserError) as raised:
             check_made_from(Path("r/mdnrnn.pt"), recorded, {"vae.pt": "a"})
         assert str(raised.value) == sentence
+
+
+def test_a_refused_first_call_leaves_no_options_behind(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(UserError), run.stage("vae", VAEConfig(batch=-1), 0):
+        raise UserError("--batch must be at least 1.")
+    with run.stage("vae", VAEConfig(), 0):
+        pass
+    with pytest.raises(UserError), run.stage("vae", VAEConfig(), 0):
+        raise UserError("the disk is full.")
+    assert "vae" in run.read_manifest()["stages"]
+
+
+def test_a_lock_clears_away_what_a_killed_writer_left(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    leftover = tmp_path / "checkpoints" / ".vae-x1y2.tmp.pt"
+    leftover.write_bytes(b"half")
+    with Run(tmp_path).lock():
+        assert not leftover.exists()

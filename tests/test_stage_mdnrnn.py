@@ -80,8 +80,12 @@ def run(source: Path, tmp_path: Path) -> Iterator[Run]:
     torch.set_num_threads(threads)
 
 
-def stage(run: Run, *arguments: str) -> None:
-    main(["--run", str(run.folder), *SMALL, *arguments])
+def stage(run: Run, *arguments: str, picture: bool = False) -> None:
+    """Runs the stage in this process; its picture, the slowest part of so short a run, only where it is wanted."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not picture:
+            patch.setattr(stages.mdnrnn, "show", lambda *_: None)
+        main(["--run", str(run.folder), *SMALL, *arguments])
 
 
 def weights(run: Run) -> Tensor:
@@ -93,7 +97,7 @@ def weights(run: Run) -> Tensor:
 
 
 def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    stage(run, "--updates", "6", "--validate-every", "3")
+    stage(run, "--updates", "6", "--validate-every", "3", picture=True)
     said = capsys.readouterr().out
     assert "nats a dimension" in said
     model, meta = load_mdnrnn(run.mdnrnn)

@@ -179,3 +179,10 @@ def test_a_malicious_pickle_does_not_run(saved: Path, tmp_path: Path) -> None:
     assert not witness.exists()
     pickle.loads(saved.read_bytes())
     assert witness.exists()  # it would have run
+
+
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    model = VAE()
+    for name in ("a.pt", "b.pt"):
+        save_vae(tmp_path / name, model.state_dict(), {"z": 32}, {})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()

@@ -41,8 +41,9 @@ def save_artifact(
         "model": weights,
         "made_from": dict(made_from),
     }
-    with atomic(path) as temporary:
-        torch.save(artifact, temporary)
+    # Given a path, torch.save writes its name into the file, and equal weights would have different hashes.
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(artifact, file)
 
 
 def load_artifact(path: Path, kind: str) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class Common:
     env: str = FAST_ENV
     """Gymnasium id of the environment; presets are kept per environment."""
     workers: int = os.cpu_count() or 1
-    """Worker processes; 0 does the same work in this process, with the same results."""
+    """Worker processes; 0 does the same work in this process, with the same results. V and M train on as many
+    threads, whose number changes the last digits."""
     seed: int = 0
     """Seed of the run, 0 to 99. It fixes everything random."""
     restart: bool = False

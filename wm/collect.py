@@ -107,8 +107,6 @@ def set_aside_damaged(folder: Path) -> list[int]:
     Returns:
         The indices of the episodes that are there and whole.
     """
-    for leftover in folder.glob(".*.tmp.h5"):  # of a run that was killed
-        leftover.unlink()
     paths = sorted(folder.glob("*.h5"))
     found: set[int] = set()
     with Progress("check shards", len(paths), unit="shard") as progress:

@@ -145,6 +145,8 @@ class ControllerConfig:
     """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
     sigma0: float = 0.1
     """First step size of CMA-ES. Paper: 0.1."""
+    centre: bool = False
+    """Evolve on [z; h] minus its mean over the collected data, which is folded into b and costs no weights. Paper: no."""
     max_steps: int = 1000
     """Longest rollout in environment steps. Paper: 1000."""
     cut_after: int = 100

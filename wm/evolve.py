@@ -86,6 +86,7 @@ def evolve(
     made_from: dict[str, str],
     evaluate: Evaluate,
     select: Select,
+    express: Callable[[Array], Array] = lambda candidate: candidate,
 ) -> bool:
     """Evolves until `config.generations` are done, going on from the checkpoint if there is one.
 
@@ -103,6 +104,7 @@ def evolve(
         made_from: Hashes of the models that C is evolved on.
         evaluate: Gives each candidate its fitness.
         select: Plays the selection tracks.
+        express: Takes what evolves, f64[N], to the theta that it stands for.
 
     Returns:
         False when it had been finished before and nothing was done.
@@ -156,7 +158,7 @@ def evolve(
     ):
         for generation in range(first + 1, config.generations + 1):
             start = time.monotonic()
-            fitness, steps = evaluate(state.es.ask(), generation)
+            fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), generation)
             state.es.tell(fitness)
             rate = steps / (time.monotonic() - start)
             state.env_steps += steps
@@ -168,7 +170,8 @@ def evolve(
                 "env_steps": state.env_steps,
             }
             if generation % config.select_every == 0 or generation == config.generations:
-                returns, select_steps = select(state.es.mean)
+                theta = express(state.es.mean)
+                returns, select_steps = select(theta)
                 state.select_steps += select_steps
                 row |= {
                     "select": returns.mean(),
@@ -176,7 +179,7 @@ def evolve(
                     "select_steps": state.select_steps,
                 }
                 if returns.mean() > state.best_score:
-                    state.best_theta, state.best_score = state.es.mean, float(returns.mean())
+                    state.best_theta, state.best_score = theta, float(returns.mean())
                     state.best_generation = generation
             state.seconds += time.monotonic() - start
             row |= {"seconds": state.seconds, "steps_per_second": rate}

@@ -230,7 +230,7 @@ class Metrics:
                 SummaryWriter,
             )  # imports torch: seconds that `collect` need not pay
 
-            self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1)
+            self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1, flush_secs=10)
         for name, value in plain.items():
             self._board.add_scalar(f"{self._stage}/{name}", value, step)
 
@@ -298,6 +298,8 @@ class Run:
                 raise UserError(
                     f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
                 ) from error
+            for leftover in self.folder.rglob(".*.tmp*"):  # of a command that was killed while it wrote
+                leftover.unlink()
             yield
 
     @contextmanager
@@ -338,17 +340,21 @@ class Run:
                 "peak_memory_mb": entry.get("peak_memory_mb", 0.0),
             }
             self.record(stage, base)
+            refused = False
             try:
                 yield
+            except UserError:
+                refused = True
+                raise
             finally:
-                self.record(
-                    stage,
-                    {
-                        "seconds": round(before + time.monotonic() - start, 1),
-                        "peak_memory_mb": max(peak_memory_mb(), entry.get("peak_memory_mb", 0.0)),
-                        "ended": now(),
-                    },
-                )
+                if refused and not entry:  # its first call: there are no options yet that the next one must keep to
+                    manifest = self.read_manifest()
+                    del manifest["stages"][stage]
+                    write_json(self.manifest, manifest)
+                else:
+                    seconds = round(before + time.monotonic() - start, 1)
+                    peak = max(peak_memory_mb(), entry.get("peak_memory_mb", 0.0))
+                    self.record(stage, {"seconds": seconds, "peak_memory_mb": peak, "ended": now()})
 
 
 def now() -> str:
@@ -360,7 +366,7 @@ def check_made_from(path: Path, recorded: Mapping[str, str], current: Mapping[st
     """UserError when the artifact `path` was made from other inputs than those that are there now.
 
     Args:
-        path: The artifact; its name without suffix is the stage that redoes it.
+        path: The artifact, named after the stage that redoes it.
         recorded: Hash by input name, as the artifact recorded it when it was made.
         current: The hashes now.
     """
