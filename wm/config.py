@@ -146,7 +146,7 @@ class ControllerConfig:
     sigma0: float = 0.1
     """First step size of CMA-ES. Paper: 0.1."""
     centre: bool = False
-    """Evolve on [z; h] minus its mean over the collected data, which is folded into b and costs no weights. Paper: no."""
+    """Evolve on [z; h] minus its mean over the collected data, folded into b: it costs no weights. Paper: no."""
     max_steps: int = 1000
     """Longest rollout in environment steps. Paper: 1000."""
     cut_after: int = 100
@@ -194,7 +194,16 @@ LAPTOP = Config(
         validate_every=400,
         validation_clips=128,
     ),
-    controller=replace(PAPER.controller, generations=150, popsize=32, tracks=4, select_every=5),
+    controller=replace(
+        PAPER.controller,
+        generations=150,
+        popsize=128,
+        tracks=1,
+        centre=True,
+        cut_after=50,
+        select_every=5,
+        select_tracks=32,
+    ),
 )
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
