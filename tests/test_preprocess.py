@@ -111,3 +111,16 @@ def test_make_env_passes_arguments_and_leaves_others_alone() -> None:
     env = wm.envs.make_env("CartPole-v1")
     assert env.observation_space.shape == (4,)
     assert env.reset(seed=0)[0].shape == (4,)
+
+
+def test_the_dashboard_that_is_cropped_is_not_missed() -> None:
+    whole = gymnasium.make("wm/CarRacing-v3")
+    cropped = wm.envs.make_env("wm/CarRacing-v3")
+    frame, small = whole.reset(seed=3)[0], cropped.reset(seed=3)[0]
+    for step in range(120):
+        np.testing.assert_array_equal(preprocess(frame), small)
+        action = np.array([np.sin(step / 10), 0.3, 0], np.float32)
+        (frame, reward, *_), (small, other, *_) = whole.step(action), cropped.step(action)
+        assert reward == other
+    assert frame[DASHBOARD_ROW:].any()
+    assert not cropped.unwrapped.state[DASHBOARD_ROW:].any()  # type: ignore[attr-defined]

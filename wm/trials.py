@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-import wm.envs  # noqa: F401  registers wm/CarRacing-v3
 from wm.agent import Agent
+from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.rollout import Outcome, score
 from wm.vision.encoder import Encoder
@@ -37,7 +36,7 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
     Returns:
         The function that plays a trial.
     """
-    env = gym.make(env_id, disable_env_checker=True)
+    env = make_env(env_id)
     encoder, memory = Encoder(graph), LSTMCell(cell)
 
     def play(trial: Trial) -> Outcome:

@@ -4,10 +4,11 @@ from typing import Any
 
 import gymnasium
 
+from wm.config import FAST_ENV
 from wm.envs.preprocess import FRAME_SHAPE, PreprocessFrames
 
 gymnasium.register(
-    id="wm/CarRacing-v3",
+    id=FAST_ENV,
     entry_point="wm.envs.car_racing:FastCarRacing",
     max_episode_steps=1000,
     reward_threshold=900,
@@ -23,8 +24,10 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
 
     Returns:
         The environment, without Gymnasium's passive checker. CarRacing, stock or fast, observes u8[64, 64, 3]
-        (`preprocess`); any other environment is left as it is.
+        (`preprocess`), for which the fast one need not draw the dashboard; any other is left as it is.
     """
+    if env_id == FAST_ENV:
+        kwargs = {"dashboard": False, **kwargs}
     env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     if "CarRacing" in env_id and env.observation_space.shape == FRAME_SHAPE:
         return PreprocessFrames(env)

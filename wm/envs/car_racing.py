@@ -430,10 +430,13 @@ class FastCarRacing(CarRacing):
     rewards, terminations, truncations and infos equal stock's exactly; observations (u8[96, 96, 3], RGB, 0..255)
     differ by well under one grey level on average. `render` ("human", "rgb_array") is stock's.
     An environment takes about 30 MB.
+
+    With `dashboard=False` rows 84..95 of an observation stay black: for those who crop them anyway.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dashboard: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._dashboard = dashboard
         self.world = _World((0, 0), contactListener=self.contactListener_keepref)
         self._field: _Field | None = None  # made at the first reset
 
@@ -467,7 +470,10 @@ class FastCarRacing(CarRacing):
         # Three channels a pixel as columns: numpy is faster on long rows.
         car_pixels = frame.reshape(STATE_H, -1)[CAR_ROWS, 3 * CAR_COLS.start : 3 * CAR_COLS.stop]
         _draw_car(car_pixels, self.car, zoom)
-        _draw_dashboard(frame[DASH_ROW:], self.car, self.reward)
+        if self._dashboard:
+            _draw_dashboard(frame[DASH_ROW:], self.car, self.reward)
+        else:
+            frame[DASH_ROW:] = 0
         return frame
 
     def _draw_field(self, view: np.ndarray, car: Car, zoom: float) -> None:
