@@ -345,7 +345,8 @@ def test_ctrl_c_while_workers_are_starting(tmp_path: Path, delay: float) -> None
         os.killpg(parent.pid, signal.SIGINT)
         _, stderr = parent.communicate(timeout=10)
         assert until(lambda: not any(alive(pid) for pid in started), 5)
-    assert stderr.count("Traceback") == 1, stderr
+    # The parent's own; a worker whose parent leaves while handing it its start may say that its input ended.
+    assert stderr.count("\nKeyboardInterrupt") == 1, stderr
 
 
 def children(pid: int) -> list[int]:

@@ -145,6 +145,8 @@ class ControllerConfig:
     """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
     sigma0: float = 0.1
     """First step size of CMA-ES. Paper: 0.1."""
+    sigma_max: float = 1000.0
+    """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default."""
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data, folded into b: it costs no weights. Paper: no."""
     max_steps: int = 1000
@@ -199,6 +201,7 @@ LAPTOP = Config(
         generations=150,
         popsize=128,
         tracks=1,
+        sigma_max=0.1,
         centre=True,
         cut_after=50,
         select_every=5,

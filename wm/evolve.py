@@ -113,8 +113,8 @@ def evolve(
         UserError: A size makes no evolution; or the earlier work was made from other models, is damaged or lacks
             its checkpoint.
     """
-    if config.popsize < LEAST_POPSIZE or config.sigma0 <= 0:
-        raise UserError(f"--popsize must be at least {LEAST_POPSIZE} and --sigma0 above 0.")
+    if config.popsize < LEAST_POPSIZE or not 0 < config.sigma0 <= config.sigma_max:
+        raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
     for name in ("generations", "tracks", "max_steps", "select_every", "select_tracks"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -133,7 +133,7 @@ def evolve(
         state = Evolution.load(checkpoint)
         check_made_from(artifact, state.made_from, made_from)
     else:
-        es = CMAES(parameters, sigma0=config.sigma0, popsize=config.popsize, seed=seed)
+        es = CMAES(parameters, sigma0=config.sigma0, popsize=config.popsize, seed=seed, sigma_max=config.sigma_max)
         state = Evolution(es, made_from=made_from)
 
     def keep(generations: int) -> None:
