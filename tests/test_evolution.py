@@ -53,6 +53,17 @@ def test_the_step_size_grows_on_a_slope() -> None:
     assert es.mean.mean() > 1
 
 
+def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
+    es = CMAES(20, sigma0=0.1, popsize=12, seed=0, sigma_max=0.1)
+    for generation in range(30):
+        if generation == 15:
+            es = CMAES.from_state(es.state())
+        es.tell(es.ask().sum(axis=1))
+        assert es.sigma <= 0.1
+    assert es.sigma == 0.1
+    assert es.mean.mean() > 0.2
+
+
 def test_shapes_and_dtypes() -> None:
     es = CMAES(867, sigma0=0.1, popsize=8, seed=0)
     candidates = es.ask()
