@@ -64,6 +64,18 @@ def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
     assert es.mean.mean() > 0.2
 
 
+def test_the_average_of_the_last_means_also_after_a_resume() -> None:
+    es = CMAES(5, sigma0=0.1, popsize=6, seed=0)
+    assert not es.average(3).any()
+    means = []
+    for generation in range(7):
+        es.tell(noisy(es.ask(), generation))
+        means.append(es.mean)
+        es = CMAES.from_state(es.state())
+        np.testing.assert_array_equal(es.average(1), es.mean)
+        np.testing.assert_allclose(es.average(3), np.mean(means[-3:], axis=0), rtol=1e-12)
+
+
 def test_shapes_and_dtypes() -> None:
     es = CMAES(867, sigma0=0.1, popsize=8, seed=0)
     candidates = es.ask()

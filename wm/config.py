@@ -160,6 +160,9 @@ class ControllerConfig:
     """Generations between evaluations of the distribution mean on the selection tracks (also after the last)."""
     select_tracks: int = 16
     """Fixed selection tracks; controller.npz holds the mean that was best on them."""
+    average: int = 1
+    """What is selected and kept is the average of the last so many distribution means, which wanders less than the
+    last one. Paper: 1."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ LAPTOP = Config(
         cut_after=50,
         select_every=5,
         select_tracks=32,
+        average=16,
     ),
 )
 SMOKE = Config(
@@ -244,8 +248,10 @@ TOTALS = frozenset({"episodes", "updates", "generations"})
 def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
     """Says 'name was OLD, is NEW' for each field of config dataclass `new` that differs from the stored dict.
 
-    Totals (`TOTALS`) are left out: a change of those adds work and needs no restart.
+    Totals (`TOTALS`) are left out: a change of those adds work and needs no restart. A field that the stored dict
+    lacks had its default, since a new field's default is what was done before there was one.
     """
     for f in fields(new):
-        if f.name not in TOTALS and old.get(f.name) != getattr(new, f.name):
-            yield f"{f.name} was {old.get(f.name)}, is {getattr(new, f.name)}"
+        before = old.get(f.name, f.default)
+        if f.name not in TOTALS and before != getattr(new, f.name):
+            yield f"{f.name} was {before}, is {getattr(new, f.name)}"

@@ -115,7 +115,7 @@ def evolve(
     """
     if config.popsize < LEAST_POPSIZE or not 0 < config.sigma0 <= config.sigma_max:
         raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
-    for name in ("generations", "tracks", "max_steps", "select_every", "select_tracks"):
+    for name in ("generations", "tracks", "max_steps", "select_every", "select_tracks", "average"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
     checkpoint = run.checkpoints / f"{stage}.npz"
@@ -170,7 +170,7 @@ def evolve(
                 "env_steps": state.env_steps,
             }
             if generation % config.select_every == 0 or generation == config.generations:
-                theta = express(state.es.mean)
+                theta = express(state.es.average(config.average))
                 returns, select_steps = select(theta)
                 state.select_steps += select_steps
                 row |= {

@@ -65,6 +65,7 @@ class CMAES:
         self._one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
         self._asked: list[NDArray[np.float64]] = []
         self._fitness: list[NDArray[np.float64]] = []
+        self._means: list[NDArray[np.float64]] = []
 
     @property
     def generation(self) -> int:
@@ -75,6 +76,10 @@ class CMAES:
     def mean(self) -> NDArray[np.float64]:
         """f64[N], the mean of the distribution: what to keep (a lucky best sample's fitness is biased)."""
         return np.array(self._es.mean)
+
+    def average(self, generations: int) -> NDArray[np.float64]:
+        """f64[N], the average of the means of the last so many generations, >= 1, or of all if there are fewer."""
+        return np.mean(self._means[-generations:], axis=0) if self._means else self.mean
 
     @property
     def sigma(self) -> float:
@@ -99,6 +104,7 @@ class CMAES:
         self._es.sigma = min(self._es.sigma, self._settings["sigma_max"])
         self._asked = []
         self._fitness.append(fitness.copy())
+        self._means.append(self.mean)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Plain arrays from which `from_state` goes on as if nothing had happened."""
