@@ -94,11 +94,16 @@ def test_what_evolves_is_expressed_before_it_is_used_or_kept(tmp_path: Path) -> 
     plain, shifted = Task(), Task()
     shift = np.arange(len(TARGET))
     go(Run(tmp_path / "plain"), plain)
+
     # In shifted coordinates the same candidates stand for other thetas; shifting those back, nothing may differ.
-    back = Task()
-    back.evaluate = lambda c, generation: shifted.evaluate(c - shift, generation)  # type: ignore[method-assign]
-    back.select = lambda theta: shifted.select(theta - shift)  # type: ignore[method-assign]
-    go(Run(tmp_path / "shifted"), back, express=lambda candidate: candidate + shift)
+    class Shifted(Task):
+        def evaluate(self, candidates: Array, generation: int) -> tuple[Array, int]:
+            return shifted.evaluate(candidates - shift, generation)
+
+        def select(self, theta: Array) -> tuple[Array, int]:
+            return shifted.select(theta - shift)
+
+    go(Run(tmp_path / "shifted"), Shifted(), express=lambda candidate: candidate + shift)
     np.testing.assert_allclose(shifted.selected, plain.selected, atol=1e-9)
     kept = [load_controller(Run(tmp_path / name).controller)[0] for name in ("plain", "shifted")]
     np.testing.assert_allclose(kept[1] - shift, kept[0], atol=1e-5)
