@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 def mean_features(run: Run, models: Models) -> Array:
     """The mean of [z; h], f64[F], over up to 50 of the collected episodes, spread evenly."""
     latents = Latents(run.latents)
-    check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]})
+    check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage="mdnrnn")
     cell = LSTMCell(models.cell)
     features = []
     for place in np.unique(np.linspace(0, len(latents) - 1, 50).astype(int)).tolist():

@@ -117,13 +117,8 @@ def encoded(
     if run.latents.exists():
         try:
             latents = Latents(run.latents)
-            changed = [name for name, value in made_from.items() if latents.made_from.get(name) != value]
-            if not changed:
-                return latents
-            raise UserError(
-                f"{run.latents} was made from another {changed[0]} than the one that is there now: "
-                f"redo it with `make mdnrnn ARGS=--restart`, or restore the {changed[0]} that it was made from."
-            )
+            check_made_from(run.latents, latents.made_from, made_from, stage="mdnrnn")
+            return latents
         except UserError:
             if not restart:
                 raise

@@ -226,9 +226,8 @@ class Metrics:
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._board is None:
-            from torch.utils.tensorboard import (
-                SummaryWriter,
-            )  # imports torch: seconds that `collect` need not pay
+            # Imports torch: seconds that a stage without numbers to log need not pay.
+            from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1, flush_secs=10)
         for name, value in plain.items():
@@ -362,17 +361,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def check_made_from(path: Path, recorded: Mapping[str, str], current: Mapping[str, str]) -> None:
+def check_made_from(
+    path: Path, recorded: Mapping[str, str], current: Mapping[str, str], stage: str | None = None
+) -> None:
     """UserError when the artifact `path` was made from other inputs than those that are there now.
 
     Args:
-        path: The artifact, named after the stage that redoes it.
+        path: The artifact.
         recorded: Hash by input name, as the artifact recorded it when it was made.
         current: The hashes now.
+        stage: The stage that redoes it; None when the artifact is named after it.
     """
     for name, value in current.items():
         if recorded.get(name) != value:
             raise UserError(
                 f"{path} was made from another {name} than the one that is there now: "
-                f"redo it with `make {path.stem} ARGS=--restart`, or restore the {name} that it was made from."
+                f"redo it with `make {stage or path.stem} ARGS=--restart`, or restore the {name} that it was made from."
             )
