@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: preset.controller, "Evolve the controller C on real rollouts.", argv)
     run = Run(args.run)
     with run.stage("controller", config, args.seed, args.restart):
-        models = load_models(run)
+        models = load_models(run, config.precision)
         mean = mean_features(run, models) if config.centre else np.zeros(models.features)
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from wm.agent import load_models, load_theta
+from wm.agent import load_acting
 from wm.artifact import load_artifact, save_artifact
 from wm.cli import parse, run_stage
 from wm.controller.linear import load_controller, save_controller
@@ -28,8 +28,7 @@ def main(argv: list[str]) -> None:
     """Writes V and M in half precision, and records their new hashes in what was made from them."""
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
-    models = load_models(run)
-    load_theta(run, models)
+    load_acting(run)  # what does not fit together is not published
     if not run.score.exists():
         raise UserError(f"{run.score} is missing: make it with `make evaluate`.")
     score = read_json(run.score)

@@ -163,5 +163,5 @@ def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Mak
 def test_evaluate_and_replay_name_the_command_that_is_missing(make: Make) -> None:
     for stage in ("evaluate", "replay", "publish"):
         done = make(stage, "RUN=empty", code=2)
-        assert "make vae" in done.stderr
+        assert "make controller" in done.stderr
         assert "Traceback" not in done.stderr

@@ -14,6 +14,9 @@ from typing import Any, Literal
 FAST_ENV = "wm/CarRacing-v3"
 STOCK_ENV = "CarRacing-v3"
 
+Precision = Literal["float32", "int8"]
+"""What V's encoder computes in when it acts."""
+
 RUN_FORMAT = 1
 """Version of the run folder's layout and of every artifact in it; a folder of another version is refused."""
 
@@ -149,6 +152,9 @@ class ControllerConfig:
     """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default."""
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data, folded into b: it costs no weights. Paper: no."""
+    precision: Precision = "float32"
+    """What V's encoder computes in, in evolution and whenever this controller acts. int8: its convolutions in
+    integers, which takes less than half the time and moves mu by a fraction of the posterior's sigma."""
     max_steps: int = 1000
     """Longest rollout in environment steps. Paper: 1000."""
     cut_after: int = 100
@@ -201,11 +207,12 @@ LAPTOP = Config(
     ),
     controller=replace(
         PAPER.controller,
-        generations=150,
+        generations=180,
         popsize=128,
         tracks=1,
         sigma_max=0.1,
         centre=True,
+        precision="int8",
         cut_after=50,
         select_every=5,
         select_tracks=32,
@@ -234,7 +241,14 @@ SMOKE = Config(
         validation_clips=16,
     ),
     controller=replace(
-        PAPER.controller, generations=2, popsize=4, tracks=1, max_steps=100, select_every=1, select_tracks=2
+        PAPER.controller,
+        generations=2,
+        popsize=4,
+        tracks=1,
+        precision="int8",
+        max_steps=100,
+        select_every=1,
+        select_tracks=2,
     ),
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
 )
