@@ -24,7 +24,7 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller evaluate replay publish test lint bench
+.PHONY: help setup collect vae mdnrnn controller evaluate replay publish curves test lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
@@ -72,6 +72,9 @@ replay: $(VENV) ## film C on one track (SEED=, CAR=stock|fast) -> videos/
 
 publish: $(VENV) ## put V, M, C, score and curve of RUN into data/pretrained
 	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)
+
+curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
 
 test: $(VENV) ## run all tests (about ten minutes on two cores)
 	$(PY) -m pytest $(ARGS)

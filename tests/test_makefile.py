@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish"),
+    *("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish", "curves"),
     *("test", "lint", "bench"),
 ]
 
@@ -66,7 +66,7 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
     text = (ROOT / "Makefile").read_text()
     for module in re.findall(r"-m (tests\.\w+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    for target in ("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish"):
+    for target in ("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish", "curves"):
         (command,) = commands(target, made)
         assert command.split()[0] == target
         assert (ROOT / "stages" / f"{target}.py").exists()

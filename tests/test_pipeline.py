@@ -145,6 +145,33 @@ def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path
     np.testing.assert_allclose(actions[0], actions[1], atol=0.02)
 
 
+def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
+    one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
+    done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options=--tracks=2")
+    assert "one: " in done.stdout
+    assert "(2 seeds, " in done.stdout
+    assert "pairs: " in done.stdout
+    rows = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
+    assert [(row["name"], row["seed"], row["config"]["tracks"]) for row in rows] == [
+        ("one", 1, 1),
+        ("one", 2, 1),
+        ("pairs", 1, 2),
+    ]
+    for row in rows:
+        assert row["curve"][-1]["env_steps"] >= 500
+        assert all(earlier["env_steps"] < 500 for earlier in row["curve"][:-1])
+    assert rows[0]["curve"] != rows[1]["curve"]
+    assert (run / "plots" / "curves.png").stat().st_size > 0
+    # What is there is not evolved again, and a name stands for one variant.
+    again = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
+    assert len((run / "curves.jsonl").read_text().splitlines()) == 3
+    assert [line for line in again.stdout.splitlines() if ": " in line] == [
+        line for line in one.stdout.splitlines() if line.startswith("one: ")
+    ] + [line for line in done.stdout.splitlines() if line.startswith("pairs: ")]
+    other = make("curves", "ARGS=--name one --options=--tracks=3", code=2)
+    assert "choose another --name" in other.stderr
+
+
 def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Make) -> None:
     # The last test of this file: it leaves the run folder with more data than V was trained on.
     make("collect", "EPISODES=9")

@@ -142,6 +142,14 @@ class ControllerConfig:
 
     generations: int = 1800
     """Generations (one ask-tell cycle each) in all; a larger number later goes on. Paper: 1800."""
+    env_steps: int = 0
+    """Environment steps of the population after which the evolution ends, if the generations have not ended it
+    before; a larger number later goes on. 0: no bound."""
+    es: Literal["cmaes", "sep-cmaes", "openes"] = "cmaes"
+    """Evolution strategy. cmaes, sep-cmaes: pycma's, with a full or a diagonal covariance. openes: OpenAI's (mirrored
+    samples, ranks, Adam). Paper: CMA-ES."""
+    lr: float = 0.02
+    """Learning rate of openes; the others have none."""
     popsize: int = 64
     """Candidates a generation. Paper: 64."""
     tracks: int = 16
@@ -149,7 +157,8 @@ class ControllerConfig:
     sigma0: float = 0.1
     """First step size of CMA-ES. Paper: 0.1."""
     sigma_max: float = 1000.0
-    """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default."""
+    """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default. openes
+    keeps sigma0."""
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data, folded into b: it costs no weights. Paper: no."""
     precision: Precision = "float32"
@@ -255,7 +264,7 @@ SMOKE = Config(
 
 PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER}}
 
-TOTALS = frozenset({"episodes", "updates", "generations"})
+TOTALS = frozenset({"episodes", "updates", "generations", "env_steps"})
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 
 
