@@ -123,8 +123,8 @@ def test_a_missing_picture_leaves_its_place_dark() -> None:
     assert side_by_side(empty)[HEADER : HEADER + PANE[1], 30:300].max() < 60
 
 
-@pytest.mark.parametrize("count", [2, 3, 7, MOST_TILES])
-def test_tiles_show_every_track(count: int) -> None:
+@pytest.mark.parametrize(("count", "columns"), [(2, 2), (4, 2), (7, 4), (9, 3), (MOST_TILES, 8)])
+def test_tiles_show_every_track(count: int, columns: int) -> None:
     colours = [(5 * i, 255 - 5 * i, 40) for i in range(count)]
     moments = {
         f"track {i}": Moment((Pane("camera", one_colour(*c, size=(400, 600))),), STILL, ("score 1", "step 2"))
@@ -133,9 +133,12 @@ def test_tiles_show_every_track(count: int) -> None:
     frame = tiled(moments)
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
     assert frame.shape[1] <= 1440
+    left = set()
     for colour in colours:
-        rows, columns = np.nonzero((frame == colour).all(axis=-1))
-        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1) > 10_000
+        rows, across = np.nonzero((frame == colour).all(axis=-1))
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(across) + 1) > 10_000
+        left.add(int(across.min()))
+    assert len(left) == columns
 
 
 def test_action_bars_grow_from_zero_to_the_value() -> None:

@@ -151,13 +151,12 @@ def tiled(moments: Mapping[str, Moment]) -> Image:
 
 
 def _columns(count: int, aspect: float) -> int:
-    """How many tiles of this width by height go side by side, for a whole nearest to 16:9."""
+    """How many tiles of this width by height go side by side, for the largest tiles on a screen of 16:9."""
 
-    def miss(columns: int) -> float:
-        whole = columns * aspect / math.ceil(count / columns)
-        return abs(math.log(whole * 9 / 16))
+    def size(columns: int) -> float:
+        return min(16 / (columns * aspect), 9 / math.ceil(count / columns))
 
-    return min(range(1, count + 1), key=miss)
+    return max(range(1, count + 1), key=size)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------
