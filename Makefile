@@ -8,6 +8,8 @@ EPISODES ?=
 GENERATIONS ?=
 SEED ?=
 CAR ?=
+VIEW ?=
+GRID ?=
 ARGS ?=
 PYTHON ?= python3
 
@@ -31,7 +33,7 @@ endif
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= SEED= CAR= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
 
@@ -67,8 +69,9 @@ $(DIR)/mdnrnn.pt: | $(VENV)
 evaluate: $(VENV) ## score C on 100 fresh tracks of stock CarRacing -> score.json
 	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-replay: $(VENV) ## film C on one track (SEED=, CAR=stock|fast) -> videos/
-	$(STAGE) $(SOURCE) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) $(ARGS)
+replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fast, GRID=n) -> videos/
+	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) \
+		$(if $(GRID),--grid $(GRID)) $(ARGS)
 
 publish: $(VENV) ## put V, M, C, score and curve of RUN into data/pretrained
 	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)

@@ -118,7 +118,8 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     assert json.loads((run / "score-fast.json").read_text())["env_id"] == "wm/CarRacing-v3"
 
     make("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
-    with av.open(str(run / "videos" / "fast-5.mp4")) as video:
+    assert (run / "videos" / "real-fast-5.webp").stat().st_size > 0
+    with av.open(str(run / "videos" / "real-fast-5.mp4")) as video:
         stream = video.streams.video[0]
         assert stream.codec_context.name == "h264"
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
