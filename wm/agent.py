@@ -17,6 +17,9 @@ from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash
 from wm.vision.encoder import Encoder, encoder_graph
 
+CONTROLLERS = ("controller", "dream")
+"""What a run folder may hold as C: evolved on real rollouts, evolved in the dream; the file is <name>.npz."""
+
 Frame = NDArray[np.uint8]
 State = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -96,19 +99,29 @@ def load_models(run: Run) -> Models:
     return Models(graph, cell, features, {**made_from, "mdnrnn.pt": file_hash(run.mdnrnn)})
 
 
-def load_theta(run: Run, models: Models) -> NDArray[np.float32]:
-    """Reads controller.npz of a run, f32[3·(F+1)]; UserError when it was not made from these models."""
-    theta, meta = load_controller(run.controller)
-    check_made_from(run.controller, meta["made_from"], models.made_from)
+def load_theta(run: Run, models: Models, controller: str = "controller") -> NDArray[np.float32]:
+    """Reads <controller>.npz of a run, f32[3·(F+1)], a name of `CONTROLLERS`.
+
+    Raises:
+        UserError: There is no controller of that name, or it was not made from these models.
+    """
+    if controller not in CONTROLLERS:
+        raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
+    path = run.folder / f"{controller}.npz"
+    theta, meta = load_controller(path)
+    check_made_from(path, meta["made_from"], models.made_from)
     if theta.shape != (parameter_count(models.features),):
-        raise UserError(
-            f"{run.controller} does not fit the models beside it: redo it with `make controller ARGS=--restart`."
-        )
+        raise UserError(f"{path} does not fit the models beside it: redo it with `make {controller} ARGS=--restart`.")
     return theta
 
 
-def load_agent(folder: Path | str) -> Agent:
-    """The agent of a run folder, ready to act: `agent.reset()`, then `action = agent.act(frame)` once a step."""
+def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
+    """The agent of a run folder, ready to act: `agent.reset()`, then `action = agent.act(frame)` once a step.
+
+    Args:
+        folder: The run folder.
+        controller: "controller", evolved on real rollouts, or "dream", evolved in the dream.
+    """
     run = Run(folder)
     models = load_models(run)
-    return Agent(Encoder(models.graph), LSTMCell(models.cell), load_theta(run, models))
+    return Agent(Encoder(models.graph), LSTMCell(models.cell), load_theta(run, models, controller))

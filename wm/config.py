@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 FAST_ENV = "wm/CarRacing-v3"
 STOCK_ENV = "CarRacing-v3"
+DREAM_ENV = "wm/Dream-v0"
 
 RUN_FORMAT = 1
 """Version of the run folder's layout and of every artifact in it; a folder of another version is refused."""
@@ -166,6 +167,44 @@ class ControllerConfig:
 
 
 @dataclass(frozen=True)
+class DreamConfig:
+    """C evolved in M's dream instead of the environment (paper, section 4, does so for Doom)."""
+
+    generations: int = 1800
+    """Generations (one ask-tell cycle each) in all; a larger number later goes on. Paper: 1800."""
+    popsize: int = 64
+    """Candidates a generation. Paper: 64."""
+    dreams: int = 16
+    """Dreams a candidate: starts and noise drawn anew each generation, the same for all its candidates. Paper: 16."""
+    horizon: int = 1000
+    """Steps of a dream. Paper: the environment's own limit."""
+    unpaid: int = 50
+    """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
+    the candidate's doing. Ours: the car rolls on for about a second."""
+    temperature: float = 1.0
+    """tau of what M draws: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
+    starts: int = 512
+    """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
+    start_after: int = 70
+    """Steps of the recorded episode before the first moment that can be a start: M has seen all of them. CarRacing
+    zooms in for 50; twenty more let M forget that."""
+    sigma0: float = 0.1
+    """First step size of CMA-ES. Paper: 0.1."""
+    sigma_max: float = 1000.0
+    """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default."""
+    centre: bool = False
+    """Evolve on [z; h] minus its mean over the starts, folded into b: it costs no weights. Paper: no."""
+    max_steps: int = 1000
+    """Longest real episode on a selection track, in environment steps. Paper: 1000."""
+    select_every: int = 10
+    """Generations between evaluations of the distribution mean on real selection tracks (also after the last)."""
+    select_tracks: int = 16
+    """Fixed selection tracks; dream.npz holds the mean that was best on them. They are real: their steps count."""
+    average: int = 1
+    """What is selected and kept is the average of the last so many distribution means. Paper: 1."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The score: 100 fresh tracks of the stock environment (paper, section 4.1)."""
 
@@ -183,6 +222,7 @@ class Config:
     vae: VAEConfig = field(default_factory=VAEConfig)
     mdnrnn: MDNRNNConfig = field(default_factory=MDNRNNConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    dream: DreamConfig = field(default_factory=DreamConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -211,6 +251,15 @@ LAPTOP = Config(
         select_tracks=32,
         average=16,
     ),
+    dream=replace(
+        PAPER.dream,
+        generations=300,
+        popsize=128,
+        horizon=250,
+        sigma_max=0.1,
+        centre=True,
+        average=16,
+    ),
 )
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
@@ -235,6 +284,18 @@ SMOKE = Config(
     ),
     controller=replace(
         PAPER.controller, generations=2, popsize=4, tracks=1, max_steps=100, select_every=1, select_tracks=2
+    ),
+    dream=replace(
+        PAPER.dream,
+        generations=2,
+        popsize=4,
+        dreams=2,
+        horizon=20,
+        unpaid=5,
+        starts=8,
+        max_steps=100,
+        select_every=1,
+        select_tracks=2,
     ),
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
 )

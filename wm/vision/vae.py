@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -64,6 +66,12 @@ class VAE(nn.Module):
 def as_input(frames: Tensor) -> Tensor:
     """Frames u8[B,64,64,3] to V's input f32[B,3,64,64] in [0,1], in the frames' channels-last memory."""
     return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def as_frames(x: Tensor) -> NDArray[np.uint8]:
+    """V's output f32[B,3,64,64] in [0,1] to frames u8[B,64,64,3]."""
+    frames: NDArray[np.uint8] = (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    return frames
 
 
 def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
