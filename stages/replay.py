@@ -20,7 +20,7 @@ from wm.envs.preprocess import preprocess
 from wm.rollout import play
 from wm.run import Progress, Run
 from wm.show.video import compose, write_video
-from wm.vision.vae import VAE, load_vae
+from wm.vision.vae import VAE, as_frames, load_vae
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ReplayArgs:
     """stock: Gymnasium's own pixels. fast: ours."""
     max_steps: int = 1000
     """Longest episode in environment steps."""
+    controller: Literal["controller", "dream"] = "controller"
+    """controller: evolved on real rollouts. dream: evolved in the dream."""
     source: Path | None = None
     """Folder of V, M and C, when it is not the run folder that the video goes to."""
 
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> None:
     """Drives the track once and writes the video."""
     args, config = parse(lambda preset: ReplayArgs(), "Make a video of the controller driving.", argv)
     run, source = Run(args.run), Run(config.source or args.run)
-    agent = load_agent(source.folder)
+    agent = load_agent(source.folder, config.controller)
     vae, _ = load_vae(source.vae)
     env = gym.make(STOCK_ENV if config.car == "stock" else FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
     score = 0.0
@@ -56,7 +58,8 @@ def main(argv: list[str]) -> None:
                 yield compose(camera, seen, reconstruct(vae, agent.z), step.action, score, step.number)
                 progress.update(score=score)
 
-    path = run.videos / f"{config.car}-{config.track}.mp4"
+    driver = "dream-" if config.controller == "dream" else ""
+    path = run.videos / f"{driver}{config.car}-{config.track}.mp4"
     count = write_video(path, frames())
     print(f"{path}: {count} steps, score {score:.0f}.")
 
@@ -64,8 +67,7 @@ def main(argv: list[str]) -> None:
 def reconstruct(vae: VAE, z: NDArray[np.float32]) -> NDArray[np.uint8]:
     """V's picture of z f32[Z], u8[64, 64, 3]."""
     with torch.inference_mode():
-        x = vae.decode(torch.from_numpy(z)[None])[0]
-    return (x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        return as_frames(vae.decode(torch.from_numpy(z)[None]))[0]
 
 
 if __name__ == "__main__":
