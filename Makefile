@@ -8,6 +8,8 @@ EPISODES ?=
 GENERATIONS ?=
 SEED ?=
 CAR ?=
+VIEW ?=
+GRID ?=
 ARGS ?=
 PYTHON ?= python3
 
@@ -24,14 +26,14 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate replay publish test lint bench
+.PHONY: help setup collect vae mdnrnn controller dream evaluate replay publish curves test lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= SEED= CAR= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
 
@@ -70,11 +72,15 @@ $(DIR)/mdnrnn.pt: | $(VENV)
 evaluate: $(VENV) ## score C on 100 fresh tracks of stock CarRacing -> score.json
 	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-replay: $(VENV) ## film C on one track (SEED=, CAR=stock|fast) -> videos/
-	$(STAGE) $(SOURCE) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) $(ARGS)
+replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fast, GRID=n) -> videos/
+	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) \
+		$(if $(GRID),--grid $(GRID)) $(ARGS)
 
 publish: $(VENV) ## put V, M, starts, C, scores and curves of RUN into data/pretrained
 	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)
+
+curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
 
 test: $(VENV) ## run all tests (about ten minutes on two cores)
 	$(PY) -m pytest $(ARGS)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wm.agent import Models, load_models
 from wm.cli import parse, run_stage
-from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, track_seeds
+from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.linear import parameter_count, uncentre
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
@@ -22,13 +24,24 @@ from wm.workers import make_workers
 Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class ControllerArgs(ControllerConfig):
+    """What the evolution can be told beside the preset's sizes."""
+
+    source: Path | None = None
+    """Folder of V, M and the latents, when it is not the run folder that the controller goes to."""
+
+
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command goes on after an interruption."""
-    args, config = parse(lambda preset: preset.controller, "Evolve the controller C on real rollouts.", argv)
-    run = Run(args.run)
+    args, given = parse(
+        lambda preset: ControllerArgs(**vars(preset.controller)), "Evolve the controller C on real rollouts.", argv
+    )
+    config = ControllerConfig(**{f.name: getattr(given, f.name) for f in fields(ControllerConfig)})
+    run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart):
-        models = load_models(run)
-        mean = mean_features(run, models) if config.centre else np.zeros(models.features)
+        models = load_models(source, config.precision)
+        mean = mean_features(source, models) if config.centre else np.zeros(models.features)
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wm.agent import load_models, load_theta
+from wm.agent import load_acting
 from wm.cli import parse, run_stage
 from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
 from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
@@ -48,8 +48,7 @@ def main(argv: list[str]) -> None:
     if config.episodes < 1 or config.max_steps < 1 or config.first_seed < 0:
         raise UserError("--episodes and --max-steps must be at least 1, --first-seed at least 0.")
     source = Run(config.source or args.run)
-    models = load_models(source)
-    theta = load_theta(source, models, config.controller)
+    models, theta = load_acting(source, config.controller)
     env_id = FAST_ENV if config.fast else STOCK_ENV
     seeds = [config.first_seed + i for i in range(config.episodes)]
     what: dict[str, Any] = {

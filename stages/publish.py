@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wm.agent import load_models, load_theta
+from wm.agent import load_acting
 from wm.artifact import load_artifact, save_artifact
 from wm.cli import parse, run_stage
 from wm.config import DreamConfig
@@ -34,10 +34,9 @@ def main(argv: list[str]) -> None:
     """Writes V and M in half precision, and records their new hashes in what was made from them."""
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
-    models = load_models(run)
     names = ["controller", *(["dream"] if run.dream.exists() else [])]
     for name in names:
-        load_theta(run, models, name)
+        load_acting(run, name)  # what does not fit together is not published
         check_score(run, name)
     vae, mdnrnn = load_artifact(run.vae, "vae"), load_artifact(run.mdnrnn, "mdnrnn")
     starts = find_starts(run, load_networks(run), DreamConfig())

@@ -1,73 +1,95 @@
-"""Stage replay: a video of the controller driving one track. Makes RUN/videos/*.mp4."""
+"""Stage replay: a video of the controller driving, or dreaming. Makes RUN/videos/*.mp4 and a small *.webp beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import gymnasium as gym
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
-from wm.agent import load_agent
 from wm.cli import parse, run_stage
 from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV
-from wm.envs.preprocess import preprocess
-from wm.rollout import play
-from wm.run import Progress, Run
-from wm.show.video import compose, write_video
-from wm.vision.vae import VAE, as_frames, load_vae
+from wm.run import Progress, Run, UserError
+from wm.show.canvas import MOST_TILES, Image, Moment, featured, side_by_side, tiled
+from wm.show.video import Preview, write_video
+from wm.show.views import View, WorldModel, moments, together
 
 
 @dataclass(frozen=True)
 class ReplayArgs:
     """What a replay shows."""
 
+    view: View = "real"
+    """real: the camera, what V sees and reconstructs. triptych: the camera, V's reconstruction, M's prediction of
+    the frame. dream: the controller in the dream. compare: a real drive and a dream of it, and how they part."""
     track: int = EVALUATE_SEEDS.start
-    """Seed of the track. Default: the first one of the evaluation."""
+    """Seed of the track, and of a dream's samples. Default: the first one of the evaluation."""
+    grid: int = 1
+    """Tracks at once, one tile each, from `track` on; up to 36."""
     car: Literal["stock", "fast"] = "stock"
     """stock: Gymnasium's own pixels. fast: ours."""
     max_steps: int = 1000
-    """Longest episode in environment steps."""
+    """Longest episode, or dream, in environment steps."""
     controller: Literal["controller", "dream"] = "controller"
     """controller: evolved on real rollouts. dream: evolved in the dream."""
+    temperature: float = 1.0
+    """tau of the dreams: 1 samples M's mixtures as they are, less makes the dream more certain."""
     source: Path | None = None
     """Folder of V, M and C, when it is not the run folder that the video goes to."""
 
 
 def main(argv: list[str]) -> None:
-    """Drives the track once and writes the video."""
+    """Drives each track once and writes the video and its preview."""
     args, config = parse(lambda preset: ReplayArgs(), "Make a video of the controller driving.", argv)
-    run, source = Run(args.run), Run(config.source or args.run)
-    agent = load_agent(source.folder, config.controller)
-    vae, _ = load_vae(source.vae)
-    env = gym.make(STOCK_ENV if config.car == "stock" else FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
-    score = 0.0
+    if not 1 <= config.grid <= MOST_TILES:
+        raise UserError(f"--grid {config.grid} is not a number of tracks: give 1 to {MOST_TILES}.")
+    if config.track < 0 or config.max_steps < 1 or not config.temperature > 0:
+        raise UserError("--track must be at least 0, --max-steps at least 1, --temperature above 0.")
+    run = Run(args.run)
+    world = WorldModel(Run(config.source or args.run))
+    env_id = STOCK_ENV if config.car == "stock" else FAST_ENV
+    drives = {
+        track: moments(
+            config.view,
+            gym.make(env_id, render_mode="rgb_array", disable_env_checker=True),
+            world,
+            track,
+            config.max_steps,
+            config.temperature,
+        )
+        for track in range(config.track, config.track + config.grid)
+    }
+    latest: dict[str, Moment] = {}
 
-    def frames() -> Iterator[NDArray[np.uint8]]:
-        nonlocal score
+    def frames() -> Iterator[Image]:
         with Progress("replay", config.max_steps, unit="step") as progress:
-            for step in play(env, agent, seed=config.track, max_steps=config.max_steps):
-                score += step.reward
-                seen = preprocess(step.observation)
-                camera = np.asarray(env.render(), np.uint8)
-                yield compose(camera, seen, reconstruct(vae, agent.z), step.action, score, step.number)
-                progress.update(score=score)
+            for shown in together(drives):
+                latest.clear()
+                latest.update(shown)
+                yield lay_out(config.view, shown)
+                progress.update()
 
-    driver = "dream-" if config.controller == "dream" else ""
-    path = run.videos / f"{driver}{config.car}-{config.track}.mp4"
-    count = write_video(path, frames())
-    print(f"{path}: {count} steps, score {score:.0f}.")
+    name = f"{config.view}-{config.car}-{config.track}" + (f"-grid{config.grid}" if config.grid > 1 else "")
+    path, small = run.videos / f"{name}.mp4", run.videos / f"{name}.webp"
+    preview = Preview()
+    count = write_video(path, preview.watch(frames()))
+    preview.write(small)
+    for label, moment in latest.items():
+        print(f"{label}: {' '.join(moment.readings[0].split())}.")
+    print(f"{path}: {count} steps; {small}: {small.stat().st_size / 1e6:.1f} MB.")
 
 
-def reconstruct(vae: VAE, z: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """V's picture of z f32[Z], u8[64, 64, 3]."""
-    with torch.inference_mode():
-        return as_frames(vae.decode(torch.from_numpy(z)[None]))[0]
+def lay_out(view: View, shown: Mapping[str, Moment]) -> Image:
+    """One frame: a single track in the layout of its view, several as tiles."""
+    if len(shown) == 1:
+        (moment,) = shown.values()
+        return featured(moment) if view == "real" else side_by_side(moment)
+    if view == "real":  # the tiles of many cars show the cars
+        shown = {label: replace(moment, panes=moment.panes[:1]) for label, moment in shown.items()}
+    return tiled(shown)
 
 
 if __name__ == "__main__":

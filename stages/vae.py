@@ -18,7 +18,7 @@ from wm.show.vision import plot_reconstructions, plot_traversals
 from wm.store.frames import frame_batches, validation_frames
 from wm.store.shards import Rollouts
 from wm.train import Best, autocast, derived_seed, forget, has_fast_bf16, is_finished, pick_device, seeded, train
-from wm.vision.vae import DEAD_NATS, VAE, as_input, kl_per_dimension, save_vae, vae_loss
+from wm.vision.vae import DEAD_NATS, VAE, activation_ranges, as_input, kl_per_dimension, save_vae, vae_loss
 
 Frames = NDArray[np.uint8]
 
@@ -72,7 +72,8 @@ def main(argv: list[str]) -> None:
         kl = [best.metrics[f"kl_{i:02d}"] for i in range(config.z)]
         plot_reconstructions(run.plots / "reconstructions.png", model, frames)
         plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl)
-        save_vae(run.vae, best.weights, asdict(replace(config, updates=max(config.updates, best.done))), made_from)
+        kept = asdict(replace(config, updates=max(config.updates, best.done)))
+        save_vae(run.vae, best.weights, {**kept, "ranges": activation_ranges(model, frames)}, made_from)
         report(config, best)
 
 

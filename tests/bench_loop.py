@@ -1,13 +1,15 @@
 """Environment steps/s of the evolution's loop on two cores, beside the naive loop, and how a step's time divides.
 
 The naive loop is two processes, stock CarRacing, V and M in torch fp32 with batch 1, one torch thread each. Both
-play the same tracks with the same weights, resets included, in turns within one run. `make bench` runs it.
+play the same track with the same weights, resets included, in turns within one run; as in a generation of the
+evolution, all trials of a round have one track. `make bench` runs it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from statistics import median
 from typing import Any
@@ -22,7 +24,7 @@ from wm.controller.linear import LinearController, parameter_count
 from wm.envs.preprocess import preprocess
 from wm.memory.cell import LSTMCell
 from wm.trials import Trial, make_player
-from wm.vision.encoder import Encoder, encoder_graph
+from wm.vision.encoder import Encoder, encoder_graph, quantised_graph
 from wm.workers import ProcessPool
 
 WORKERS = 2
@@ -68,41 +70,45 @@ def main() -> None:
     """Prints both rates with their spread, their ratio, and the parts of a step."""
     import torch
 
-    from wm.vision.vae import VAE
+    from wm.vision.vae import VAE, activation_ranges
 
     torch.manual_seed(0)
-    vae = {name: value.numpy() for name, value in VAE().state_dict().items()}
+    vision = VAE()
+    vae = {name: value.numpy() for name, value in vision.state_dict().items()}
+    noise = np.random.default_rng(0).integers(0, 256, (50, 64, 64, 3), dtype=np.uint8)
     lstm = {f"lstm.{name}": value.numpy() for name, value in torch.nn.LSTM(35, 256).state_dict().items()}
-    graph = encoder_graph(vae)
+    graphs = {"int8": quantised_graph(vae, activation_ranges(vision, noise)), "float32": encoder_graph(vae)}
     theta = np.zeros(parameter_count(288), np.float32)
 
-    def rate(run: Callable[[int], int], trials: int) -> float:
-        start = time.perf_counter()
-        return run(trials) / (time.perf_counter() - start)
+    with ExitStack() as stack:
+        pools = {"naive": stack.enter_context(ProcessPool(WORKERS, make_naive, vae, lstm))}
+        for name, graph in graphs.items():
+            pools[name] = stack.enter_context(ProcessPool(WORKERS, make_player, FAST_ENV, graph, lstm))
 
-    with (
-        ProcessPool(WORKERS, make_naive, vae, lstm) as naive,
-        ProcessPool(WORKERS, make_player, FAST_ENV, graph, lstm) as fast,
-    ):
-        tracks = lambda n: [Trial(theta, 7_000 + i, STEPS) for i in range(n)]  # noqa: E731
-        run_naive = lambda n: sum(steps for _, steps in naive.run(tracks(n)))  # noqa: E731
-        run_fast = lambda n: sum(outcome.steps for _, outcome in fast.run(tracks(n)))  # noqa: E731
-        run_naive(WORKERS), run_fast(WORKERS)  # start the processes
-        rates = [(rate(run_naive, NAIVE_TRIALS), rate(run_fast, TRIALS)) for _ in range(ROUNDS)]
-    slow, quick = zip(*rates, strict=True)
-    ratios = [f / n for n, f in rates]
+        def rate(name: str, trials: int, track: int) -> float:
+            start = time.perf_counter()
+            results = [result for _, result in pools[name].run([Trial(theta, track, STEPS)] * trials)]
+            steps = sum(result if name == "naive" else result.steps for result in results)
+            return steps / (time.perf_counter() - start)
+
+        sizes = {name: NAIVE_TRIALS if name == "naive" else TRIALS for name in pools}
+        for name in pools:
+            rate(name, WORKERS, 7_000)  # start the processes
+        rounds = [{name: rate(name, n, 7_000 + i) for name, n in sizes.items()} for i in range(ROUNDS)]
     print(f"the loop with everything in it, {WORKERS} processes, resets included, trials of {STEPS} steps:")
-    print(f"  naive  {median(slow):7.0f} steps/s ({min(slow):.0f} to {max(slow):.0f})")
-    print(f"  ours   {median(quick):7.0f} steps/s ({min(quick):.0f} to {max(quick):.0f})")
-    print(f"  ratio  {median(ratios):7.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
-    divide(graph, lstm)
+    for name in pools:
+        rates, ratios = [r[name] for r in rounds], [r[name] / r["naive"] for r in rounds]
+        label = name if name == "naive" else f"ours, {name}"
+        print(f"  {label:13s} {median(rates):7.0f} steps/s ({min(rates):.0f} to {max(rates):.0f})", end="")
+        print(f"  {median(ratios):5.1f} x naive ({min(ratios):.1f} to {max(ratios):.1f})")
+    divide(graphs, lstm)
 
 
-def divide(graph: bytes, lstm: Weights, steps: int = 1500) -> None:
+def divide(graphs: Mapping[str, bytes], lstm: Weights, steps: int = 1500) -> None:
     """Prints where the time of a step goes, in one process."""
     cv2.setNumThreads(1)
     env = gym.make(FAST_ENV, disable_env_checker=True)
-    encoder, cell = Encoder(graph), LSTMCell(lstm)
+    encoder, in_float, cell = Encoder(graphs["int8"]), Encoder(graphs["float32"]), LSTMCell(lstm)
     controller = LinearController(np.zeros(parameter_count(288), np.float32), 288)
     agent = Agent(encoder, cell, np.zeros(parameter_count(288), np.float32))
     start = time.perf_counter()
@@ -130,7 +136,7 @@ def divide(graph: bytes, lstm: Weights, steps: int = 1500) -> None:
     parts = {
         "environment step": environment,
         "crop and resize": each(preprocess),
-        "V (encoder)": each(lambda frame: encoder(small)),
+        "V (int8)": each(lambda frame: encoder(small)),
         "C (linear)": each(lambda frame: controller(features)),
         "M (LSTM step)": each(lambda frame: cell.step(features[:32], features[:3], state)),
     }
@@ -139,6 +145,7 @@ def divide(graph: bytes, lstm: Weights, steps: int = 1500) -> None:
     print(f"one step on one core: {whole * 1e3:.3f} ms; a reset {reset * 1e3:.0f} ms")
     for name, seconds in parts.items():
         print(f"  {name:17s} {seconds * 1e3:6.3f} ms {seconds / whole:5.0%}")
+    print(f"V in float32 instead takes {each(lambda frame: in_float(small)) * 1e3:.3f} ms")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wm.agent import Agent, load_agent, load_models, load_theta
-from wm.controller.linear import parameter_count, save_controller
+from wm.agent import Agent, load_acting, load_agent, load_models
+from wm.artifact import load_artifact, save_artifact
+from wm.controller.linear import load_controller, parameter_count, save_controller
 from wm.envs.preprocess import preprocess
 from wm.memory.cell import LSTMCell
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
 from wm.run import Run, UserError, file_hash
 from wm.vision.encoder import Encoder
-from wm.vision.vae import VAE, save_vae
+from wm.vision.vae import VAE, activation_ranges, save_vae
 
 Z, HIDDEN = 32, 256
 FEATURES = Z + HIDDEN
@@ -30,7 +31,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         vae.mu.weight *= 60  # z of the size that a trained V gives
         mdnrnn.lstm.weight_ih_l0 *= 8  # type: ignore[operator]
         mdnrnn.lstm.weight_hh_l0 *= 3  # type: ignore[operator]
-    save_vae(run.vae, vae.state_dict(), {"z": Z}, {"rollouts": "r"})
+    ranges = activation_ranges(vae, random_frames(100, 64, seed=9))
+    save_vae(run.vae, vae.state_dict(), {"z": Z, "ranges": ranges}, {"rollouts": "r"})
     config = {"z": Z, "actions": 3, "hidden": HIDDEN, "mixtures": 5, "reward": "tile", "logsigma_floor": -7.0}
     save_mdnrnn(run.mdnrnn, mdnrnn.state_dict(), config, {"rollouts": "r", "vae.pt": file_hash(run.vae)})
     theta = np.random.default_rng(0).normal(0, 0.1, parameter_count(FEATURES))
@@ -86,6 +88,42 @@ def test_it_acts_as_a_plain_torch_loop_does(run: Run) -> None:
     assert np.std(zs, axis=0).mean() > 0.05
 
 
+def in_int8(run: Run, folder: Path, precision: str = "int8") -> Run:
+    """The same run with a controller that says that it was evolved in int8."""
+    copy = copy_of(run, folder)
+    theta, meta = load_controller(run.controller)
+    save_controller(copy.controller, theta, {**meta, "config": {"precision": precision}})
+    return copy
+
+
+def test_a_controller_acts_in_the_precision_it_was_evolved_in(run: Run, tmp_path: Path) -> None:
+    exact, rounded = load_agent(run.folder), load_agent(in_int8(run, tmp_path).folder)
+    models = load_models(run, "int8")
+    assert models.graph != load_models(run, "float32").graph
+    encoder = Encoder(models.graph)
+    for frame in random_frames(20, 64):
+        exact.act(frame)
+        rounded.act(frame)
+        np.testing.assert_array_equal(rounded.z, encoder(frame))
+        assert 0 < np.abs(rounded.z - exact.z).max() < 0.2 * np.abs(exact.z).max()
+
+
+def test_int8_without_ranges_or_an_unknown_precision_is_refused(run: Run, tmp_path: Path) -> None:
+    copy = in_int8(run, tmp_path, "int4")
+    with pytest.raises(UserError, match=r"controller.npz acts in 'int4', which this version does not know"):
+        load_agent(tmp_path)
+    vae = VAE(Z).state_dict()
+    for ranges in ({}, {"ranges": [1.0, 2.0, 3.0]}, {"ranges": [1.0, 2.0, 3.0, 0.0]}, {"ranges": [1.0] * 3 + [np.inf]}):
+        save_vae(copy.vae, vae, {"z": Z, **ranges}, {"rollouts": "r"})
+        with np.load(run.controller) as file:
+            made_from = {"vae.pt": file_hash(copy.vae)}
+            save_controller(copy.controller, file["theta"], {"made_from": made_from, "config": {"precision": "int8"}})
+        mdnrnn = load_artifact(run.mdnrnn, "mdnrnn")
+        save_artifact(copy.mdnrnn, "mdnrnn", mdnrnn["model"], mdnrnn["config"], made_from)
+        with pytest.raises(UserError, match=r"vae.pt has no activation ranges .* redo it with `make vae"):
+            load_agent(tmp_path)
+
+
 def test_h_reaches_the_action_one_step_later(run: Run) -> None:
     frames = random_frames(2, 64)
     agent = load_agent(run.folder)
@@ -119,8 +157,8 @@ def test_reset_forgets(run: Run) -> None:
 
 
 def test_two_agents_of_one_encoder_and_cell_do_not_share_state(run: Run) -> None:
-    models = load_models(run)
-    encoder, cell, theta = Encoder(models.graph), LSTMCell(models.cell), load_theta(run, models)
+    models, theta = load_acting(run)
+    encoder, cell = Encoder(models.graph), LSTMCell(models.cell)
     frames, others = random_frames(10, 64), random_frames(10, 64, seed=1)
     alone = load_agent(run.folder)
     expected = [alone.act(frame) for frame in frames]
@@ -144,13 +182,13 @@ def test_what_an_agent_gave_out_does_not_change(run: Run) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(run: Run) -> None:
-    models = load_models(run)
+    models = load_models(run, "float32")
     with pytest.raises(ValueError, match="288 features"):
         Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(866))
 
 
 def test_models_say_what_they_were_made_from(run: Run) -> None:
-    models = load_models(run)
+    models = load_models(run, "float32")
     assert models.features == FEATURES
     assert models.made_from == {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
     assert all(name.startswith("lstm.") for name in models.cell)
@@ -181,6 +219,6 @@ def test_parts_that_do_not_belong_together_are_refused(run: Run, tmp_path: Path)
     save_controller(copy.controller, np.zeros(867), {"made_from": {"vae.pt": "another", "mdnrnn.pt": "one"}})
     with pytest.raises(UserError, match=r"controller.npz was made from another vae.pt"):
         load_agent(tmp_path)
-    save_controller(copy.controller, np.zeros(4), {"made_from": load_models(copy).made_from})
+    save_controller(copy.controller, np.zeros(4), {"made_from": load_models(copy, "float32").made_from})
     with pytest.raises(UserError, match=r"controller.npz does not fit the models beside it"):
         load_agent(tmp_path)

@@ -95,6 +95,59 @@ def test_time_limit_and_reseeding_equal_stock(monkeypatch: pytest.MonkeyPatch) -
     assert seen[1][0][1][-1][2]  # truncated
 
 
+def test_a_track_taken_again_equals_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick_to_draw(monkeypatch)
+    stock, fast = make("CarRacing-v3"), make("wm/CarRacing-v3")
+    made = []
+    monkeypatch.setattr(car_racing._Field, "new_track", lambda self, *args: made.append(args))
+    monkeypatch.setattr(car_racing._Field, "repaint", lambda self, index: None)
+    monkeypatch.setattr(fast.unwrapped, "_render", lambda mode: None)
+    tracks = []
+    for n, seed in enumerate((5, 5, 5, 6, 5, None, 5)):
+        rng = np.random.default_rng(n)
+        for env in (stock, fast):
+            env.reset(seed=seed)
+        tracks.append(fast.track)
+        assert fast.track == stock.track
+        assert fast.np_random.bit_generator.state == stock.np_random.bit_generator.state
+        for _ in range(250):
+            action = (steering_wildly if n % 2 else follow_track)(stock, rng)
+            assert stock.step(action)[1:] == fast.step(action)[1:]
+        assert stock.tile_visited_count == fast.tile_visited_count
+        for body, other in zip(stock.world.bodies, fast.world.bodies, strict=True):
+            assert (tuple(body.position), body.angle) == (tuple(other.position), other.angle)
+    assert tracks[0] == tracks[1] == tracks[2] != tracks[3]
+    assert len(made) == 5  # not for the second and third
+
+
+def test_a_track_taken_again_looks_new() -> None:
+    used, fresh = make("wm/CarRacing-v3"), make("wm/CarRacing-v3")
+    for n in range(2):
+        used.reset(seed=8)
+        rng = np.random.default_rng(n)
+        for _ in range(150):
+            used.step(follow_track(used, rng))
+    first, rng = (env.reset(seed=8)[0] for env in (used, fresh)), np.random.default_rng(2)
+    np.testing.assert_array_equal(*first)
+    for _ in range(150):
+        action = follow_track(fresh, rng)
+        np.testing.assert_array_equal(used.step(action)[0], fresh.step(action)[0])
+
+
+def test_skid_marks_equal_stock() -> None:
+    stock, fast = (make(env_id) for env_id in ("CarRacing-v3", "wm/CarRacing-v3"))
+    for env in (stock, fast):
+        env.reset(seed=1)
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        action = steering_wildly(stock, rng)
+        for env in (stock, fast):
+            env.step(action)
+    marks = [[(p.color, p.grass, p.poly) for p in env.car.particles] for env in (stock, fast)]
+    assert len(marks[0]) > 5
+    assert marks[0] == marks[1]
+
+
 def test_discrete_actions_equal_stock() -> None:
     pairs = play_both(4, 120, lambda env, rng: int(rng.choice(5, p=[0.1, 0.2, 0.2, 0.4, 0.1])), continuous=False)
     assert all(stock[1:] == fast[1:] for stock, fast in pairs)

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wm.controller.evolution import CMAES
+from wm.controller.evolution import (
+    CMAES,
+    STRATEGIES,
+    EvolutionStrategy,
+    OpenES,
+    SeparableCMAES,
+    make_es,
+    restored,
+)
 
 ROOT = Path(__file__).parent.parent
 Array = NDArray[np.float64]
@@ -26,7 +34,7 @@ def noisy(candidates: Array, generation: int) -> Array:
     return sphere(candidates) + np.random.default_rng(generation).normal(0, 0.5, len(candidates))
 
 
-def evolve(es: CMAES, generations: int) -> list[Array]:
+def evolve(es: EvolutionStrategy, generations: int) -> list[Array]:
     asked = []
     for _ in range(generations):
         candidates = es.ask()
@@ -54,10 +62,10 @@ def test_the_step_size_grows_on_a_slope() -> None:
 
 
 def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
-    es = CMAES(20, sigma0=0.1, popsize=12, seed=0, sigma_max=0.1)
+    es: EvolutionStrategy = CMAES(20, sigma0=0.1, popsize=12, seed=0, sigma_max=0.1)
     for generation in range(30):
         if generation == 15:
-            es = CMAES.from_state(es.state())
+            es = restored(es.state())
         es.tell(es.ask().sum(axis=1))
         assert es.sigma <= 0.1
     assert es.sigma == 0.1
@@ -65,15 +73,67 @@ def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
 
 
 def test_the_average_of_the_last_means_also_after_a_resume() -> None:
-    es = CMAES(5, sigma0=0.1, popsize=6, seed=0)
+    es: EvolutionStrategy = CMAES(5, sigma0=0.1, popsize=6, seed=0)
     assert not es.average(3).any()
     means = []
     for generation in range(7):
         es.tell(noisy(es.ask(), generation))
         means.append(es.mean)
-        es = CMAES.from_state(es.state())
+        es = restored(es.state())
         np.testing.assert_array_equal(es.average(1), es.mean)
         np.testing.assert_allclose(es.average(3), np.mean(means[-3:], axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_maximises_a_noisy_function_and_goes_on_exactly(name: str) -> None:
+    def make() -> EvolutionStrategy:
+        return make_es(name, 30, sigma0=0.1, sigma_max=0.5, popsize=16, seed=3, lr=0.05)
+
+    whole, part = make(), make()
+    assert isinstance(whole, STRATEGIES[name])
+    before = sphere(whole.mean[None])[0]
+    expected = evolve(whole, 60)
+    evolve(part, 25)
+    resumed = restored(part.state())
+    assert type(resumed) is type(whole)
+    np.testing.assert_array_equal(evolve(resumed, 35), expected[25:])
+    np.testing.assert_array_equal(resumed.mean, whole.mean)
+    assert sphere(whole.mean[None])[0] > 0.3 * before
+    assert all(value.dtype != object for value in whole.state().values())
+
+
+def test_openes_samples_are_mirrored_and_its_step_is_adams() -> None:
+    es = OpenES(4, sigma0=0.2, popsize=6, seed=0, lr=0.05)
+    for generation in range(3):
+        mean, candidates = es.mean, es.ask()
+        np.testing.assert_allclose(candidates[:3] - mean, mean - candidates[3:], atol=1e-12)
+        fitness = np.array([3.0, 1.0, 1.0, 7.0, -5.0, 2.0])
+        es.tell(fitness)
+        if generation == 0:  # Adam's first step is lr times the sign of the gradient
+            ranks = np.array([0.8, 0.3, 0.3, 1.0, 0.0, 0.6]) - 0.5  # of equal ones the average
+            gradient = ranks @ (candidates - mean)
+            np.testing.assert_allclose(es.mean, 0.05 * np.sign(gradient), rtol=1e-4)
+    assert es.sigma == 0.2
+
+
+def test_openes_does_not_move_on_equal_fitness_and_wants_an_even_popsize() -> None:
+    es = OpenES(4, sigma0=0.2, popsize=6, seed=0, lr=0.05)
+    es.ask()
+    es.tell(np.full(6, 3.0))
+    assert not es.mean.any()
+    with pytest.raises(ValueError, match="5 is not even"):
+        OpenES(4, sigma0=0.2, popsize=5, seed=0, lr=0.05)
+
+
+def test_the_separable_one_learns_scales_quickly() -> None:
+    scales = np.array([1.0] * 15 + [30.0] * 15)
+    left = {}
+    for kind in (CMAES, SeparableCMAES):
+        es = kind(30, sigma0=0.1, popsize=12, seed=0)
+        for _ in range(150):
+            es.tell(-(((es.ask() - 1) * scales) ** 2).sum(axis=1))
+        left[kind] = (((es.mean - 1) * scales) ** 2).sum()
+    assert left[SeparableCMAES] < 0.25 * left[CMAES]
 
 
 def test_shapes_and_dtypes() -> None:
@@ -103,7 +163,7 @@ def test_it_goes_on_from_its_state_exactly(seed: int, stop: int, asked_before_sa
     evolve(part, stop)
     if asked_before_saving:  # killed in the middle of a generation
         part.ask()
-    resumed = CMAES.from_state(part.state())
+    resumed = restored(part.state())
     assert resumed.generation == stop
     np.testing.assert_array_equal(evolve(resumed, 15 - stop), np.reshape(expected[stop:], (15 - stop, 7, 6)))
     np.testing.assert_array_equal(resumed.mean, whole.mean)
@@ -130,7 +190,7 @@ def test_another_arithmetic_is_noticed(name: str) -> None:
     state = es.state()
     state[name] = np.flip(state[name], axis=-1) if name in ("mean", "fitness") else state[name] + 1
     with pytest.raises(ArithmeticError, match="another mean"):
-        CMAES.from_state(state)
+        restored(state)
 
 
 def test_numpys_global_random_state_is_left_alone() -> None:
@@ -179,7 +239,7 @@ def test_equal_fitness_for_all_is_no_error() -> None:
 def test_the_number_of_blas_threads_changes_nothing() -> None:
     code = """
 import numpy as np
-from wm.controller.evolution import CMAES
+from wm.controller.evolution import CMAES, STRATEGIES, EvolutionStrategy, OpenES, SeparableCMAES, make_es, restored
 es = CMAES(500, sigma0=0.1, popsize=16, seed=0)
 for _ in range(12):
     es.tell(-((es.ask() - 1) ** 2).sum(axis=1))

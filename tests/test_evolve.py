@@ -252,6 +252,34 @@ def test_an_interrupted_run_leaves_a_controller(tmp_path: Path) -> None:
     assert load_controller(run.controller)[1]["generations"] == 2
 
 
+def test_a_budget_of_steps_ends_it_and_a_larger_one_goes_on(tmp_path: Path, uninterrupted: Run) -> None:
+    run, task = Run(tmp_path / "run"), Task()
+    steps = [row["env_steps"] for row in read_metrics(uninterrupted.metrics, "controller")]
+    budget = replace(CONFIG, env_steps=int(steps[2]) - 1)  # reached within generation 3
+    assert go(run, task, budget) is True
+    rows = read_metrics(run.metrics, "controller")
+    assert [row["env_steps"] for row in rows] == steps[:3]
+    assert "select" in rows[-1]
+    asked = len(task.evaluated)
+    assert go(run, task, budget) is False
+    assert len(task.evaluated) == asked
+    go(run, task, replace(CONFIG, env_steps=int(steps[4])))
+    assert [row["env_steps"] for row in read_metrics(run.metrics, "controller")] == steps[:5]
+
+
+@pytest.mark.parametrize("es", ["sep-cmaes", "openes"])
+def test_other_strategies_are_resumed_exactly(tmp_path: Path, es: Any) -> None:
+    config = replace(CONFIG, es=es)
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    go(whole, Task(), config)
+    for generations in (2, 4, 6):
+        go(parts, Task(), replace(config, generations=generations))
+    found, expected = (np.load(run.checkpoints / "controller.npz") for run in (parts, whole))
+    assert str(found["es_es"]) == es
+    np.testing.assert_array_equal(found["es_mean"], expected["es_mean"])
+    np.testing.assert_array_equal(load_controller(parts.controller)[0], load_controller(whole.controller)[0])
+
+
 @pytest.mark.parametrize("generations", [3, 6])
 def test_changed_models_are_refused(tmp_path: Path, generations: int) -> None:
     run, task = Run(tmp_path), Task()
@@ -336,6 +364,9 @@ def test_a_removed_controller_is_made_again_from_the_checkpoint(tmp_path: Path, 
         ({"popsize": 3}, "--popsize must be at least 4"),
         ({"sigma0": 0.0}, "--sigma0 above 0"),
         ({"generations": 0}, r"--generations must be at least 1\."),
+        ({"env_steps": -1}, r"--env-steps must be at least 0\."),
+        ({"es": "openes", "popsize": 5}, r"--es openes takes an even --popsize"),
+        ({"es": "openes", "lr": 0.0}, r"--es openes takes .* an --lr above 0\."),
         ({"tracks": 0}, r"--tracks must be at least 1\."),
         ({"select_every": 0}, r"--select-every must be at least 1\."),
         ({"select_tracks": 0}, r"--select-tracks must be at least 1\."),

@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish", "curves"),
     *("test", "lint", "bench"),
 ]
 
 
 def make(*arguments: str, code: int = 0) -> str:
     """The output of make, run in the repository and free of the variables of a make around this test."""
-    names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "SEED", "CAR", "ARGS", "PYTHON"}
+    names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ARGS", "PYTHON"}
+    names |= {"VIEW", "SEED", "CAR", "GRID"}
     environment = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("MAKE")}
     done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
@@ -28,7 +29,7 @@ def make(*arguments: str, code: int = 0) -> str:
 
 def commands(*arguments: str) -> list[str]:
     """What `make -n` would run of our stages, from the stage's name on."""
-    lines = re.findall(r"-m stages\.(.*)", make("-n", "WORKERS=3", *arguments))
+    lines = re.findall(r"-m stages\.(.*)", make("-n", "WORKERS=3", *arguments).replace("\\\n", " "))
     return [" ".join(line.split()) for line in lines]
 
 
@@ -66,7 +67,7 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
     text = (ROOT / "Makefile").read_text()
     for module in re.findall(r"-m (tests\.\w+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    for target in ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish"):
+    for target in ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish", "curves"):
         (command,) = commands(target, made)
         assert command.split()[0] == target
         assert (ROOT / "stages" / f"{target}.py").exists()
@@ -105,7 +106,7 @@ def test_run_and_preset(runs: str, tmp_path: Path) -> None:
 
 def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
-    given = ["EPISODES=7", "GENERATIONS=8", "SEED=9", "CAR=fast", "ARGS=--restart"]
+    given = ["EPISODES=7", "GENERATIONS=8", "SEED=9", "CAR=fast", "VIEW=dream", "GRID=4", "ARGS=--restart"]
     assert commands("controller", runs, *given) == [
         f"collect {common} --episodes 7",
         f"vae {common}",
@@ -114,7 +115,7 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     ]
     assert commands("evaluate", runs, *given) == [f"evaluate {common} --episodes 7 --restart"]
     folder = f"--run {tmp_path}/carracing"
-    assert commands("replay", runs, *given) == [f"replay {folder} --track 9 --car fast --restart"]
+    assert commands("replay", runs, *given) == [f"replay {folder} --view dream --track 9 --car fast --grid 4 --restart"]
     assert commands("publish", runs, *given) == [f"publish {folder} --restart"]
 
 

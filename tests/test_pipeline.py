@@ -120,7 +120,8 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     assert json.loads((run / "score-fast.json").read_text())["env_id"] == "wm/CarRacing-v3"
 
     make("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
-    with av.open(str(run / "videos" / "fast-5.mp4")) as video:
+    assert (run / "videos" / "real-fast-5.webp").stat().st_size > 0
+    with av.open(str(run / "videos" / "real-fast-5.mp4")) as video:
         stream = video.streams.video[0]
         assert stream.codec_context.name == "h264"
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
@@ -172,6 +173,33 @@ def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path
     assert env.step(np.array([0, 0.1, 0], np.float32))[0] in env.observation_space
 
 
+def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
+    one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
+    done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options=--tracks=2")
+    assert "one: " in done.stdout
+    assert "(2 seeds, " in done.stdout
+    assert "pairs: " in done.stdout
+    rows = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
+    assert [(row["name"], row["seed"], row["config"]["tracks"]) for row in rows] == [
+        ("one", 1, 1),
+        ("one", 2, 1),
+        ("pairs", 1, 2),
+    ]
+    for row in rows:
+        assert row["curve"][-1]["env_steps"] >= 500
+        assert all(earlier["env_steps"] < 500 for earlier in row["curve"][:-1])
+    assert rows[0]["curve"] != rows[1]["curve"]
+    assert (run / "plots" / "curves.png").stat().st_size > 0
+    # What is there is not evolved again, and a name stands for one variant.
+    again = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
+    assert len((run / "curves.jsonl").read_text().splitlines()) == 3
+    assert [line for line in again.stdout.splitlines() if ": " in line] == [
+        line for line in one.stdout.splitlines() if line.startswith("one: ")
+    ] + [line for line in done.stdout.splitlines() if line.startswith("pairs: ")]
+    other = make("curves", "ARGS=--name one --options=--tracks=3", code=2)
+    assert "choose another --name" in other.stderr
+
+
 def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Make) -> None:
     # The last test of this file: it leaves the run folder with more data than V was trained on.
     make("collect", "EPISODES=9")
@@ -190,5 +218,5 @@ def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Mak
 def test_evaluate_and_replay_name_the_command_that_is_missing(make: Make) -> None:
     for stage in ("evaluate", "replay", "publish"):
         done = make(stage, "RUN=empty", code=2)
-        assert "make vae" in done.stderr
+        assert "make controller" in done.stderr
         assert "Traceback" not in done.stderr

@@ -1,11 +1,29 @@
+from collections.abc import Iterable
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
+from wm.show.canvas import (
+    FPS,
+    HEADER,
+    LINES,
+    MOST_TILES,
+    PANE,
+    PLOT,
+    Curves,
+    Image,
+    Moment,
+    Pane,
+    featured,
+    side_by_side,
+    tiled,
+)
 from wm.show.plots import plot_curve, plot_score
-from wm.show.video import CANVAS, FPS, compose, write_video
+from wm.show.video import Preview, write_video
 
 
 def test_video_is_h264_at_real_speed_with_true_colours(tmp_path: Path) -> None:
@@ -21,26 +39,112 @@ def test_video_is_h264_at_real_speed_with_true_colours(tmp_path: Path) -> None:
     assert np.abs(frames[5].astype(int) - red).max() < 12
 
 
-def test_a_composed_frame_shows_all_parts_in_their_places() -> None:
-    camera = np.full((400, 600, 3), (10, 200, 10), np.uint8)
-    seen = np.full((64, 64, 3), (200, 10, 10), np.uint8)
-    made = np.full((64, 64, 3), (10, 10, 200), np.uint8)
-    frame = compose(camera, seen, made, np.array([-1, 1, 0], np.float32), 123.4, 56)
-    assert frame.shape == (*CANVAS, 3)
+def test_a_video_can_be_thinned(tmp_path: Path) -> None:
+    grey = np.full((64, 96, 3), 100, np.uint8)
+    assert write_video(tmp_path / "a.mp4", (grey for _ in range(11)), every=2) == 11
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        assert video.streams.video[0].average_rate == FPS / 2
+        assert len(list(video.decode(video=0))) == 6
+
+
+def watched(frames: Iterable[Image], path: Path) -> tuple[int, cv2.Animation]:
+    """The preview of some frames: its size in bytes, and what is in it."""
+    preview = Preview()
+    for _ in preview.watch(frames):
+        pass
+    preview.write(path)
+    done, animation = cv2.imreadanimation(str(path))
+    assert done
+    return path.stat().st_size, animation
+
+
+def test_a_preview_is_the_first_ten_seconds_in_true_colours(tmp_path: Path) -> None:
+    def frames() -> Iterable[Image]:
+        for number in range(700):
+            yield np.full((100, 200, 3), (200, 30, 30) if number < 250 else (30, 30, 200), np.uint8)
+
+    _, animation = watched(frames(), tmp_path / "a.webp")
+    assert sum(animation.durations) == 10_000 or len(animation.frames) < 125  # equal frames are stored once
+    first, last = (cv2.cvtColor(animation.frames[k][..., :3], cv2.COLOR_BGR2RGB) for k in (0, -1))
+    assert first.shape == (100, 200, 3)
+    assert np.abs(first.astype(int) - (200, 30, 30)).max() < 12
+    assert np.abs(last.astype(int) - (30, 30, 200)).max() < 12
+
+
+def test_a_preview_that_weighs_too_much_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wm.show.video.PREVIEW_BYTES", 120_000)
+    rng = np.random.default_rng(0)
+    frames = (rng.integers(0, 256, (240, 720, 3)).astype(np.uint8) for _ in range(40))
+    size, animation = watched(frames, tmp_path / "a.webp")
+    assert size <= 120_000
+    assert len(animation.frames) == 10
+    assert animation.frames[0].shape[1] < 720
+
+
+def one_colour(*colour: int, size: tuple[int, int] = (64, 64)) -> Image:
+    return np.full((*size, 3), colour, np.uint8)
+
+
+RED, GREEN, BLUE = (200, 10, 10), (10, 200, 10), (10, 10, 200)
+STILL = np.zeros(3, np.float32)
+
+
+def moment(action: NDArray[np.float32] = STILL, curves: tuple[Curves, ...] = ()) -> Moment:
+    camera = one_colour(*GREEN, size=(400, 600))
+    panes = (Pane("camera", camera), Pane("V sees", one_colour(*RED)), Pane("V reconstructs", one_colour(*BLUE)))
+    return Moment(panes, action, ("score 123", "step 56", "speed 12 m/s"), curves)
+
+
+def test_a_featured_frame_shows_all_parts_in_their_places() -> None:
+    frame = featured(moment())
+    assert frame.shape == (576, 972, 3)
+    assert (frame[200, 300] == GREEN).all()
+    assert (frame[130, 850] == RED).all()
+    assert (frame[380, 850] == BLUE).all()
+    assert (frame[500:, 560:700] > 200).any()  # the readings
+
+
+def test_a_row_of_pictures_with_curves() -> None:
+    rising = Curves("distance", {"dream": [0.0, 1.0, 2.0, 3.0], "start kept": [0.0] * 4}, seconds=0.08)
+    frame = side_by_side(moment(curves=(rising, rising)))
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
-    assert (frame[200, 300] == (10, 200, 10)).all()
-    assert (frame[130, 850] == (200, 10, 10)).all()
-    assert (frame[380, 850] == (10, 10, 200)).all()
+    for x, colour in ((200, GREEN), (620, RED), (1030, BLUE)):
+        assert (frame[HEADER + 140, x] == colour).all()
+    bottom = HEADER + PANE[1]
+    for left in (0, frame.shape[1] // 2):
+        plot = frame[bottom + 58 : bottom + PLOT, left : left + frame.shape[1] // 2]
+        rows, columns = np.nonzero((plot == LINES[0]).all(axis=-1))
+        assert rows[columns.argmin()] > rows[columns.argmax()] + 30  # it rises to the right
+    assert side_by_side(moment()).shape[0] == frame.shape[0] - PLOT
+
+
+def test_a_missing_picture_leaves_its_place_dark() -> None:
+    empty = Moment((Pane("none", None),), STILL, ("step 1",))
+    assert side_by_side(empty)[HEADER : HEADER + PANE[1], 30:300].max() < 60
+
+
+@pytest.mark.parametrize(("count", "columns"), [(2, 2), (4, 2), (7, 4), (9, 3), (MOST_TILES, 8)])
+def test_tiles_show_every_track(count: int, columns: int) -> None:
+    colours = [(5 * i, 255 - 5 * i, 40) for i in range(count)]
+    moments = {
+        f"track {i}": Moment((Pane("camera", one_colour(*c, size=(400, 600))),), STILL, ("score 1", "step 2"))
+        for i, c in enumerate(colours)
+    }
+    frame = tiled(moments)
+    assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
+    assert frame.shape[1] <= 1440
+    left = set()
+    for colour in colours:
+        rows, across = np.nonzero((frame == colour).all(axis=-1))
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(across) + 1) > 10_000
+        left.add(int(across.min()))
+    assert len(left) == columns
 
 
 def test_action_bars_grow_from_zero_to_the_value() -> None:
-    blank = np.zeros((64, 64, 3), np.uint8)
-
-    def blue(steer: float) -> np.ndarray:
-        action = np.array([steer, 0, 0], np.float32)
-        frame = compose(np.zeros((400, 600, 3), np.uint8), blank, blank, action, 0, 0).astype(int)
-        columns = np.flatnonzero((frame[480:, :, 2] - frame[480:, :, 0] > 100).any(axis=0))
-        return columns
+    def blue(steer: float) -> NDArray[np.intp]:
+        frame = featured(moment(np.array([steer, 0, 0], np.float32)))[480:, :560].astype(int)
+        return np.flatnonzero((frame[..., 2] - frame[..., 0] > 100).any(axis=0))
 
     left, right = blue(-1.0), blue(1.0)
     assert left.max() <= right.min() + 1

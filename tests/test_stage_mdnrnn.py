@@ -103,7 +103,7 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     model, meta = load_mdnrnn(run.mdnrnn)
     assert (model.z, model.actions, model.hidden, model.mixtures, model.reward) == (4, 3, 24, 5, "tile")
     assert meta["made_from"] == {"rollouts": Rollouts(run.rollouts).fingerprint(), "vae.pt": file_hash(run.vae)}
-    assert load_models(run).features == 28
+    assert load_models(run, "float32").features == 28
     assert (run.plots / "predictions.png").read_bytes().startswith(b"\x89PNG")
     lines = read_metrics(run.metrics, "mdnrnn")
     assert [line["step"] for line in lines if "val_loss" in line] == [3, 6]

@@ -85,6 +85,8 @@ def test_leaves_v_its_metrics_and_pictures(trained: Run) -> None:
     model, meta = load_vae(trained.vae)
     assert meta["config"]["updates"] == 6
     assert meta["config"]["z"] == model.z == 32
+    assert len(meta["config"]["ranges"]) == 4
+    assert min(meta["config"]["ranges"]) > 0
     assert meta["made_from"] == {"rollouts": Rollouts(trained.rollouts).fingerprint()}
     found = lines(trained)
     assert [line["step"] for line in found] == [3, 6]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.config import EvolutionConfig, Precision
 from wm.controller.linear import LinearController, load_controller, parameter_count
 from wm.envs.preprocess import preprocess
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash
-from wm.vision.encoder import Encoder, encoder_graph
+from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
 
 CONTROLLERS = ("controller", "dream")
 """What a run folder may hold as C: evolved on real rollouts, evolved in the dream; the file is <name>.npz."""
@@ -82,37 +84,69 @@ class Models:
     made_from: dict[str, str]
 
 
-def load_models(run: Run) -> Models:
-    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or made from another one."""
+def load_models(run: Run, precision: Precision) -> Models:
+    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or made from another one.
+
+    Args:
+        run: The run folder.
+        precision: What V's encoder computes in; a controller has to act on what it was evolved on.
+    """
     # Reading tensors needs torch; acting does not, and workers only act.
     from wm.memory.mdnrnn import load_mdnrnn
     from wm.vision.vae import load_vae
 
-    vae, _ = load_vae(run.vae)
+    vae, vae_meta = load_vae(run.vae)
     made_from = {"vae.pt": file_hash(run.vae)}
     mdnrnn, meta = load_mdnrnn(run.mdnrnn)
     check_made_from(run.mdnrnn, meta["made_from"], made_from)
     weights = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
     cell = {name: value.detach().numpy() for name, value in mdnrnn.state_dict().items() if name.startswith("lstm.")}
-    graph = encoder_graph(weights)
+    graph = quantised_graph(weights, _ranges(run, vae_meta)) if precision == "int8" else encoder_graph(weights)
     features = Encoder(graph).z + LSTMCell(cell).hidden
     return Models(graph, cell, features, {**made_from, "mdnrnn.pt": file_hash(run.mdnrnn)})
 
 
-def load_theta(run: Run, models: Models, controller: str = "controller") -> NDArray[np.float32]:
-    """Reads <controller>.npz of a run, f32[3·(F+1)], a name of `CONTROLLERS`.
+def _ranges(run: Run, vae_meta: dict[str, Any]) -> list[float]:
+    """V's activation ranges as the stage vae recorded them; UserError when they are not there or no ranges."""
+    ranges = vae_meta["config"].get("ranges")
+    if (
+        not isinstance(ranges, list)
+        or len(ranges) != len(LAYERS)
+        or not all(isinstance(r, float) and 0 < r < np.inf for r in ranges)
+    ):
+        raise UserError(
+            f"{run.vae} has no activation ranges to compute in int8 by ({ranges!r}): "
+            "redo it with `make vae ARGS=--restart`, or act with --precision float32."
+        )
+    return ranges
+
+
+def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArray[np.float32]]:
+    """Reads a run's controller, f32[3·(F+1)], and the models that it acts on, in the precision it was evolved in.
+
+    Args:
+        run: The run folder.
+        controller: A name of `CONTROLLERS`.
 
     Raises:
-        UserError: There is no controller of that name, or it was not made from these models.
+        UserError: One of the three is missing or damaged, or was not made from the others; or there is no controller
+            of that name.
     """
     if controller not in CONTROLLERS:
         raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
     path = run.folder / f"{controller}.npz"
     theta, meta = load_controller(path)
+    precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
+    if precision not in get_args(Precision):
+        raise UserError(
+            f"{path} acts in {precision!r}, which this version does not know: "
+            f"redo it with `make {controller} ARGS=--restart`."
+        )
+    models = load_models(run, precision)
     check_made_from(path, meta["made_from"], models.made_from)
     if theta.shape != (parameter_count(models.features),):
         raise UserError(f"{path} does not fit the models beside it: redo it with `make {controller} ARGS=--restart`.")
-    return theta
+    return models, theta
 
 
 def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
@@ -123,5 +157,5 @@ def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
         controller: "controller", evolved on real rollouts, or "dream", evolved in the dream.
     """
     run = Run(folder)
-    models = load_models(run)
-    return Agent(Encoder(models.graph), LSTMCell(models.cell), load_theta(run, models, controller))
+    models, theta = load_acting(run, controller)
+    return Agent(Encoder(models.graph), LSTMCell(models.cell), theta)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import ControllerConfig, DreamConfig
-from wm.controller.evolution import CMAES
+from wm.config import EvolutionConfig
+from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
 from wm.run import Metrics, Progress, Run, UserError, atomic, check_made_from
 
@@ -42,7 +42,7 @@ Select = Callable[[Array], tuple[Array, int]]
 class Evolution:
     """An evolution under way: all that an exact resume needs."""
 
-    es: CMAES
+    es: EvolutionStrategy
     env_steps: int = 0
     select_steps: int = 0
     seconds: float = 0.0
@@ -72,7 +72,7 @@ class Evolution:
                 arrays = {name: file[name] for name in file.files}
             plain = json.loads(str(arrays.pop("plain")))
             theta = arrays.pop("best_theta", None)
-            es = CMAES.from_state({name.removeprefix("es_"): value for name, value in arrays.items()})
+            es = restored({name.removeprefix("es_"): value for name, value in arrays.items()})
             return cls(es, best_theta=theta, **plain)
         except ArithmeticError as error:
             raise UserError(f"{path} cannot go on here ({error}): go on where it began, or --restart.") from error
@@ -80,10 +80,14 @@ class Evolution:
             raise UserError(f"{path} is damaged ({error}): remove it and begin anew with --restart.") from error
 
 
-def check_sizes(config: ControllerConfig | DreamConfig) -> None:
+def check_sizes(config: EvolutionConfig) -> None:
     """UserError when a size makes no evolution."""
     if config.popsize < LEAST_POPSIZE or not 0 < config.sigma0 <= config.sigma_max:
         raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
+    if config.es == "openes" and (config.popsize % 2 or config.lr <= 0):
+        raise UserError("--es openes takes an even --popsize, since it mirrors its samples, and an --lr above 0.")
+    if config.env_steps < 0:
+        raise UserError("--env-steps must be at least 0.")
     for name in COUNTS:
         if getattr(config, name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
@@ -93,7 +97,7 @@ def evolve(
     run: Run,
     stage: str,
     artifact: Path,
-    config: ControllerConfig | DreamConfig,
+    config: EvolutionConfig,
     *,
     seed: int,
     restart: bool,
@@ -104,7 +108,7 @@ def evolve(
     express: Callable[[Array], Array] = lambda candidate: candidate,
     beside: Callable[[Array], Mapping[str, float]] = lambda theta: {},
 ) -> bool:
-    """Evolves until `config.generations` are done, going on from the checkpoint if there is one.
+    """Evolves until `config.generations` or `config.env_steps` are done, going on from the checkpoint if there is one.
 
     After each generation the checkpoint is saved; `artifact` holds the distribution mean that was best on the
     selection tracks so far, so an interrupted run leaves a controller, too.
@@ -138,7 +142,7 @@ def evolve(
     if artifact.exists():
         _, meta = load_controller(artifact)
         check_made_from(artifact, meta["made_from"], made_from)
-        if meta["generations"] >= config.generations:
+        if meta["generations"] >= config.generations or 0 < config.env_steps <= meta["env_steps"]:
             return False
         if not checkpoint.exists():
             raise UserError(f"{checkpoint} is missing, so {artifact} cannot go on: begin anew with --restart.")
@@ -146,7 +150,15 @@ def evolve(
         state = Evolution.load(checkpoint)
         check_made_from(artifact, state.made_from, made_from)
     else:
-        es = CMAES(parameters, sigma0=config.sigma0, popsize=config.popsize, seed=seed, sigma_max=config.sigma_max)
+        es = make_es(
+            config.es,
+            parameters,
+            sigma0=config.sigma0,
+            sigma_max=config.sigma_max,
+            popsize=config.popsize,
+            seed=seed,
+            lr=config.lr,
+        )
         state = Evolution(es, made_from=made_from)
 
     def keep(generations: int) -> None:
@@ -163,14 +175,20 @@ def evolve(
         }
         save_controller(artifact, state.best_theta, meta)
 
+    def ended() -> bool:
+        return state.es.generation >= config.generations or 0 < config.env_steps <= state.env_steps
+
     first = state.es.generation
     if state.best_theta is not None:
         keep(first)
     with (
         Metrics(run, stage, resume_at=first) as metrics,
-        Progress(stage, config.generations, first, unit="gen") as progress,
+        Progress(stage, config.env_steps, state.env_steps, unit="step")
+        if config.env_steps
+        else Progress(stage, config.generations, first, unit="gen") as progress,
     ):
-        for generation in range(first + 1, config.generations + 1):
+        while not ended():
+            generation = state.es.generation + 1
             start = time.monotonic()
             fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), generation)
             state.es.tell(fitness)
@@ -183,7 +201,7 @@ def evolve(
                 "sigma": state.es.sigma,
                 "env_steps": state.env_steps,
             }
-            if generation % config.select_every == 0 or generation == config.generations:
+            if ended() or generation % config.select_every == 0:
                 theta = express(state.es.average(config.average))
                 returns, select_steps = select(theta)
                 state.select_steps += select_steps
@@ -203,5 +221,10 @@ def evolve(
             state.save(checkpoint)
             if "select" in row:
                 keep(generation)
-            progress.update(mean=float(row["mean"]), best=float(row["best"]), kept=state.best_score)
+            progress.update(
+                steps if config.env_steps else 1,
+                mean=float(row["mean"]),
+                best=float(row["best"]),
+                kept=state.best_score,
+            )
     return True

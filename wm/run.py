@@ -90,6 +90,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}): remove it or restore it.") from error
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line, without a line that a kill cut off; [] when it is missing."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -202,8 +209,7 @@ class Metrics:
         self._folder, self._resume_at = run.folder / "tensorboard" / stage, resume_at
         self._board: SummaryWriter | None = None
         if self._path.exists():
-            lines = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
+            kept = [line for line in read_lines(self._path) if line["stage"] != stage or line["step"] <= resume_at]
             with atomic(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         if resume_at == 0:
@@ -236,10 +242,7 @@ class Metrics:
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
     """The lines of one stage in metrics.jsonl, in order; [] when the file is missing."""
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [line for line in lines if line["stage"] == stage]
+    return [line for line in read_lines(path) if line["stage"] == stage]
 
 
 # --- the folder ------------------------------------------------------------------------------------------
@@ -260,6 +263,7 @@ class Run:
         self.score = self.folder / "score.json"
         self.scores = self.folder / "scores.jsonl"
         self.metrics = self.folder / "metrics.jsonl"
+        self.curves = self.folder / "curves.jsonl"
         self.manifest = self.folder / "manifest.json"
         self.plots = self.folder / "plots"
         self.videos = self.folder / "videos"

@@ -1,10 +1,11 @@
 """The evolution of C by ask and tell; it knows neither the task nor the policy.
 
-Candidates maximise here. pycma minimises: the sign changes in `tell`, and nowhere else.
+Candidates maximise here. pycma minimises: the sign changes in `CMAES._update`, and nowhere else.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,101 @@ from cma.sigma_adaptation import CMAAdaptSigmaTPA
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
+Array = NDArray[np.float64]
+
+
+class EvolutionStrategy(ABC):
+    """What all strategies have in common: ask and tell, the means so far, and a state for an exact resume.
+
+    The state is small: the settings and the fitness of every candidate so far. `restored` replays them (for CMA-ES
+    about 0.02 s a generation), and checks that it arrives at the same mean.
+    """
+
+    def __init__(self, parameters: int, *, sigma0: float, popsize: int, seed: int) -> None:
+        """Starts at the zero vector.
+
+        Args:
+            parameters: Length of a candidate.
+            sigma0: First step size.
+            popsize: Candidates a generation, >= 4.
+            seed: Seed of all sampling, >= 0.
+        """
+        self._settings: dict[str, float | int] = {
+            "parameters": parameters,
+            "sigma0": sigma0,
+            "popsize": popsize,
+            "seed": seed,
+        }
+        self._asked = np.empty((0, parameters))
+        self._fitness: list[Array] = []
+        self._means: list[Array] = []
+
+    @property
+    def generation(self) -> int:
+        """Generations told so far."""
+        return len(self._fitness)
+
+    @property
+    @abstractmethod
+    def mean(self) -> Array:
+        """f64[N], the mean of the distribution: what to keep (a lucky best sample's fitness is biased)."""
+
+    @property
+    @abstractmethod
+    def sigma(self) -> float:
+        """The step size."""
+
+    @abstractmethod
+    def _sample(self) -> Array:
+        """The candidates of the next generation, f64[P, N]."""
+
+    @abstractmethod
+    def _update(self, fitness: Array) -> None:
+        """Moves the distribution by the fitness f64[P] of `_asked`."""
+
+    def average(self, generations: int) -> Array:
+        """f64[N], the average of the means of the last so many generations, >= 1, or of all if there are fewer."""
+        return np.mean(self._means[-generations:], axis=0) if self._means else self.mean
+
+    def ask(self) -> Array:
+        """f64[P, N]: the candidates of the next generation."""
+        self._asked = self._sample()
+        return self._asked.copy()
+
+    def tell(self, fitness: Array) -> None:
+        """Ends a generation.
+
+        Args:
+            fitness: f64[P], larger is better, in the order of `ask`. ValueError when it does not fit or is not finite.
+        """
+        if fitness.shape != (len(self._asked),) or not np.isfinite(fitness).all():
+            raise ValueError(f"fitness {fitness} is not one finite number for each of {len(self._asked)} candidates")
+        self._update(fitness)
+        self._asked = self._asked[:0]
+        self._fitness.append(fitness.copy())
+        self._means.append(self.mean)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Plain arrays from which `restored` goes on as if nothing had happened."""
+        return {
+            "es": np.array(next(name for name, kind in STRATEGIES.items() if kind is type(self))),
+            **{name: np.array(value) for name, value in self._settings.items()},
+            "fitness": np.array(self._fitness).reshape(self.generation, int(self._settings["popsize"])),
+            "mean": self.mean,
+        }
+
+
+def restored(state: Mapping[str, NDArray[Any]]) -> EvolutionStrategy:
+    """Replays a `state`; ArithmeticError when this machine's arithmetic does not arrive at the same mean."""
+    settings = {name: value.item() for name, value in state.items() if name not in ("es", "fitness", "mean")}
+    es = STRATEGIES[str(state["es"])](**settings)
+    for fitness in state["fitness"]:
+        es.ask()
+        es.tell(fitness)
+    if not np.array_equal(es.mean, state["mean"]):
+        raise ArithmeticError("replaying the evolution gave another mean than the one that was saved")
+    return es
+
 
 class TwoPointAdaptation(CMAAdaptSigmaTPA):
     """pycma's two-point adaptation without its self-check, which draws from numpy's global random state."""
@@ -22,31 +118,16 @@ class TwoPointAdaptation(CMAAdaptSigmaTPA):
         """Does nothing; pycma's own only ever warns."""
 
 
-class CMAES:
-    """pycma's CMA-ES (paper, appendix A.4), driven from a numpy Generator instead of numpy's global state.
+class CMAES(EvolutionStrategy):
+    """pycma's CMA-ES (paper, appendix A.4), driven from a numpy Generator instead of numpy's global state."""
 
-    The state for an exact resume is small: the seed and the fitness of every candidate so far. `from_state`
-    replays them, about 0.02 s a generation, and checks that it arrives at the same mean.
-    """
+    DIAGONAL = False
 
     def __init__(self, parameters: int, *, sigma0: float, popsize: int, seed: int, sigma_max: float = np.inf) -> None:
-        """Starts at the zero vector.
-
-        Args:
-            parameters: Length of a candidate.
-            sigma0: First step size.
-            popsize: Candidates a generation, >= 4.
-            seed: Seed of all sampling, >= 0.
-            sigma_max: Largest step size.
-        """
+        """As any strategy; `sigma_max` is the largest step size."""
+        super().__init__(parameters, sigma0=sigma0, popsize=popsize, seed=seed)
+        self._settings["sigma_max"] = sigma_max
         rng = np.random.default_rng(seed)
-        self._settings = {
-            "parameters": parameters,
-            "sigma0": sigma0,
-            "popsize": popsize,
-            "seed": seed,
-            "sigma_max": sigma_max,
-        }
         self._es = cma.CMAEvolutionStrategy(
             np.zeros(parameters),
             sigma0,
@@ -55,6 +136,7 @@ class CMAES:
                 # Two-point adaptation compares two candidates along the last step of the mean on the same tracks;
                 # the choice is made here since pycma's own default depends on the number of parameters.
                 "AdaptSigma": TwoPointAdaptation,
+                "CMA_diagonal": self.DIAGONAL,
                 "randn": lambda *shape: rng.standard_normal(shape),
                 "seed": np.nan,  # nan: pycma leaves numpy's global random state alone
                 "verbose": -9,
@@ -63,71 +145,79 @@ class CMAES:
         )
         # The number of BLAS threads changes the last bits of the eigenvectors, and so every later candidate.
         self._one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
-        self._asked: list[NDArray[np.float64]] = []
-        self._fitness: list[NDArray[np.float64]] = []
-        self._means: list[NDArray[np.float64]] = []
 
     @property
-    def generation(self) -> int:
-        """Generations told so far."""
-        return len(self._fitness)
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """f64[N], the mean of the distribution: what to keep (a lucky best sample's fitness is biased)."""
+    def mean(self) -> Array:
+        """See `EvolutionStrategy.mean`."""
         return np.array(self._es.mean)
-
-    def average(self, generations: int) -> NDArray[np.float64]:
-        """f64[N], the average of the means of the last so many generations, >= 1, or of all if there are fewer."""
-        return np.mean(self._means[-generations:], axis=0) if self._means else self.mean
 
     @property
     def sigma(self) -> float:
-        """The step size."""
+        """See `EvolutionStrategy.sigma`."""
         return float(self._es.sigma)
 
-    def ask(self) -> NDArray[np.float64]:
-        """f64[P, N]: the candidates of the next generation."""
-        self._asked = self._one_thread(self._es.ask)()
-        return np.array(self._asked)
+    def _sample(self) -> Array:
+        return np.array(self._one_thread(self._es.ask)())
 
-    def tell(self, fitness: NDArray[np.float64]) -> None:
-        """Ends a generation.
-
-        Args:
-            fitness: f64[P], larger is better, in the order of `ask`. ValueError when it does not fit or is not finite.
-        """
-        if fitness.shape != (len(self._asked),) or not np.isfinite(fitness).all():
-            raise ValueError(f"fitness {fitness} is not one finite number for each of {len(self._asked)} candidates")
-        self._one_thread(self._es.tell)(self._asked, list(-fitness))
+    def _update(self, fitness: Array) -> None:
+        self._one_thread(self._es.tell)(list(self._asked), list(-fitness))
         # Not pycma's "maxstd": that bounds each coordinate in a Python loop, 1.5 s for 867, and lets sigma grow on.
         self._es.sigma = min(self._es.sigma, self._settings["sigma_max"])
-        self._asked = []
-        self._fitness.append(fitness.copy())
-        self._means.append(self.mean)
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Plain arrays from which `from_state` goes on as if nothing had happened."""
-        popsize = self._settings["popsize"]
-        return {
-            **{name: np.array(value) for name, value in self._settings.items()},
-            "fitness": np.array(self._fitness).reshape(len(self._fitness), int(popsize)),
-            "mean": self.mean,
-        }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, NDArray[Any]]) -> CMAES:
-        """Replays `state`; ArithmeticError when this machine's arithmetic does not arrive at the same mean."""
-        es = cls(
-            int(state["parameters"]),
-            sigma0=float(state["sigma0"]),
-            popsize=int(state["popsize"]),
-            seed=int(state["seed"]),
-            sigma_max=float(state["sigma_max"]),
-        )
-        for fitness in state["fitness"]:
-            es.ask()
-            es.tell(fitness)
-        if not np.array_equal(es.mean, state["mean"]):
-            raise ArithmeticError("replaying the evolution gave another mean than the one that was saved")
-        return es
+class SeparableCMAES(CMAES):
+    """CMA-ES that learns a scale for each weight and no correlations, in far fewer generations (Ros & Hansen, 2008)."""
+
+    DIAGONAL = True
+
+
+class OpenES(EvolutionStrategy):
+    """OpenAI's evolution strategy (Salimans et al., 2017): mirrored samples, ranks, Adam on the estimated gradient."""
+
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+    def __init__(self, parameters: int, *, sigma0: float, popsize: int, seed: int, lr: float) -> None:
+        """As any strategy; the step size stays, `lr` is Adam's learning rate, and `popsize` has to be even."""
+        if popsize % 2:
+            raise ValueError(f"popsize {popsize} is not even: the samples are mirrored")
+        super().__init__(parameters, sigma0=sigma0, popsize=popsize, seed=seed)
+        self._settings["lr"] = lr
+        self._rng = np.random.default_rng(seed)
+        self._mean, self._m, self._v = np.zeros((3, parameters))
+
+    @property
+    def mean(self) -> Array:
+        """See `EvolutionStrategy.mean`."""
+        return self._mean.copy()
+
+    @property
+    def sigma(self) -> float:
+        """See `EvolutionStrategy.sigma`."""
+        return self._settings["sigma0"]
+
+    def _sample(self) -> Array:
+        noise = self._rng.standard_normal((int(self._settings["popsize"]) // 2, len(self._mean)))
+        return self._mean + self.sigma * np.concatenate([noise, -noise])
+
+    def _update(self, fitness: Array) -> None:
+        # Equal fitness gets equal rank, so that candidates that all fail pull nowhere.
+        _, place, count = np.unique(fitness, return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(count) - (count + 1) / 2)[place] / (len(fitness) - 1) - 0.5
+        gradient = ranks @ (self._asked - self._mean) / (len(fitness) * self.sigma**2)
+        steps = self.generation + 1
+        self._m = self.BETA1 * self._m + (1 - self.BETA1) * gradient
+        self._v = self.BETA2 * self._v + (1 - self.BETA2) * gradient**2
+        m, v = self._m / (1 - self.BETA1**steps), self._v / (1 - self.BETA2**steps)
+        self._mean = self._mean + self._settings["lr"] * m / (np.sqrt(v) + self.EPSILON)
+
+
+STRATEGIES: dict[str, type[EvolutionStrategy]] = {"cmaes": CMAES, "sep-cmaes": SeparableCMAES, "openes": OpenES}
+"""By the name of the option `--es`."""
+
+
+def make_es(
+    name: str, parameters: int, *, sigma0: float, sigma_max: float, popsize: int, seed: int, lr: float
+) -> EvolutionStrategy:
+    """A strategy of `STRATEGIES` with the settings of `ControllerConfig`, of which each takes what it knows."""
+    own = {"lr": lr} if name == "openes" else {"sigma_max": sigma_max}
+    return STRATEGIES[name](parameters, sigma0=sigma0, popsize=popsize, seed=seed, **own)

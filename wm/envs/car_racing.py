@@ -18,7 +18,7 @@ How the pieces keep to the stock picture:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,12 +28,15 @@ import numpy as np
 import pygame
 from Box2D.b2 import polygonShape
 from gymnasium.envs.box2d.car_dynamics import (
+    ENGINE_POWER,
+    FRICTION_LIMIT,
     HULL_POLY1,
     HULL_POLY2,
     HULL_POLY3,
     HULL_POLY4,
     SIZE,
     WHEEL_COLOR,
+    WHEEL_MOMENT_OF_INERTIA,
     WHEEL_R,
     WHEEL_W,
     WHEEL_WHITE,
@@ -94,8 +97,7 @@ class _Field:
         self.high = np.ceil(texels.max(axis=1)).astype(int) + 1
         self.colours = colours
         self.large = _fixed_point(polygons, FINE * SUPERSAMPLE)
-        self.painted = np.zeros((N_PERIODS, N_PERIODS), bool)  # cells, one period each
-        self.seen: set[tuple[int, int, int, int]] = set()  # ranges of cells known to be painted
+        self.forget()
         # Two by two cells, so that the empty ground of any rectangle up to a cell's size is a slice of them.
         self.empty_large = np.tile(_grass_cell(FINE * SUPERSAMPLE, bg, grass), (2, 2, 1))
         self.empty = _halve(_halve(self.empty_large[: FINE * SUPERSAMPLE, : FINE * SUPERSAMPLE]))
@@ -106,6 +108,11 @@ class _Field:
         _fill(coarse, _fixed_point(polygons, COARSE), colours)
         for large, small in zip(self.coarse[:-1], self.coarse[1:], strict=True):
             _halve(large, small)
+
+    def forget(self) -> None:
+        """Forget what the fine texture holds: every cell is painted anew when it is next seen."""
+        self.painted = np.zeros((N_PERIODS, N_PERIODS), bool)  # cells, one period each
+        self.seen: set[tuple[int, int, int, int]] = set()  # ranges of cells known to be painted
 
     def paint_around(self, x: float, y: float, radius: float) -> None:
         """Make sure that the fine texture is painted within `radius` of (x, y), world units."""
@@ -423,6 +430,67 @@ class _World(Box2D.b2World):
         return body
 
 
+# What Gymnasium's car has written in its code, in its units.
+GRASS_GRIP = FRICTION_LIMIT * 0.6
+STIFFNESS = 205000 * SIZE * SIZE
+BRAKE_FORCE = 15
+
+
+class _Car(Car):
+    """Gymnasium's car with the arithmetic of a step in plain floats, and without reading from Box2D twice.
+
+    The numbers are the same bit for bit: numpy's scalars, which are several times slower, round as Python's floats do.
+    """
+
+    def step(self, dt: float) -> None:
+        """Turns the wheels, drives and brakes them, and applies their friction for `dt` seconds."""
+        for wheel in self.wheels:
+            turn = wheel.steer - wheel.joint.angle
+            wheel.joint.motorSpeed = math.copysign(min(50.0 * abs(turn), 3.0), turn)
+
+            grip = max([GRASS_GRIP, *(FRICTION_LIMIT * tile.road_friction for tile in wheel.tiles)])
+            # The wheel's axes in the world: to its side, and forward, which is a quarter turn to the left of it.
+            side_x, side_y = wheel.GetWorldVector((1, 0))
+            v_x, v_y = wheel.linearVelocity
+            v_forward = -side_y * v_x + side_x * v_y
+            v_side = side_x * v_x + side_y * v_y
+
+            omega = float(wheel.omega)
+            power = dt * ENGINE_POWER * float(wheel.gas)
+            # 5 keeps a standing wheel's acceleration finite.
+            omega += power / WHEEL_MOMENT_OF_INERTIA / (abs(omega) + 5.0)
+            self.fuel_spent += power
+            if wheel.brake >= 0.9:
+                omega = 0.0
+            elif wheel.brake > 0:
+                omega -= math.copysign(min(BRAKE_FORCE * float(wheel.brake), abs(omega)), omega)
+            wheel.phase += omega * dt
+
+            # What would bring the contact patch to rest, as far as the grip allows.
+            forward = (omega * wheel.wheel_rad - v_forward) * STIFFNESS
+            side = -v_side * STIFFNESS
+            force = math.sqrt(forward * forward + side * side)
+            self._leave_skid_mark(wheel, force > 2.0 * grip)
+            if force > grip:
+                forward, side = forward / force * grip, side / force * grip
+            wheel.omega = omega - dt * forward * wheel.wheel_rad / WHEEL_MOMENT_OF_INERTIA
+            wheel.ApplyForceToCenter((side * side_x - forward * side_y, side * side_y + forward * side_x), True)
+
+    def _leave_skid_mark(self, wheel: Any, skids: bool) -> None:
+        """What `render` draws on the road behind a sliding wheel: a line of up to 30 points after another."""
+        if not skids:
+            wheel.skid_start = wheel.skid_particle = None
+            return
+        mark, on_grass = wheel.skid_particle, not wheel.tiles
+        if mark and mark.grass == on_grass and len(mark.poly) < 30:
+            mark.poly.append(tuple(wheel.position))
+        elif wheel.skid_start is None:
+            wheel.skid_start = wheel.position
+        else:
+            wheel.skid_particle = self._create_particle(wheel.skid_start, wheel.position, on_grass)
+            wheel.skid_start = None
+
+
 class FastCarRacing(CarRacing):
     """Gymnasium's CarRacing-v3, some 25 times faster by its drawing of the observations.
 
@@ -439,10 +507,35 @@ class FastCarRacing(CarRacing):
         self._dashboard = dashboard
         self.world = _World((0, 0), contactListener=self.contactListener_keepref)
         self._field: _Field | None = None  # made at the first reset
+        self._before: Mapping[str, Any] = {}  # state of the random numbers before the track that is there was made
+        self._after: Mapping[str, Any] = {}  # and after it
+        self._again = False  # whether the reset under way wants that track once more
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """As stock's. A track that is asked for twice in a row is not made twice."""
+        observation, info = super().reset(seed=seed, options=options)
+        assert self.car is not None
+        self.car.__class__ = _Car  # reset names Gymnasium's class; ours has the same attributes
+        return observation, info
+
+    def _destroy(self) -> None:
+        """Remove the car, and the track unless the one to come is the same."""
+        before = self.np_random.bit_generator.state
+        self._again = bool(self.road) and before == self._before and not self.domain_randomize
+        if self._again:
+            assert self.car is not None
+            self.car.destroy()
+        else:
+            super()._destroy()
+            self._before = before
 
     def _create_track(self) -> bool:
+        if self._again:
+            self._take_track_again()
+            return True
         if not super()._create_track():
             return False  # no closed loop: stock tries again
+        self._after = self.np_random.bit_generator.state
         if self._field is None:
             self._field = _Field()
         # Touching a tile writes into `tile.color`. Make those arrays rows of one array, so that a change
@@ -453,10 +546,22 @@ class FastCarRacing(CarRacing):
         tiles: list = self.road or []
         for tile in tiles:
             tile.color = rows[id(tile.color)]
+        self._new_colours, self._road_poly = self._colours.copy(), self.road_poly
         self._painted_colours = self._colours.copy()
         polygons = np.array([polygon for polygon, _ in self.road_poly])
         self._field.new_track(polygons, self._colours, self.bg_color, self.grass_color)
         return True
+
+    def _take_track_again(self) -> None:
+        """Put the track that is there back as it was before anybody drove on it."""
+        tiles: list = self.road or []
+        for tile in tiles:
+            tile.road_visited = False
+        assert self._field is not None
+        self.road_poly = self._road_poly
+        self._colours[:] = self._painted_colours[:] = self._new_colours
+        self._field.forget()
+        self.np_random.bit_generator.state = self._after
 
     def _render(self, mode: str) -> np.ndarray | bool | None:
         if mode != "state_pixels" or self._field is None:

@@ -63,6 +63,32 @@ def plot_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
+def plot_variants(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws the learning curves of several variants: the mean over seeds, and a band from the lowest to the highest.
+
+    Args:
+        path: The PNG to write.
+        rows: One for each variant and seed: its "name" and its "curve", points with "env_steps" and "select".
+    """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    plot = figure.add_subplot()
+    for i, name in enumerate(sorted({row["name"] for row in rows})):
+        curves = [row["curve"] for row in rows if row["name"] == name]
+        # Seeds are selected at different steps: they are compared where all of them have been.
+        start, end = max(c[0]["env_steps"] for c in curves), min(c[-1]["env_steps"] for c in curves)
+        x = np.linspace(start, end, 100)
+        y = np.array([np.interp(x, [p["env_steps"] for p in c], [p["select"] for p in c]) for c in curves])
+        colour = f"C{i % 10}"
+        plot.plot(x / 1e6, y.mean(axis=0), color=colour, label=f"{name} ({len(curves)})")
+        plot.fill_between(x / 1e6, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15)
+    plot.set_xlabel("million environment steps of the population")
+    plot.set_ylabel("what is kept, on the selection tracks: mean return")
+    plot.set_title("mean over seeds (their number), and from the lowest to the highest", fontsize=10)
+    plot.grid(alpha=0.3)
+    plot.legend(fontsize=8)
+    save_figure(path, figure)
+
+
 def plot_score(path: Path, returns: Sequence[float], title: str) -> None:
     """Draws the histogram of an evaluation's returns, one a track."""
     figure = Figure(figsize=(7, 4), layout="constrained")

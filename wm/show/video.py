@@ -1,88 +1,93 @@
-"""Videos of episodes: H.264 mp4 files that a browser plays, and the frames they are made of."""
+"""Videos of episodes: H.264 mp4 files that a browser plays, and small animated previews of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from wm.run import atomic
+from wm.show.canvas import FPS, Image
 
-Image = NDArray[np.uint8]
-
-FPS = 50
-"""CarRacing's own: a second of the video is a second of the drive."""
-
-CAMERA_SIZE = (720, 480)
-PANE_SIZE = 216
-CANVAS = (480 + 96, 720 + 24 + 216 + 12)
-"""Height and width of a frame; both even, as yuv420p wants them."""
-INK, FAINT = (235, 235, 235), (120, 120, 120)
-BARS = (("steer", -1.0, (90, 170, 255)), ("gas", 0.0, (110, 220, 110)), ("brake", 0.0, (255, 100, 90)))
-"""Name, lowest value and colour of each action."""
+PREVIEW_SECONDS = 10
+"""How much of a drive a preview shows."""
+PREVIEW_EVERY = 4
+"""Of so many frames a preview shows one: 12.5 a second."""
+PREVIEW_BYTES = 2_000_000
+"""Most that a preview may weigh, since it loads with the page that shows it."""
+PREVIEW_SIZES = ((800, 70), (800, 45), (640, 40), (480, 40), (480, 20), (320, 20), (240, 10))
+"""Widths in pixels and qualities (0 to 100) of a preview, in the order in which they are tried."""
 
 
-def write_video(path: Path, frames: Iterable[Image]) -> int:
-    """Encodes frames u8[H, W, 3] (RGB, H and W even) at 50 a second; returns how many there were."""
+def write_video(path: Path, frames: Iterable[Image], *, crf: int = 23, every: int = 1) -> int:
+    """Encodes frames u8[H, W, 3] (RGB, H and W even) at real speed.
+
+    Args:
+        path: The mp4 to write.
+        frames: 50 for each second of the drive.
+        crf: H.264's quality, 0 (best) to 51.
+        every: Keep one frame of so many.
+
+    Returns:
+        How many frames there were.
+    """
     count = 0
-    with atomic(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast"})
+    with (
+        atomic(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as file,
+    ):
+        stream = file.add_stream("libx264", rate=FPS // every, options={"crf": str(crf), "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             if count == 0:
                 stream.height, stream.width = frame.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            if count % every == 0:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             count += 1
-        container.mux(stream.encode())
+        file.mux(stream.encode())
     return count
 
 
-def compose(
-    camera: Image, seen: Image, reconstruction: Image, action: NDArray[np.float32], score: float, step: int
-) -> Image:
-    """Draws one frame of a replay.
+class Preview:
+    """A small animated WebP of the first ten seconds of a video: READMEs show pictures, not videos."""
 
-    Args:
-        camera: u8[H, W, 3], what a spectator sees, at CarRacing's 3:2.
-        seen: u8[64, 64, 3], what V is given.
-        reconstruction: u8[64, 64, 3], what V makes of it.
-        action: f32[3], steering in [-1, 1], gas and brake in [0, 1].
-        score: Sum of rewards so far.
-        step: Number of the step.
+    def __init__(self) -> None:
+        self._frames: list[Image] = []  # BGR, as OpenCV encodes
+        self._seen = 0
 
-    Returns:
-        u8[576, 972, 3], RGB.
-    """
-    canvas = np.full((*CANVAS, 3), 24, np.uint8)
-    width, height = CAMERA_SIZE
-    canvas[:height, :width] = cv2.resize(camera, CAMERA_SIZE, interpolation=cv2.INTER_AREA)
-    left = width + 24
-    for top, name, image in ((30, "V sees", seen), (30 + PANE_SIZE + 36, "V reconstructs", reconstruction)):
-        _write(canvas, name, left, top - 9, 0.55)
-        canvas[top : top + PANE_SIZE, left : left + PANE_SIZE] = cv2.resize(
-            image, (PANE_SIZE, PANE_SIZE), interpolation=cv2.INTER_NEAREST
-        )
-    for i, (name, low, colour) in enumerate(BARS):
-        _draw_bar(canvas, name, float(action[i]), low, colour, left=20 + i * 180, top=height + 20)
-    _write(canvas, f"score {score:6.0f}", 570, height + 42, 0.7)
-    _write(canvas, f"step {step:7d}", 570, height + 76, 0.7)
-    return canvas
+    def watch(self, frames: Iterable[Image]) -> Iterator[Image]:
+        """Passes frames u8[H, W, 3] on, and keeps what the preview needs of them."""
+        for frame in frames:
+            if self._seen < PREVIEW_SECONDS * FPS and self._seen % PREVIEW_EVERY == 0:
+                self._frames.append(_shrink(frame[..., ::-1], PREVIEW_SIZES[0][0]))
+            self._seen += 1
+            yield frame
 
+    def write(self, path: Path) -> None:
+        """Writes what was watched, in at most 2 MB: as wide and as good as that allows."""
+        for width, quality in PREVIEW_SIZES:
+            encoded = self._encode(width, quality)
+            if len(encoded) <= PREVIEW_BYTES:
+                break
+        with atomic(path) as temporary:
+            temporary.write_bytes(encoded)
 
-def _write(canvas: Image, text: str, x: int, y: int, size: float, colour: tuple[int, int, int] = INK) -> None:
-    cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+    def _encode(self, width: int, quality: int) -> bytes:
+        animation = cv2.Animation()
+        animation.durations = [PREVIEW_EVERY * 1000 // FPS] * len(self._frames)
+        animation.frames = [_shrink(frame, width) for frame in self._frames]
+        done, data = cv2.imencodeanimation(".webp", animation, [cv2.IMWRITE_WEBP_QUALITY, quality])
+        assert done
+        return bytes(data)
 
 
-def _draw_bar(
-    canvas: Image, name: str, value: float, low: float, colour: tuple[int, int, int], left: int, top: int
-) -> None:
-    """A bar from 0 to `value` on an axis from `low` to 1."""
-    width, height = 160, 18
-    x = [left + round((v - low) / (1 - low) * width) for v in (0.0, value)]
-    _write(canvas, f"{name} {value:+.2f}", left, top + 10, 0.5)
-    cv2.rectangle(canvas, (left, top + 22), (left + width, top + 22 + height), FAINT, 1)
-    cv2.rectangle(canvas, (min(x), top + 22), (max(x), top + 22 + height), colour, -1)
+def _shrink(frame: Image, width: int) -> Image:
+    """A frame at most `width` across."""
+    scale = width / frame.shape[1]
+    if scale >= 1:
+        return np.ascontiguousarray(frame)
+    small = cv2.resize(frame, (width, round(frame.shape[0] * scale)), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8)

@@ -44,10 +44,16 @@ class VAE(nn.Module):
         self.deconv3 = nn.ConvTranspose2d(64, 32, 6, stride=2)  # -> 30
         self.deconv4 = nn.ConvTranspose2d(32, 3, 6, stride=2)  # -> 64
 
+    @property
+    def convolutions(self) -> tuple[nn.Conv2d, ...]:
+        """The encoder's layers, each followed by a relu."""
+        return self.conv1, self.conv2, self.conv3, self.conv4
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames f32[B,3,64,64] in [0,1] to the posterior's mu and logvar, each f32[B,Z]."""
-        features = relu(self.conv4(relu(self.conv3(relu(self.conv2(relu(self.conv1(x))))))))
-        flat = features.flatten(1)  # [B,256,2,2] -> [B,1024]
+        for layer in self.convolutions:
+            x = relu(layer(x))
+        flat = x.flatten(1)  # [B,256,2,2] -> [B,1024]
         return self.mu(flat), self.logvar(flat)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -72,6 +78,20 @@ def as_frames(x: Tensor) -> NDArray[np.uint8]:
     """V's output f32[B,3,64,64] in [0,1] to frames u8[B,64,64,3]."""
     frames: NDArray[np.uint8] = (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     return frames
+@torch.no_grad()
+def activation_ranges(model: VAE, frames: NDArray[np.uint8]) -> list[float]:
+    """The largest activation of each of V's four convolutions on frames u8[N,64,64,3], by which acting quantises them.
+
+    Computed in float32, a hundred frames at a time.
+    """
+    device = model.conv1.weight.device
+    ranges = torch.zeros(len(model.convolutions), device=device)
+    for batch in torch.from_numpy(frames).split(100):
+        x = as_input(batch.to(device))
+        for i, layer in enumerate(model.convolutions):
+            x = relu(layer(x))
+            ranges[i] = ranges[i].maximum(x.max())
+    return ranges.tolist()
 
 
 def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -100,7 +120,7 @@ def vae_loss(x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float) ->
 
 
 def save_vae(path: Path, model: Mapping[str, Tensor], config: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
-    """Writes vae.pt: V's state_dict (float32, or float16 for half the size) and its config with "z"."""
+    """Writes vae.pt: V's state_dict (float32, or float16 for half the size) and its config with "z" and "ranges"."""
     save_artifact(path, "vae", model, config, made_from)
 
 

@@ -1,0 +1,96 @@
+"""Stage curves: compares variants of the evolution at equal budgets. RUN/curves.jsonl, RUN/plots/curves.png.
+
+With --name it first evolves that variant, seed after seed, and adds its curves to the results. Each seed is evolved by
+stage controller in a run folder of its own, RUN/variants/NAME/SEED/, on RUN's V and M: it can be interrupted and goes
+on as any other, and leaves the same metrics. Without --name it draws what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from wm.cli import Common, parse, run_stage
+from wm.run import Run, UserError, commit, now, read_lines, read_metrics
+from wm.show.plots import plot_variants
+
+KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std")
+"""What a curve keeps of the metrics of each selection."""
+
+
+@dataclass(frozen=True)
+class CurvesArgs:
+    """A variant and its budget."""
+
+    name: str = ""
+    """Name of the variant to evolve, for the results and the picture; none: only draw."""
+    steps: int = 3_000_000
+    """Environment steps of the population that each seed is given; those on selection tracks are counted apart."""
+    seeds: tuple[int, ...] = (1, 2)
+    """Seeds of the evolution: of its samples and of its tracks."""
+    options: str = ""
+    """What makes the variant: options of stage controller, such as "--popsize 64 --tracks 2"."""
+
+
+def main(argv: list[str]) -> None:
+    """Evolves what is missing of a variant, then draws and prints all of them."""
+    args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of the evolution.", argv)
+    run = Run(args.run)
+    if config.name:
+        if config.steps < 1 or not config.seeds:
+            raise UserError("--steps must be at least 1, and --seeds must name at least one seed.")
+        if not all(letter.isalnum() or letter in "._+-" for letter in config.name):
+            raise UserError(f"--name {config.name!r} becomes a folder: give letters, digits, dots, _, + and - only.")
+        with run.lock():
+            for seed in config.seeds:
+                evolve(args, run, config, seed)
+    rows = read_lines(run.curves)
+    if not rows:
+        raise UserError(f"{run.curves} is missing: measure a variant with `make curves ARGS='--name NAME'`.")
+    plot_variants(run.plots / "curves.png", rows)
+    for name, group in groupby(sorted(rows, key=lambda row: row["name"]), key=lambda row: row["name"]):
+        found = list(group)
+        ends = np.array([row["curve"][-1]["select"] for row in found])
+        steps = np.mean([row["curve"][-1]["env_steps"] for row in found])
+        spread = f", seeds from {ends.min():.0f} to {ends.max():.0f}" if len(ends) > 1 else ""
+        print(f"{name}: {ends.mean():.0f} after {steps / 1e6:.1f} million steps ({len(ends)} seeds{spread})")
+
+
+def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
+    """Gives one seed its budget and adds its curve to the results, unless it is there."""
+    known = [row for row in read_lines(run.curves) if row["name"] == config.name]
+    if any(row["options"] != config.options for row in known):
+        raise UserError(f"{run.curves} has a variant {config.name} with other options: choose another --name.")
+    if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):
+        return
+    variant = Run(run.folder / "variants" / config.name / str(seed))
+    options = {"run": variant.folder, "source": run.folder, "preset": args.preset, "env": args.env}
+    # The budget ends it: no number of generations may do so before.
+    options |= {"workers": args.workers, "seed": seed, "env-steps": config.steps, "generations": 10**9}
+    command = [sys.executable, "-m", "stages.controller"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with subprocess.Popen([*command, *shlex.split(config.options)]) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # it saves, as for anybody else
+            raise
+    if code:
+        raise UserError(f"{config.name}, seed {seed}, ended with exit code {code}: what it says above is the reason.")
+    rows = [row for row in read_metrics(variant.metrics, "controller") if "select" in row]
+    line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
+    line["curve"] = [{field: row[field] for field in KEPT} for row in rows]
+    line |= {"config": variant.read_manifest()["stages"]["controller"]["config"], "commit": commit(), "time": now()}
+    with run.curves.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,180 @@
+"""What the views show: the committed run, filmed for a few steps of the fast environment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import wm.envs  # noqa: F401
+from stages.replay import main
+from wm.config import FAST_ENV
+from wm.memory.mdnrnn import load_mdnrnn, mixture_moments
+from wm.run import Run, UserError
+from wm.show.canvas import Image, Moment
+from wm.show.memory import dream
+from wm.show.views import WARM_UP, Shot, WorldModel, drive, moments, together
+from wm.vision.vae import load_vae
+
+PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
+STEPS = 12
+TRACK = 2_000_000_000
+
+
+@pytest.fixture(scope="module")
+def world() -> WorldModel:
+    return WorldModel(PRETRAINED)
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[gym.Env]:
+    env = gym.make(FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def shots(world: WorldModel, env: gym.Env) -> list[Shot]:
+    """A real drive that is as long as a dream with its warm-up."""
+    return list(drive(env, world.agent(), TRACK, WARM_UP + STEPS))
+
+
+def apart(one: Image | None, other: Image | None) -> float:
+    assert one is not None
+    assert other is not None
+    return float(np.abs(one.astype(float) - other).mean())
+
+
+def test_a_drive_is_the_evaluations_drive_with_its_pictures(world: WorldModel, shots: list[Shot]) -> None:
+    plain = gym.make(FAST_ENV, disable_env_checker=True)
+    agent, score = world.agent(), 0.0
+    observation, _ = plain.reset(seed=TRACK)
+    for shot in shots:
+        h = agent.state[0]
+        action = agent.act(observation)
+        np.testing.assert_array_equal(shot.action, action)
+        np.testing.assert_array_equal(shot.z, agent.z)
+        np.testing.assert_array_equal(shot.state[0], h)
+        observation, reward, *_ = plain.step(action)
+        score += float(reward)
+        assert shot.score == pytest.approx(score)
+    assert [shot.number for shot in shots] == list(range(1, len(shots) + 1))
+    assert shots[0].speed < 1 < shots[-1].speed < 150
+
+
+def test_the_camera_shows_the_very_frame_that_v_sees(shots: list[Shot]) -> None:
+    """Upright, in the same colours and at the same step."""
+    for earlier, shot in zip(shots[-STEPS:], shots[1 - STEPS :], strict=False):
+        camera = cv2.resize(shot.camera[:350], (64, 64), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        same = apart(camera, shot.frame)
+        assert same < 4
+        for wrong in (shot.frame[::-1], shot.frame[:, ::-1], shot.frame[..., ::-1], earlier.frame):
+            assert same < apart(camera, wrong)
+
+
+def test_real_shows_what_v_sees_and_makes_of_it(world: WorldModel, env: gym.Env, shots: list[Shot]) -> None:
+    shown = list(moments("real", env, world, TRACK, WARM_UP + STEPS, 1.0))
+    assert len(shown) == len(shots)
+    for moment, shot in zip(shown, shots, strict=True):
+        camera, sees, makes = (pane.image for pane in moment.panes)
+        assert apart(camera, shot.camera) == 0
+        assert apart(sees, shot.frame) == 0
+        if shot.number > WARM_UP:
+            assert apart(makes, shot.frame) < 12
+    assert shown[-1].readings[0] == f"score {shots[-1].score:.0f}"
+
+
+@torch.no_grad()
+def test_triptych_shows_ms_prediction_of_the_frame_beside_it(
+    world: WorldModel, env: gym.Env, shots: list[Shot]
+) -> None:
+    shown = list(moments("triptych", env, world, TRACK, WARM_UP + STEPS, 1.0))
+    vae, _ = load_vae(PRETRAINED.vae)
+    model, _ = load_mdnrnn(PRETRAINED.mdnrnn)
+    z = torch.from_numpy(np.stack([shot.z for shot in shots]))
+    a = torch.from_numpy(np.stack([shot.action for shot in shots]))
+    expected = vae.decode(mixture_moments(model(z[None], a[None])[0])[0][0])  # of the frames from the second one on
+    assert shown[0].panes[2].image is None
+    for t in range(1, len(shown)):
+        picture = (expected[t - 1].permute(1, 2, 0) * 255).round().byte().numpy()
+        assert apart(shown[t].panes[2].image, picture) < 0.1
+        assert apart(shown[t].panes[1].image, world.decode(shots[t].z)) == 0
+    assert shown[-1].panes[0].image is not None
+    assert shown[-1].panes[0].image.shape == (350, 600, 3)
+
+
+def test_compare_is_an_open_loop_dream_of_the_real_actions(world: WorldModel, env: gym.Env, shots: list[Shot]) -> None:
+    shown = []
+    for moment in moments("compare", env, world, TRACK, STEPS, 0.5):
+        shown.append(moment)
+    assert len(shown) == STEPS
+    start, rest = shots[WARM_UP], shots[WARM_UP:]
+    model, _ = load_mdnrnn(PRETRAINED.mdnrnn)
+    with torch.no_grad():
+        state = tuple(torch.from_numpy(part)[None, None] for part in start.state)
+        actions = torch.from_numpy(np.stack([shot.action for shot in rest]))
+        z = dream(model, torch.from_numpy(start.z), actions, state, 0.5, torch.Generator().manual_seed(TRACK))  # type: ignore[arg-type]
+    assert apart(shown[0].panes[2].image, world.decode(start.z)) == 0
+    for moment, shot, dreamt in zip(shown[1:], rest[1:], z.numpy(), strict=False):
+        np.testing.assert_array_equal(moment.action, shot.action)
+        assert apart(moment.panes[1].image, world.decode(shot.z)) == 0
+        assert apart(moment.panes[2].image, world.decode(dreamt)) < 0.1
+    distance, error = shown[-1].curves
+    assert distance.lines["dream"][0] == distance.lines["start kept"][0] == 0
+    assert distance.lines["dream"][-1] > 0
+    assert error.lines["V alone"][-1] == pytest.approx(apart(world.decode(shots[-1].z), shots[-1].frame))
+    assert error.lines["dream"][0] == error.lines["V alone"][0]
+    assert all(len(values) == STEPS for curve in (distance, error) for values in curve.lines.values())
+
+
+def test_dream_is_the_same_for_the_same_seed_and_begins_at_the_real_frame(
+    world: WorldModel, env: gym.Env, shots: list[Shot]
+) -> None:
+    one, other = (list(moments("dream", env, world, TRACK, STEPS, 1.0)) for _ in range(2))
+    assert len(one) == STEPS
+    for moment, same in zip(one, other, strict=True):
+        assert apart(moment.panes[0].image, same.panes[0].image) == 0
+    assert apart(one[0].panes[0].image, world.decode(shots[WARM_UP].z)) == 0
+    np.testing.assert_allclose(one[0].action, shots[WARM_UP].action, atol=1e-5)
+    assert apart(one[1].panes[0].image, one[0].panes[0].image) > 0
+
+
+def test_together_the_last_moments_of_short_drives_stay() -> None:
+    def drive(length: int) -> Iterator[Moment]:
+        for step in range(1, length + 1):
+            yield Moment((), np.zeros(3, np.float32), (str(step),))
+
+    shown = list(together({7: drive(1), 8: drive(3)}))
+    assert [{label: m.readings[0] for label, m in now.items()} for now in shown] == [
+        {"track 7": "1", "track 8": "1"},
+        {"track 7, over": "1", "track 8": "2"},
+        {"track 7, over": "1", "track 8": "3"},
+    ]
+
+
+def test_a_drive_that_ends_too_early_is_told_in_one_sentence(
+    world: WorldModel, env: gym.Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wm.show.views.play", lambda *_, **__: iter(()))
+    for view in ("dream", "compare"):
+        with pytest.raises(UserError, match="another SEED"):
+            next(moments(view, env, world, TRACK, STEPS, 1.0))
+
+
+def test_a_grid_of_dreams_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    what = "--view dream --grid 2 --track 5 --car fast --max-steps 6"
+    main(f"--run {tmp_path} --source {PRETRAINED.folder} {what}".split())
+    said = capsys.readouterr().out
+    assert "track 5" in said
+    assert "track 6" in said
+    assert (tmp_path / "videos" / "dream-fast-5-grid2.mp4").stat().st_size > 0
+    assert (tmp_path / "videos" / "dream-fast-5-grid2.webp").stat().st_size > 0
+
+
+@pytest.mark.parametrize("wrong", ["--grid 0", "--grid 37", "--temperature 0", "--max-steps 0", "--track -1"])
+def test_senseless_options_are_refused(tmp_path: Path, wrong: str) -> None:
+    with pytest.raises(UserError, match=r"give|must be"):
+        main(f"--run {tmp_path} --source {PRETRAINED.folder} {wrong}".split())
