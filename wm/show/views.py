@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.agent import Agent, load_models, load_theta
+from wm.agent import Agent, load_acting
 from wm.controller.linear import LinearController
 from wm.envs.preprocess import DASHBOARD_ROW, FRAME_SHAPE, preprocess
 from wm.memory.cell import LSTMCell
@@ -44,8 +44,7 @@ class WorldModel:
 
     def __init__(self, run: Run) -> None:
         """Reads the run's models; UserError when one is missing, damaged or made from another one."""
-        models = load_models(run)
-        self._theta = load_theta(run, models)
+        models, self._theta = load_acting(run)
         self._encoder, self._cell = Encoder(models.graph), LSTMCell(models.cell)
         self.controller = LinearController(self._theta, models.features)
         self._vae, _ = load_vae(run.vae)
