@@ -26,7 +26,7 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller evaluate replay publish curves test lint bench
+.PHONY: help setup collect vae mdnrnn controller dream evaluate replay publish curves test lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
@@ -56,6 +56,9 @@ mdnrnn: $(VENV) | $(DIR)/vae.pt ## encode the frames, train M -> latents.h5, mdn
 controller: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C on real rollouts -> controller.npz
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
 
+dream: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C in M's dream -> starts.npz, dream.npz
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+
 # ARGS is for the stage that was asked for, not for the ones made on the way.
 $(DIR)/rollouts/summary.json: | $(VENV)
 	$(MAKE) collect ARGS=
@@ -73,7 +76,7 @@ replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fa
 	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) \
 		$(if $(GRID),--grid $(GRID)) $(ARGS)
 
-publish: $(VENV) ## put V, M, C, score and curve of RUN into data/pretrained
+publish: $(VENV) ## put V, M, starts, C, scores and curves of RUN into data/pretrained
 	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)
 
 curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
@@ -87,9 +90,10 @@ lint: $(VENV) ## ruff and mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(VENV) ## measure the environment, the store, inference and the evolution's loop
+bench: $(VENV) ## measure the environment, the store, inference, the evolution's loop and the dream
 	$(PY) -m tests.bench_env
 	$(PY) -m tests.bench_encoder
 	$(PY) -m tests.bench_store
 	$(PY) -m tests.bench_collect
 	$(PY) -m tests.bench_loop
+	$(PY) -m tests.bench_dream

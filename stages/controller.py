@@ -18,7 +18,7 @@ from wm.memory.cell import LSTMCell
 from wm.run import Run, check_made_from, read_metrics
 from wm.show.plots import plot_curve
 from wm.store.latents import Latents
-from wm.trials import Trial, fitness, make_player
+from wm.trials import Trial, fitness, make_player, select
 from wm.workers import make_workers
 
 Array = NDArray[np.float64]
@@ -55,11 +55,6 @@ def main(argv: list[str]) -> None:
                     steps += outcome.steps
                 return found.reshape(len(candidates), config.tracks).mean(axis=1), steps
 
-            def select(theta: Array) -> tuple[Array, int]:
-                trials = [Trial(theta, SELECT_SEEDS[t], config.max_steps) for t in range(config.select_tracks)]
-                outcomes = dict(workers.run(trials))
-                return np.array([outcomes[i].ret for i in range(len(trials))]), sum(o.steps for o in outcomes.values())
-
             worked = evolve(
                 run,
                 "controller",
@@ -71,7 +66,12 @@ def main(argv: list[str]) -> None:
                 made_from=models.made_from,
                 express=partial(uncentre, mean=mean),
                 evaluate=evaluate,
-                select=select,
+                select=partial(
+                    select,
+                    workers,
+                    tracks=[SELECT_SEEDS[t] for t in range(config.select_tracks)],
+                    max_steps=config.max_steps,
+                ),
             )
         if not worked:
             print(f"{run.controller} is finished: nothing to do (--generations N for more, --restart to redo it).")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,12 +27,15 @@ class EvaluateArgs(EvaluateConfig):
 
     first_seed: int = EVALUATE_SEEDS.start
     """Seed of the first track, the others follow; the default range is one that nothing is trained or selected on."""
+    controller: Literal["controller", "dream"] = "controller"
+    """controller: evolved on real rollouts. dream: evolved in the dream."""
     fast: bool = False
     """Play with our fast pixels: a check of them, not a score."""
     source: Path | None = None
     """Folder of V, M and C, when it is not the run folder that the score goes to."""
     out: Path | None = None
-    """File of the score. Default: score.json in the run folder, score-fast.json with --fast."""
+    """File of the score. Default: score.json in the run folder, score-dream.json for the dream's controller,
+    score-fast.json or score-dream-fast.json with --fast."""
 
 
 def main(argv: list[str]) -> None:
@@ -45,17 +48,21 @@ def main(argv: list[str]) -> None:
     if config.episodes < 1 or config.max_steps < 1 or config.first_seed < 0:
         raise UserError("--episodes and --max-steps must be at least 1, --first-seed at least 0.")
     source = Run(config.source or args.run)
-    models, theta = load_acting(source)
+    models, theta = load_acting(source, config.controller)
     env_id = FAST_ENV if config.fast else STOCK_ENV
     seeds = [config.first_seed + i for i in range(config.episodes)]
     what: dict[str, Any] = {
         "env_id": env_id,
         "seeds": seeds,
         "max_steps": config.max_steps,
-        "made_from": {**models.made_from, "controller.npz": file_hash(source.controller)},
+        "made_from": {
+            **models.made_from,
+            f"{config.controller}.npz": file_hash(source.folder / f"{config.controller}.npz"),
+        },
     }
     run = Run(args.run)
-    out = config.out or run.folder / ("score-fast.json" if config.fast else "score.json")
+    name = "score" + "-dream" * (config.controller == "dream") + "-fast" * config.fast
+    out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
     if not args.restart and out.exists() and is_of(score := read_json(out), what):
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
@@ -81,6 +88,7 @@ def main(argv: list[str]) -> None:
             "ci95": float(1.96 * returns.std(ddof=1) / np.sqrt(len(returns))) if len(returns) > 1 else None,
             "returns": returns.tolist(),
             "lengths": [int(played[str(seed)][1]) for seed in seeds],
+            "controller": config.controller,
             **what,
             "versions": versions(),
             "commit": commit(),

@@ -1,19 +1,25 @@
-"""Stage publish: puts a run's V, M, C, manifest, score and curve into data/pretrained, small enough for git."""
+"""Stage publish: puts a run's V, M, C, starts, scores and curves into data/pretrained, small enough for git."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wm.agent import load_acting
 from wm.artifact import load_artifact, save_artifact
 from wm.cli import parse, run_stage
+from wm.config import DreamConfig
 from wm.controller.linear import load_controller, save_controller
+from wm.dream import find_starts, load_networks
 from wm.run import Run, UserError, file_hash, read_json, write_json
+from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
 """What a published run may weigh: git remembers every copy."""
+
+SCORES = {"controller": "score.json", "dream": "score-dream.json"}
+"""The score of each controller on stock tracks."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,12 @@ def main(argv: list[str]) -> None:
     """Writes V and M in half precision, and records their new hashes in what was made from them."""
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
-    load_acting(run)  # what does not fit together is not published
-    if not run.score.exists():
-        raise UserError(f"{run.score} is missing: make it with `make evaluate`.")
-    score = read_json(run.score)
-    if score["made_from"]["controller.npz"] != file_hash(run.controller):
-        raise UserError(f"{run.score} is of another controller than {run.controller}: redo it with `make evaluate`.")
+    names = ["controller", *(["dream"] if run.dream.exists() else [])]
+    for name in names:
+        load_acting(run, name)  # what does not fit together is not published
+        check_score(run, name)
     vae, mdnrnn = load_artifact(run.vae, "vae"), load_artifact(run.mdnrnn, "mdnrnn")
-    theta, meta = load_controller(run.controller)
+    starts = find_starts(run, load_networks(run), DreamConfig())
 
     for artifact in (vae, mdnrnn):
         artifact["model"] = {name: value.half() for name, value in artifact["model"].items()}
@@ -43,17 +47,35 @@ def main(argv: list[str]) -> None:
     made_from = {"vae.pt": file_hash(target.vae)}
     save_artifact(target.mdnrnn, "mdnrnn", mdnrnn["model"], mdnrnn["config"], {**mdnrnn["made_from"], **made_from})
     made_from["mdnrnn.pt"] = file_hash(target.mdnrnn)
-    save_controller(target.controller, theta, {**meta, "made_from": made_from})
+    save_starts(target.starts, replace(starts, made_from=made_from))
     write_json(target.manifest, run.read_manifest())
-    shutil.copy(run.score, target.score)
     target.plots.mkdir(exist_ok=True)
-    shutil.copy(run.plots / "controller.png", target.plots / "controller.png")
+    for stale in (target.dream, target.folder / SCORES["dream"], target.plots / "dream.png"):
+        stale.unlink(missing_ok=True)
+    for name in names:
+        theta, meta = load_controller(run.folder / f"{name}.npz")
+        save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": made_from})
+        shutil.copy(run.folder / SCORES[name], target.folder / SCORES[name])
+        shutil.copy(run.plots / f"{name}.png", target.plots / f"{name}.png")
+    if (run.plots / "calibration.png").exists():
+        shutil.copy(run.plots / "calibration.png", target.plots / "calibration.png")
 
     total = sum(path.stat().st_size for path in target.folder.rglob("*") if path.is_file())
     if total > MOST_BYTES:
         raise UserError(f"{target.folder} has {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
+    score = read_json(run.score)
     print(f"{target.folder}: {total / 1e6:.1f} MB, score {score['mean']:.0f} ± {score['std']:.0f}.")
     print("V and M are rounded to half precision: check the score with `make evaluate RUN=pretrained`.")
+
+
+def check_score(run: Run, name: str) -> None:
+    """UserError unless the score of the controller `name` is there and of that very controller."""
+    path, controller = run.folder / SCORES[name], run.folder / f"{name}.npz"
+    command = "`make evaluate`" if name == "controller" else f"`make evaluate ARGS='--controller {name}'`"
+    if not path.exists():
+        raise UserError(f"{path} is missing: make it with {command}.")
+    if read_json(path)["made_from"][controller.name] != file_hash(controller):
+        raise UserError(f"{path} is of another controller than {controller}: redo it with {command}.")
 
 
 if __name__ == "__main__":

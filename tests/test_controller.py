@@ -98,9 +98,10 @@ def test_save_and_load(tmp_path: Path, dtype: type) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["controller.npz"]
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{tmp_path}/c.npz is missing: make it with `make controller`\."):
-        load_controller(tmp_path / "c.npz")
+@pytest.mark.parametrize("name", ["controller", "dream"])
+def test_a_missing_file_is_named_and_the_command_that_makes_it(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}/{name}.npz is missing: make it with `make {name}`\."):
+        load_controller(tmp_path / f"{name}.npz")
 
 
 def npz(**arrays: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS: list[set[str]] = [
     {"stages"},
-    {"agent", "collect", "rollout", "trials", "policies", "workers", "train", "evolve", "show"},
+    {"agent", "calibration", "collect", "dream", "evolve", "policies", "rollout", "show", "train", "trials", "workers"},
     {"vision", "memory", "controller", "envs", "store", "artifact"},
     {"config", "run", "cli"},
 ]
@@ -40,7 +40,7 @@ TORCH_FREE = (
 )
 """What runs in a rollout worker, and what that imports."""
 
-WITH_WORKERS = ("collect", "controller", "evaluate")
+WITH_WORKERS = ("collect", "controller", "dream", "evaluate")
 """Stages whose main module every worker process imports again."""
 
 MODULES = {

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish", "curves"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish", "curves"),
     *("test", "lint", "bench"),
 ]
 
@@ -67,7 +67,7 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
     text = (ROOT / "Makefile").read_text()
     for module in re.findall(r"-m (tests\.\w+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    for target in ("collect", "vae", "mdnrnn", "controller", "evaluate", "replay", "publish", "curves"):
+    for target in ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish", "curves"):
         (command,) = commands(target, made)
         assert command.split()[0] == target
         assert (ROOT / "stages" / f"{target}.py").exists()
@@ -76,6 +76,13 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
 def test_the_controller_first_makes_what_is_missing(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
     assert commands("controller", runs) == [f"{name} {common}" for name in ("collect", "vae", "mdnrnn", "controller")]
+
+
+def test_the_dream_needs_m_but_no_controller(runs: str, tmp_path: Path) -> None:
+    common = sizes(tmp_path)
+    wanted = [f"{name} {common}" for name in ("collect", "vae", "mdnrnn", "dream")]
+    assert commands("dream", runs) == wanted
+    assert commands("dream", runs, "GENERATIONS=8")[-1] == f"dream {common} --generations 8"
 
 
 def test_what_is_there_is_not_made_again(made: str, tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tm
     assert commands("replay", runs, "RUN=pretrained") == [f"replay --run {tmp_path}/pretrained {source}"]
 
 
-@pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller"])
+@pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream"])
 def test_the_pretrained_run_is_not_trained(runs: str, target: str) -> None:
     output = make("-n", target, runs, "RUN=pretrained", code=2)
     assert "RUN=pretrained is the committed run, which is not trained further: choose another RUN" in output

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 import torch
 
+import wm.envs  # noqa: F401  registers wm/Dream-v0
 from wm.agent import load_agent
 from wm.run import read_metrics
 
@@ -133,8 +135,27 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     assert action.dtype == np.float32
 
 
+def test_the_dream(run: Path, make: Make) -> None:
+    done = make("dream")
+    assert "real steps" in done.stdout
+    for name in ("starts.npz", "dream.npz", "plots/calibration.png", "plots/dream.png"):
+        assert (run / name).stat().st_size > 0, name
+    assert "finished" in make("dream").stdout
+    before = (run / "score.json").read_bytes()
+    make("evaluate", "ARGS=--controller dream")
+    score = json.loads((run / "score-dream.json").read_text())
+    assert score["controller"] == "dream"
+    assert "dream.npz" in score["made_from"]
+    assert (run / "score.json").read_bytes() == before
+    assert json.loads((run / "scores.jsonl").read_text().splitlines()[-1])["controller"] == "dream"
+    make("replay", "CAR=fast", "SEED=5", "ARGS=--controller dream --max-steps 10")
+    assert (run / "videos" / "by-dream-real-fast-5.mp4").stat().st_size > 0
+
+
 def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path: Path) -> None:
     make("evaluate")
+    make("dream")
+    make("evaluate", "ARGS=--controller dream")
     make("publish", f"ARGS=--to {tmp_path / 'published'}")
     frame = np.random.default_rng(0).integers(0, 255, (96, 96, 3)).astype(np.uint8)
     actions = []
@@ -144,6 +165,12 @@ def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path
             action = agent.act(frame)
         actions.append(action)
     np.testing.assert_allclose(actions[0], actions[1], atol=0.02)
+    load_agent(tmp_path / "published", controller="dream")
+    assert (tmp_path / "published" / "score-dream.json").exists()
+    env = gymnasium.make("wm/Dream-v0", run=str(tmp_path / "published"))
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (288,)
+    assert env.step(np.array([0, 0.1, 0], np.float32))[0] in env.observation_space
 
 
 def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:

@@ -12,12 +12,15 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import ControllerConfig, Precision
-from wm.controller.linear import REDO, LinearController, load_controller, parameter_count
+from wm.config import EvolutionConfig, Precision
+from wm.controller.linear import LinearController, load_controller, parameter_count
 from wm.envs.preprocess import preprocess
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash
 from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
+
+CONTROLLERS = ("controller", "dream")
+"""What a run folder may hold as C: evolved on real rollouts, evolved in the dream; the file is <name>.npz."""
 
 Frame = NDArray[np.uint8]
 State = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -118,27 +121,41 @@ def _ranges(run: Run, vae_meta: dict[str, Any]) -> list[float]:
     return ranges
 
 
-def load_acting(run: Run) -> tuple[Models, NDArray[np.float32]]:
+def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArray[np.float32]]:
     """Reads a run's controller, f32[3·(F+1)], and the models that it acts on, in the precision it was evolved in.
 
+    Args:
+        run: The run folder.
+        controller: A name of `CONTROLLERS`.
+
     Raises:
-        UserError: One of the three is missing or damaged, or was not made from the others.
+        UserError: One of the three is missing or damaged, or was not made from the others; or there is no controller
+            of that name.
     """
-    theta, meta = load_controller(run.controller)
-    precision = meta.get("config", {}).get("precision", ControllerConfig.precision)
+    if controller not in CONTROLLERS:
+        raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
+    path = run.folder / f"{controller}.npz"
+    theta, meta = load_controller(path)
+    precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
     if precision not in get_args(Precision):
-        raise UserError(f"{run.controller} acts in {precision!r}, which this version does not know: {REDO}.")
-    models = load_models(run, precision)
-    check_made_from(run.controller, meta["made_from"], models.made_from)
-    if theta.shape != (parameter_count(models.features),):
         raise UserError(
-            f"{run.controller} does not fit the models beside it: redo it with `make controller ARGS=--restart`."
+            f"{path} acts in {precision!r}, which this version does not know: "
+            f"redo it with `make {controller} ARGS=--restart`."
         )
+    models = load_models(run, precision)
+    check_made_from(path, meta["made_from"], models.made_from)
+    if theta.shape != (parameter_count(models.features),):
+        raise UserError(f"{path} does not fit the models beside it: redo it with `make {controller} ARGS=--restart`.")
     return models, theta
 
 
-def load_agent(folder: Path | str) -> Agent:
-    """The agent of a run folder, ready to act: `agent.reset()`, then `action = agent.act(frame)` once a step."""
+def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
+    """The agent of a run folder, ready to act: `agent.reset()`, then `action = agent.act(frame)` once a step.
+
+    Args:
+        folder: The run folder.
+        controller: "controller", evolved on real rollouts, or "dream", evolved in the dream.
+    """
     run = Run(folder)
-    models, theta = load_acting(run)
+    models, theta = load_acting(run, controller)
     return Agent(Encoder(models.graph), LSTMCell(models.cell), theta)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 FAST_ENV = "wm/CarRacing-v3"
 STOCK_ENV = "CarRacing-v3"
+DREAM_ENV = "wm/Dream-v0"
 
 Precision = Literal["float32", "int8"]
 """What V's encoder computes in when it acts."""
@@ -137,14 +138,14 @@ class MDNRNNConfig:
 
 
 @dataclass(frozen=True)
-class ControllerConfig:
-    """C, the linear controller, and its evolution (paper, appendix A.3 and A.4)."""
+class EvolutionConfig:
+    """How C evolves, in the environment or in the dream (paper, appendix A.4)."""
 
     generations: int = 1800
     """Generations (one ask-tell cycle each) in all; a larger number later goes on. Paper: 1800."""
     env_steps: int = 0
-    """Environment steps of the population after which the evolution ends, if the generations have not ended it
-    before; a larger number later goes on. 0: no bound."""
+    """Steps of the population, in the environment or in the dream, after which the evolution ends, if the generations
+    have not ended it before; a larger number later goes on. 0: no bound."""
     es: Literal["cmaes", "sep-cmaes", "openes"] = "cmaes"
     """Evolution strategy. cmaes, sep-cmaes: pycma's, with a full or a diagonal covariance. openes: OpenAI's (mirrored
     samples, ranks, Adam). Paper: CMA-ES."""
@@ -152,32 +153,59 @@ class ControllerConfig:
     """Learning rate of openes; the others have none."""
     popsize: int = 64
     """Candidates a generation. Paper: 64."""
-    tracks: int = 16
-    """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
     sigma0: float = 0.1
     """First step size of CMA-ES. Paper: 0.1."""
     sigma_max: float = 1000.0
     """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default. openes
     keeps sigma0."""
     centre: bool = False
-    """Evolve on [z; h] minus its mean over the collected data, folded into b: it costs no weights. Paper: no."""
+    """Evolve on [z; h] minus its mean over the collected data (in the dream over its starts), folded into b: it costs
+    no weights. Paper: no."""
     precision: Precision = "float32"
-    """What V's encoder computes in, in evolution and whenever this controller acts. int8: its convolutions in
-    integers, which takes less than half the time and moves mu by a fraction of the posterior's sigma."""
+    """What V's encoder computes in whenever this controller acts on frames. int8: its convolutions in integers, which
+    takes less than half the time and moves mu by a fraction of the posterior's sigma."""
     max_steps: int = 1000
-    """Longest rollout in environment steps. Paper: 1000."""
+    """Longest real rollout in environment steps. Paper: 1000."""
+    select_every: int = 10
+    """Generations between evaluations of the distribution mean on the selection tracks (also after the last)."""
+    select_tracks: int = 16
+    """Fixed selection tracks, always real ones; what is kept is the mean that was best on them."""
+    average: int = 1
+    """What is selected and kept is the average of the last so many distribution means, which wanders less than the
+    last one. Paper: 1."""
+
+
+@dataclass(frozen=True)
+class ControllerConfig(EvolutionConfig):
+    """C, the linear controller, evolved on real rollouts (paper, appendix A.3 and A.4)."""
+
+    tracks: int = 16
+    """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
     cut_after: int = 100
     """Cut a training rollout short after so many steps without a new tile, and charge it 0.1 for each step not
     driven; 0: never. Selection and evaluation are never cut."""
     step_cost: float = 0.1
     """What CarRacing charges for each step, and a cut rollout for each step not driven."""
-    select_every: int = 10
-    """Generations between evaluations of the distribution mean on the selection tracks (also after the last)."""
-    select_tracks: int = 16
-    """Fixed selection tracks; controller.npz holds the mean that was best on them."""
-    average: int = 1
-    """What is selected and kept is the average of the last so many distribution means, which wanders less than the
-    last one. Paper: 1."""
+
+
+@dataclass(frozen=True)
+class DreamConfig(EvolutionConfig):
+    """C evolved in M's dream instead of the environment (paper, section 4, does so for Doom)."""
+
+    dreams: int = 16
+    """Dreams a candidate: starts and noise drawn anew each generation, the same for all its candidates. Paper: 16."""
+    horizon: int = 1000
+    """Steps of a dream. Paper: the environment's own limit."""
+    unpaid: int = 50
+    """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
+    the candidate's doing. Ours: the car rolls on for about a second."""
+    temperature: float = 1.0
+    """tau of what M draws: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
+    starts: int = 512
+    """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
+    start_after: int = 70
+    """Steps of the recorded episode before the first moment that can be a start: M has seen all of them. CarRacing
+    zooms in for 50; twenty more let M forget that."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +226,7 @@ class Config:
     vae: VAEConfig = field(default_factory=VAEConfig)
     mdnrnn: MDNRNNConfig = field(default_factory=MDNRNNConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    dream: DreamConfig = field(default_factory=DreamConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -227,6 +256,16 @@ LAPTOP = Config(
         select_tracks=32,
         average=16,
     ),
+    dream=replace(
+        PAPER.dream,
+        generations=300,
+        popsize=128,
+        horizon=250,
+        sigma_max=0.1,
+        centre=True,
+        precision="int8",
+        average=16,
+    ),
 )
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
@@ -254,6 +293,19 @@ SMOKE = Config(
         generations=2,
         popsize=4,
         tracks=1,
+        precision="int8",
+        max_steps=100,
+        select_every=1,
+        select_tracks=2,
+    ),
+    dream=replace(
+        PAPER.dream,
+        generations=2,
+        popsize=4,
+        dreams=2,
+        horizon=20,
+        unpaid=5,
+        starts=8,
         precision="int8",
         max_steps=100,
         select_every=1,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import ControllerConfig
+from wm.config import EvolutionConfig
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
 from wm.run import Metrics, Progress, Run, UserError, atomic, check_made_from
@@ -26,8 +26,14 @@ Array = NDArray[np.float64]
 LEAST_POPSIZE = 4
 """Two-point adaptation takes two candidates of each generation, and the evolution has to have a choice beside."""
 
+COUNTS = (
+    *("generations", "tracks", "dreams", "horizon", "starts"),
+    *("max_steps", "select_every", "select_tracks", "average"),
+)
+"""Sizes of an evolution that must be at least 1, where its config has them."""
+
 Evaluate = Callable[[Array, int], tuple[Array, int]]
-"""(candidates f64[P, N], generation) to (fitness f64[P], environment steps it took)."""
+"""(candidates f64[P, N], generation) to (fitness f64[P], steps it took in the environment or the dream)."""
 Select = Callable[[Array], tuple[Array, int]]
 """theta f64[N] to (returns f64[tracks] on the selection tracks, environment steps it took)."""
 
@@ -74,11 +80,24 @@ class Evolution:
             raise UserError(f"{path} is damaged ({error}): remove it and begin anew with --restart.") from error
 
 
+def check_sizes(config: EvolutionConfig) -> None:
+    """UserError when a size makes no evolution."""
+    if config.popsize < LEAST_POPSIZE or not 0 < config.sigma0 <= config.sigma_max:
+        raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
+    if config.es == "openes" and (config.popsize % 2 or config.lr <= 0):
+        raise UserError("--es openes takes an even --popsize, since it mirrors its samples, and an --lr above 0.")
+    if config.env_steps < 0:
+        raise UserError("--env-steps must be at least 0.")
+    for name in COUNTS:
+        if getattr(config, name, 1) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+
+
 def evolve(
     run: Run,
     stage: str,
     artifact: Path,
-    config: ControllerConfig,
+    config: EvolutionConfig,
     *,
     seed: int,
     restart: bool,
@@ -87,6 +106,7 @@ def evolve(
     evaluate: Evaluate,
     select: Select,
     express: Callable[[Array], Array] = lambda candidate: candidate,
+    beside: Callable[[Array], Mapping[str, float]] = lambda theta: {},
 ) -> bool:
     """Evolves until `config.generations` or `config.env_steps` are done, going on from the checkpoint if there is one.
 
@@ -105,6 +125,7 @@ def evolve(
         evaluate: Gives each candidate its fitness.
         select: Plays the selection tracks.
         express: Takes what evolves, f64[N], to the theta that it stands for.
+        beside: Gives more numbers of a theta that was selected on, for the metrics.
 
     Returns:
         False when it had been finished before and nothing was done.
@@ -113,15 +134,7 @@ def evolve(
         UserError: A size makes no evolution; or the earlier work was made from other models, is damaged or lacks
             its checkpoint.
     """
-    if config.popsize < LEAST_POPSIZE or not 0 < config.sigma0 <= config.sigma_max:
-        raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
-    if config.es == "openes" and (config.popsize % 2 or config.lr <= 0):
-        raise UserError("--es openes takes an even --popsize, since it mirrors its samples, and an --lr above 0.")
-    if config.env_steps < 0:
-        raise UserError("--env-steps must be at least 0.")
-    for name in ("generations", "tracks", "max_steps", "select_every", "select_tracks", "average"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    check_sizes(config)
     checkpoint = run.checkpoints / f"{stage}.npz"
     if restart:
         artifact.unlink(missing_ok=True)
@@ -157,6 +170,7 @@ def evolve(
             "generation": state.best_generation,
             "selection_score": state.best_score,
             "env_steps": state.env_steps,
+            "select_steps": state.select_steps,
             "made_from": made_from,
         }
         save_controller(artifact, state.best_theta, meta)
@@ -195,6 +209,7 @@ def evolve(
                     "select": returns.mean(),
                     "select_std": returns.std(),
                     "select_steps": state.select_steps,
+                    **beside(theta),
                 }
                 if returns.mean() > state.best_score:
                     state.best_theta, state.best_score = theta, float(returns.mean())

@@ -1,7 +1,7 @@
 """The run folder: its paths, lock, manifest, metrics and atomic files; progress lines and errors of all stages.
 
-    RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz score.json scores.jsonl videos/ plots/
-        metrics.jsonl manifest.json checkpoints/ tensorboard/
+    RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz starts.npz dream.npz score.json scores.jsonl
+        videos/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/
 
 A stage does all its work within `Run.stage(...)`: it locks the folder, and writes down in the manifest what
 was run with which versions, for how long and in how much memory.
@@ -258,6 +258,8 @@ class Run:
         self.latents = self.folder / "latents.h5"
         self.mdnrnn = self.folder / "mdnrnn.pt"
         self.controller = self.folder / "controller.npz"
+        self.starts = self.folder / "starts.npz"
+        self.dream = self.folder / "dream.npz"
         self.score = self.folder / "score.json"
         self.scores = self.folder / "scores.jsonl"
         self.metrics = self.folder / "metrics.jsonl"

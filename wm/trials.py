@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.rollout import Outcome, score
 from wm.vision.encoder import Encoder
+from wm.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,12 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
 def fitness(outcome: Outcome, max_steps: int, step_cost: float) -> float:
     """A trial's worth in the evolution: its return; a cut one is charged for the steps that it was not given."""
     return outcome.ret - (step_cost * (max_steps - outcome.steps) if outcome.cut else 0.0)
+
+
+def select(
+    workers: Workers, theta: NDArray[np.floating], tracks: Sequence[int], max_steps: int
+) -> tuple[NDArray[np.float64], int]:
+    """Plays one controller on each of the tracks, uncut: returns f64[tracks], and the steps it took."""
+    outcomes = dict(workers.run([Trial(theta, track, max_steps) for track in tracks]))
+    returns = np.array([outcomes[i].ret for i in range(len(tracks))])
+    return returns, sum(outcome.steps for outcome in outcomes.values())

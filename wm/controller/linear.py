@@ -15,9 +15,6 @@ from wm.run import UserError, atomic
 ACTIONS = 3
 """CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""
 
-REDO = "remove it and run `make controller`, which makes it anew from its checkpoint if that is there"
-"""The way out when controller.npz cannot be read."""
-
 
 def parameter_count(features: int) -> int:
     """Length of theta for `features` inputs: weights and biases, 867 for z 32 and h 256."""
@@ -61,24 +58,28 @@ def uncentre(theta: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[n
 
 
 def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:
-    """Writes controller.npz: theta as f32 and `meta` (plain JSON values; made_from, config, ...) as a string."""
+    """Writes a controller: theta as f32 and `meta` (plain JSON values; made_from, config, ...) as a string."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, theta=theta.astype(np.float32), meta=np.array(json.dumps({"format": RUN_FORMAT, **meta})))
 
 
 def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Reads what `save_controller` wrote: theta f32[N] and meta; UserError when it is missing or damaged."""
+    """Reads what `save_controller` wrote: theta f32[N] and meta; UserError when it is missing or damaged.
+
+    The file is named after the stage that makes it.
+    """
     if not path.exists():
-        raise UserError(f"{path} is missing: make it with `make controller`.")
+        raise UserError(f"{path} is missing: make it with `make {path.stem}`.")
+    redo = f"remove it and run `make {path.stem}`, which makes it anew from its checkpoint if that is there"
     try:
         with np.load(path, allow_pickle=False) as arrays:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
-        raise UserError(f"{path} is damaged or no controller ({error}): {REDO}.") from error
+        raise UserError(f"{path} is damaged or no controller ({error}): {redo}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
-        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {REDO}.")
+        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo}.")
     if not isinstance(meta.get("made_from"), dict):
-        raise UserError(f"{path} does not say what it was made from: {REDO}.")
+        raise UserError(f"{path} does not say what it was made from: {redo}.")
     if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
-        raise UserError(f"{path} holds no finite float32 weights: {REDO}.")
+        raise UserError(f"{path} holds no finite float32 weights: {redo}.")
     return theta, meta

@@ -1,10 +1,13 @@
-"""Environments: the fast CarRacing, registered on import as wm/CarRacing-v3, and the preprocessing of frames."""
+"""Environments: the fast CarRacing, the dream, the preprocessing of frames.
+
+On import wm/CarRacing-v3 and wm/Dream-v0 are registered with Gymnasium.
+"""
 
 from typing import Any
 
 import gymnasium
 
-from wm.config import FAST_ENV
+from wm.config import DREAM_ENV, FAST_ENV
 from wm.envs.preprocess import FRAME_SHAPE, PreprocessFrames
 
 gymnasium.register(
@@ -12,6 +15,12 @@ gymnasium.register(
     entry_point="wm.envs.car_racing:FastCarRacing",
     max_episode_steps=1000,
     reward_threshold=900,
+)
+# The dream needs torch, which comes with what these names lead to, when a dream is made and not before.
+gymnasium.register(
+    id=DREAM_ENV,
+    entry_point="wm.dream:make_dream_env",
+    vector_entry_point="wm.dream:make_dream_vector_env",
 )
 
 

@@ -26,7 +26,7 @@ from wm.rollout import play
 from wm.run import Run, UserError
 from wm.show.canvas import FPS, Curves, Image, Moment, Pane
 from wm.vision.encoder import Encoder
-from wm.vision.vae import as_input, load_vae
+from wm.vision.vae import as_frames, as_input, load_vae
 
 View = Literal["real", "triptych", "dream", "compare"]
 Vector = NDArray[np.float32]
@@ -42,9 +42,13 @@ class WorldModel:
         controller: C.
     """
 
-    def __init__(self, run: Run) -> None:
-        """Reads the run's models; UserError when one is missing, damaged or made from another one."""
-        models, self._theta = load_acting(run)
+    def __init__(self, run: Run, controller: str = "controller") -> None:
+        """Reads the run's models, with the controller of a name of `wm.agent.CONTROLLERS` as C.
+
+        Raises:
+            UserError: One of them is missing, damaged or made from another one.
+        """
+        models, self._theta = load_acting(run, controller)
         self._encoder, self._cell = Encoder(models.graph), LSTMCell(models.cell)
         self.controller = LinearController(self._theta, models.features)
         self._vae, _ = load_vae(run.vae)
@@ -57,8 +61,7 @@ class WorldModel:
     @torch.inference_mode()
     def decode(self, z: Vector) -> Image:
         """V's picture of z f32[Z]: u8[64, 64, 3]."""
-        x = self._vae.decode(torch.from_numpy(z)[None])[0]
-        picture: Image = (x.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        picture: Image = as_frames(self._vae.decode(torch.from_numpy(z)[None]))[0]
         return picture
 
     @torch.inference_mode()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from wm.show.plots import save_figure
-from wm.vision.vae import VAE, as_input
+from wm.vision.vae import VAE, as_frames, as_input
 
 Frames = NDArray[np.uint8]
 
@@ -40,7 +40,7 @@ def plot_reconstructions(path: Path, model: VAE, frames: Frames) -> None:
     reconstruction = model.decode(model.encode(x)[0])
     errors = (x - reconstruction).square().flatten(1).sum(1).tolist()
 
-    figure, axes = _grid(np.stack([chosen, _frames(reconstruction)]))
+    figure, axes = _grid(np.stack([chosen, as_frames(reconstruction)]))
     axes.set_xticks(axes.get_xticks(), [f"{error:.1f}" for error in errors])
     axes.set_yticks(axes.get_yticks(), ["frame", "V"])
     axes.set_title("validation frames and their reconstructions; below: squared error an image")
@@ -62,18 +62,12 @@ def plot_traversals(path: Path, model: VAE, frame: Frames, kl: Sequence[float]) 
     z = mu.repeat(len(largest), len(VALUES), 1)  # [D,S,Z]
     for row, i in enumerate(largest):
         z[row, :, i] = torch.from_numpy(VALUES).to(z)
-    images = _frames(model.decode(z.flatten(0, 1)))
+    images = as_frames(model.decode(z.flatten(0, 1)))
     figure, axes = _grid(images.reshape(len(largest), len(VALUES), 64, 64, 3))
     axes.set_xticks(axes.get_xticks(), [f"{value:+.1f}" for value in VALUES])
     axes.set_yticks(axes.get_yticks(), [f"z[{i}]\nKL {kl[i]:.2f}" for i in largest])
     axes.set_title("one latent dimension changed, the others as in one validation frame")
     save_figure(path, figure)
-
-
-def _frames(x: torch.Tensor) -> Frames:
-    """V's output f32[B,3,64,64] in [0,1] to frames u8[B,64,64,3]."""
-    frames: Frames = (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
-    return frames
 
 
 def _grid(images: Frames) -> tuple[Figure, Axes]:

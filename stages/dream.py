@@ -1,0 +1,155 @@
+"""Stage dream: evolves C in M's dream; now and then real tracks say what it is worth. RUN/starts.npz, RUN/dream.npz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.agent import load_models
+from wm.cli import parse, run_stage
+from wm.config import SELECT_SEEDS, DreamConfig
+from wm.controller.linear import parameter_count, uncentre
+from wm.evolve import check_sizes, evolve
+from wm.run import Metrics, Run, UserError, check_made_from, file_hash, read_metrics
+from wm.store.latents import Latents
+from wm.store.starts import Starts, load_starts, save_starts
+from wm.trials import make_player, select
+from wm.workers import make_workers
+
+if TYPE_CHECKING:
+    from wm.dream import Networks
+
+# What imports torch is imported where it is used: the workers, who play the selection tracks, import this module.
+
+Array = NDArray[np.float64]
+
+SCORE_DREAMS = 64
+"""Dreams that the distribution mean's dream score is a mean of; the same ones each time."""
+
+
+@dataclass(frozen=True)
+class DreamArgs(DreamConfig):
+    """What the evolution can be told beside the preset's sizes."""
+
+    source: Path | None = None
+    """Folder of V, M and the latents, when it is not the run folder that starts and controller go to."""
+
+
+def main(argv: list[str]) -> None:
+    """Evolves until `generations` are done; the same command goes on after an interruption."""
+    args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
+    config = DreamConfig(**{f.name: getattr(given, f.name) for f in fields(DreamConfig)})
+    check_sizes(config)
+    if not config.temperature > 0 or not 0 <= config.unpaid < config.horizon or config.start_after < 20:
+        raise UserError(
+            "--temperature must be above 0, --unpaid at least 0 and below --horizon, --start-after at least 20."
+        )
+    run, source = Run(args.run), Run(given.source or args.run)
+    with run.stage("dream", config, args.seed, args.restart):
+        import torch
+
+        from wm.dream import Population, load_networks
+        from wm.train import pick_device
+
+        models, networks = load_models(source, config.precision), load_networks(source)
+        starts = made_starts(run, source, networks, config, args.restart)
+        mean = np.concatenate([starts.z, starts.h], axis=1).mean(axis=0, dtype=np.float64)
+        torch.set_num_threads(1)  # the population brings its own threads
+        device = pick_device()
+        threads = max(1, args.workers)
+        population = Population(networks.mdnrnn, starts, config, threads=threads, device=device)
+        print(f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts.")
+        tracks = [SELECT_SEEDS[t] for t in range(config.select_tracks)]
+        with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
+
+            def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
+                scores = population.score(candidates, population.night(args.seed, generation))
+                return scores, len(candidates) * config.dreams * config.horizon
+
+            fixed = population.night(args.seed, 0, dreams=SCORE_DREAMS)
+            worked = evolve(
+                run,
+                "dream",
+                run.dream,
+                config,
+                seed=args.seed,
+                restart=args.restart,
+                parameters=parameter_count(models.features),
+                made_from={**models.made_from, "starts.npz": file_hash(run.starts)},
+                express=partial(uncentre, mean=mean) if config.centre else lambda candidate: candidate,
+                evaluate=evaluate,
+                select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
+                beside=lambda theta: {"dream": population.score(theta[None], fixed)[0]},
+            )
+        if not worked:
+            print(f"{run.dream} is finished: nothing to do (--generations N for more, --restart to redo it).")
+            return
+        show(run, source, config)
+
+
+def made_starts(run: Run, source: Run, networks: Networks, config: DreamConfig, restart: bool) -> Starts:
+    """starts.npz, drawn now unless it is there and fits; with new ones M's calibration is measured."""
+    from wm.dream import new_starts
+
+    if restart:
+        run.starts.unlink(missing_ok=True)
+    if not run.starts.exists():
+        starts = new_starts(source, networks, config)
+        calibrate(run, source, networks, starts, config)
+        save_starts(run.starts, starts)
+    starts = load_starts(run.starts)
+    check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
+    return starts
+
+
+def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config: DreamConfig) -> None:
+    """Measures M's heads and dreamt returns on the validation episodes: plots/calibration.png, a line of metrics."""
+    from wm.calibration import dream_clips, head_reliability
+    from wm.dream import split_latents
+    from wm.show.dream import plot_calibration
+
+    latents, _, held_out = split_latents(source, networks)
+    heads = head_reliability(latents, held_out, networks)
+    clips = dream_clips(latents, held_out, networks, starts, after=config.start_after)
+    plot_calibration(run.plots / "calibration.png", heads, clips)
+    numbers = {f"clip_{name}": value for name, value in clips.numbers().items()}
+    for name, found in heads.items():
+        predicted, observed = found.rates
+        numbers |= {f"{name}_predicted": predicted, f"{name}_observed": observed, f"{name}_error": found.error}
+    with Metrics(run, "calibration") as metrics:
+        metrics.log(1, numbers)
+    print(
+        f"M's calibration on {len(held_out)} validation episodes: "
+        + "; ".join(
+            f"{name} {found.rates[0]:.2g} said, {found.rates[1]:.2g} came (mean error {found.error:.2g})"
+            for name, found in heads.items()
+        )
+        + f"; a clip's return {numbers['clip_dreamt']:.2f} dreamt, {numbers['clip_real']:.2f} real, "
+        f"correlation {numbers['clip_correlation']:.2f}."
+    )
+
+
+def show(run: Run, source: Run, config: DreamConfig) -> None:
+    """Draws plots/dream.png and says what came out and what it cost."""
+    from wm.show.dream import plot_dream
+
+    rows = read_metrics(run.metrics, "dream")
+    plot_dream(run.plots / "dream.png", rows)
+    kept = max((row for row in rows if "select" in row), key=lambda row: row["select"])
+    collected = int(Latents(source.latents).table["length"].sum())
+    selected = [row for row in rows if "select" in row][-1]["select_steps"]
+    print(
+        f"{run.dream}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± {kept['select_std']:.0f} on "
+        f"{config.select_tracks} real selection tracks and {kept['dream']:.0f} in the dream "
+        f"({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
+        f"{collected + selected:,.0f} real steps: {collected:,} collected, {selected:,.0f} to select)."
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

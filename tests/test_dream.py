@@ -1,0 +1,309 @@
+"""The dream of a run: its starts, its environments with a real M, and populations against a plain loop."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+
+import wm.dream
+import wm.envs
+from tests.toy_dream import CONFIG, END, EPISODES, FEATURES, HIDDEN, HIT, MISS, Z, make_toy_run, toy_mdnrnn
+from wm.config import SMOKE, DreamConfig
+from wm.controller.linear import LinearController, parameter_count
+from wm.dream import Networks, Population, draw_starts, find_starts, load_networks, make_dreamer, split_latents
+from wm.memory.mdnrnn import mixture_moments, sample, save_mdnrnn
+from wm.run import Run, UserError, file_hash
+from wm.store.latents import Latents
+from wm.store.starts import Starts, save_starts
+
+Array = NDArray[np.float64]
+
+AFTER = 20
+SMALL = replace(SMOKE.dream, starts=10, start_after=AFTER, horizon=7, unpaid=2, dreams=3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy_run(tmp_path_factory.mktemp("toy")).folder
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(source, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def networks(source: Path) -> Networks:
+    return load_networks(Run(source))
+
+
+@pytest.fixture(scope="module")
+def starts(source: Path, networks: Networks) -> Starts:
+    return find_starts(Run(source), networks, SMALL)
+
+
+# --- starts ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_starts_are_moments_of_training_episodes_with_ms_state_there(source: Path, networks: Networks) -> None:
+    latents, training, held_out = split_latents(Run(source), networks)
+    assert (len(training), len(held_out)) == (6, 2)
+    found = draw_starts(latents, training, networks, count=200, after=AFTER)
+    assert len(found) == 200
+    assert set(found.episode) == set(training.tolist())  # here an episode's index is its place
+    assert found.step.min() >= AFTER
+    room = latents.table["length"][found.episode]
+    assert (found.step < room).all()
+    assert (found.step >= room - 2).any()
+    assert len({*zip(found.episode.tolist(), found.step.tolist(), strict=True)}) == 200  # none twice
+    for i in range(0, 200, 11):
+        episode, step = latents.episode(found.episode[i]), int(found.step[i])
+        np.testing.assert_allclose(found.z[i], episode.mu[step], rtol=1e-3, atol=1e-3)
+        z, a = torch.from_numpy(episode.mu[None, :step]), torch.from_numpy(episode.actions[None, :step])
+        _, (h, c) = networks.mdnrnn(z, a)
+        np.testing.assert_allclose(found.h[i], h[0, 0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found.c[i], c[0, 0], rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(found.rewards, [MISS, HIT, END], rtol=1e-5)
+    assert found.made_from == networks.made_from
+
+
+def test_each_moment_is_as_likely_as_any_other(source: Path, networks: Networks) -> None:
+    latents = Latents(Run(source).latents)
+    both = np.array([0, 7])  # 60 and 81 steps
+    found = draw_starts(latents, both, networks, count=101, after=AFTER)
+    assert sorted(zip(found.episode.tolist(), found.step.tolist(), strict=True)) == [
+        *((0, step) for step in range(AFTER, 60)),
+        *((7, step) for step in range(AFTER, 81)),
+    ]
+
+
+def test_starts_follow_from_the_record_and_are_the_same_on_disk(run: Run, networks: Networks) -> None:
+    drawn, again = (find_starts(run, networks, SMALL) for _ in range(2))
+    assert not run.starts.exists()
+    save_starts(run.starts, drawn)
+    run.latents.unlink()
+    read = find_starts(run, networks, SMALL)
+    for name in ("z", "h", "c", "episode", "step", "rewards"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(drawn, name))
+        np.testing.assert_array_equal(getattr(read, name), getattr(drawn, name))
+
+
+def test_too_short_a_record_is_refused(source: Path, networks: Networks) -> None:
+    latents = Latents(Run(source).latents)
+    with pytest.raises(UserError, match=r"longer than --start-after 81 steps"):
+        draw_starts(latents, np.arange(EPISODES), networks, count=3, after=81)
+
+
+def test_without_a_record_there_are_no_starts(run: Run, networks: Networks) -> None:
+    run.latents.unlink()
+    with pytest.raises(UserError, match=r"starts\.npz is missing: make it with `make dream`"):
+        find_starts(run, networks, SMALL)
+
+
+def test_starts_of_another_m_are_refused(run: Run, networks: Networks) -> None:
+    save_starts(run.starts, find_starts(run, networks, SMALL))
+    save_mdnrnn(run.mdnrnn, toy_mdnrnn(seed=1).state_dict(), CONFIG, {"vae.pt": file_hash(run.vae)})
+    with pytest.raises(UserError, match=r"starts\.npz was made from another mdnrnn\.pt .*`make dream ARGS=--restart`"):
+        find_starts(run, load_networks(run), SMALL)
+
+
+def test_where_nothing_was_touched_and_nothing_ended_a_miss_stands_in(source: Path) -> None:
+    latents = Latents(Run(source).latents)
+    even = np.array([0, 2])
+    found = wm.dream.mean_rewards(latents, even)
+    np.testing.assert_allclose(found, [MISS, HIT, MISS], rtol=1e-5)
+
+
+# --- the environment -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("observe", ["features", "pixels"])
+def test_check_env(source: Path, observe: str) -> None:
+    env = gymnasium.make("wm/Dream-v0", run=str(source), observe=observe, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    assert env.observation_space.shape == ((FEATURES,) if observe == "features" else (64, 64, 3))
+
+
+@torch.no_grad()
+def test_one_dream_is_m_by_the_book(source: Path, networks: Networks) -> None:
+    """The environment beside M's forward and the paper's sampling, written out number by number."""
+    tau = 0.7
+    env = gymnasium.make("wm/Dream-v0", run=str(source), temperature=tau, horizon=30)
+    observation, info = env.reset(seed=5)
+    starts = find_starts(Run(source), networks, DreamConfig())
+    z, h, c = (torch.from_numpy(part[info["start"]])[None, None] for part in (starts.z, starts.h, starts.c))
+    rng = np.random.default_rng(5)  # what Gymnasium makes of the seed
+    assert int(rng.integers(len(starts))) == info["start"]
+    for number in range(20):
+        np.testing.assert_allclose(observation, np.concatenate([z[0, 0], h[0, 0]]), atol=2e-4)
+        action = np.array([math.sin(number), 0.5, 0.1], np.float32)
+        observation, reward, terminated, _, _ = env.step(action)
+        uniform, noise = rng.random(Z + 1, np.float32), rng.standard_normal(Z, np.float32)
+        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c))
+        for i in range(Z):
+            weights = torch.softmax(prediction.logmix[0, 0, i] / tau, 0)
+            k = min(int((weights.cumsum(0) <= float(uniform[i])).sum()), len(weights) - 1)
+            sigma = prediction.logsigma[0, 0, i, k].exp() * math.sqrt(tau)
+            z[0, 0, i] = prediction.mu[0, 0, i, k] + sigma * float(noise[i])
+        hit, end = prediction.reward.sigmoid().item(), prediction.terminated.sigmoid().item()
+        assert terminated == (uniform[Z] < end)
+        assert reward == pytest.approx(END if terminated else hit * HIT + (1 - hit) * MISS, abs=1e-4)
+
+
+def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    original = wm.dream.Dreamer.step
+
+    def counted(self, z, *rest):  # type: ignore[no-untyped-def]
+        batches.append(len(z))
+        return original(self, z, *rest)
+
+    options: dict[str, Any] = {"run": str(source), "horizon": 5}
+    whole = gymnasium.make_vec("wm/Dream-v0", num_envs=3, vectorization_mode="vector_entry_point", **options)
+    singles = gymnasium.make_vec("wm/Dream-v0", num_envs=3, vectorization_mode="sync", **options)
+    assert whole.observation_space == singles.observation_space
+    found, wanted = whole.reset(seed=2), singles.reset(seed=2)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    rng = np.random.default_rng(0)
+    for _ in range(13):
+        actions = rng.uniform([-1, 0, 0], 1, (3, 3)).astype(np.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(wm.dream.Dreamer, "step", counted)
+            one = whole.step(actions)
+        for mine, theirs in zip(one[:4], singles.step(actions)[:4], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-3)
+    assert batches == [3] * 13
+
+
+def test_ppo_trains_on_it_as_it_is(source: Path) -> None:
+    env = gymnasium.make("wm/Dream-v0", run=str(source), horizon=20)
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu")
+    before = [value.clone() for value in model.policy.parameters()]
+    model.learn(128)
+    assert model.num_timesteps == 128
+    assert any(not torch.equal(one, other) for one, other in zip(before, model.policy.parameters(), strict=True))
+    action, _ = model.predict(env.reset(seed=0)[0], deterministic=True)
+    assert env.action_space.contains(action)
+
+
+@pytest.mark.parametrize(("name", "command"), [("vae.pt", "make vae"), ("mdnrnn.pt", "make mdnrnn")])
+def test_a_run_that_lacks_something_says_so(run: Run, name: str, command: str) -> None:
+    (run.folder / name).unlink()
+    with pytest.raises(UserError, match=command):
+        gymnasium.make("wm/Dream-v0", run=str(run.folder))
+
+
+def test_no_temperature_is_refused(source: Path) -> None:
+    with pytest.raises(ValueError, match="temperature is 0"):
+        gymnasium.make("wm/Dream-v0", run=str(source), temperature=0.0)
+
+
+# --- populations -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_thetas(count: int) -> Array:
+    return np.random.default_rng(0).normal(0, 0.7, (count, parameter_count(FEATURES)))
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_thread")
+def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts) -> None:
+    """One candidate and one start at a time, C by `LinearController`, the expectation written out."""
+    population = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
+    thetas, night = random_thetas(4), population.night(3, 1)
+    dreamer = make_dreamer(networks.mdnrnn, starts, SMALL.temperature)
+    wanted = np.zeros((4, SMALL.dreams))
+    for p, theta in enumerate(thetas):
+        controller = LinearController(theta, FEATURES)
+        for s, start in enumerate(night.starts.tolist()):
+            z, h, c = (torch.from_numpy(part[start]) for part in (starts.z, starts.h, starts.c))
+            alive = 1.0
+            for t in range(SMALL.horizon):
+                action = torch.from_numpy(controller(torch.cat([z, h]).numpy()))
+                draws = (torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise))
+                z, h, c, reward, terminated = dreamer.step(z, h, c, action, *draws)
+                end = terminated.item()
+                if t >= SMALL.unpaid:
+                    wanted[p, s] += alive * ((1 - end) * reward.item() + end * END)
+                alive *= 1 - end
+    found = population.score(thetas, night)
+    np.testing.assert_allclose(found, wanted.mean(1) * 1000 / (SMALL.horizon - SMALL.unpaid), rtol=1e-4, atol=1e-2)
+    assert np.std(found) > 1
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_threads_and_blocks_change_nothing(networks: Networks, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    thetas = random_thetas(11)
+    scores = []
+    for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
+        monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
+        population = Population(networks.mdnrnn, starts, SMALL, threads=threads)
+        scores.append(population.score(thetas, population.night(0, 1)))
+    np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_steps_that_are_not_paid_earn_nothing(networks: Networks, starts: Starts) -> None:
+    """The paid steps of a longer dream are those that a dream without unpaid ones has beyond them."""
+    scores = {}
+    for horizon, unpaid in ((7, 0), (3, 0), (7, 3)):
+        config = replace(SMALL, horizon=horizon, unpaid=unpaid)
+        population = Population(networks.mdnrnn, starts, config, dtype=torch.float32)
+        night = population.night(0, 1)
+        whole = Population(networks.mdnrnn, starts, SMALL).night(0, 1)
+        night = replace(night, uniform=whole.uniform[:horizon], noise=whole.noise[:horizon])
+        scores[horizon, unpaid] = population.score(random_thetas(2), night) * (horizon - unpaid) / 1000
+    np.testing.assert_allclose(scores[7, 3], scores[7, 0] - scores[3, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> None:
+    population = Population(networks.mdnrnn, starts, SMALL)
+    one, same, other = population.night(0, 1), population.night(0, 1), population.night(0, 2)
+    np.testing.assert_array_equal(one.noise, same.noise)
+    np.testing.assert_array_equal(one.starts, same.starts)
+    assert not np.allclose(one.noise, other.noise)
+    assert len(set(population.night(0, 1, dreams=10).starts)) == 10  # all different while there are enough
+    assert population.night(0, 1, dreams=30).starts.shape == (30,)
+    assert one.uniform.shape == one.noise.shape == (SMALL.horizon, SMALL.dreams, Z)
+
+
+@torch.no_grad()
+def test_the_same_sampling_at_a_temperature_as_m_itself(networks: Networks, starts: Starts) -> None:
+    """In distribution: many draws of the dream and of `wm.memory.mdnrnn.sample` have the same moments."""
+    count, tau = 20_000, 1.3
+    z, h, c = (torch.from_numpy(part[:1]).expand(count, -1) for part in (starts.z, starts.h, starts.c))
+    a = torch.tensor([[0.1, 0.2, 0.0]]).expand(count, -1)
+    prediction, _ = networks.mdnrnn(z[:, None], a[:, None], (h[None].contiguous(), c[None].contiguous()))
+    plain = sample(prediction, tau, torch.Generator().manual_seed(0))[:, 0]
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(count, Z, generator=generator)
+    dreamer = make_dreamer(networks.mdnrnn, starts, tau)
+    dreamt = dreamer.step(z, h, c, a, torch.rand(count, Z, generator=generator), noise).z
+    spread = mixture_moments(prediction)[1][0, 0].exp()
+    assert ((dreamt.mean(0) - plain.mean(0)).abs() < 0.05 * spread).all()
+    assert ((dreamt.std(0) / plain.std(0) - 1).abs() < 0.05).all()
+
+
+def test_hidden_sizes_fit(networks: Networks, starts: Starts) -> None:
+    assert starts.h.shape == starts.c.shape == (SMALL.starts, HIDDEN)
+    assert networks.validation == CONFIG["validation"]

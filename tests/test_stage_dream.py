@@ -1,0 +1,189 @@
+"""The stage dream, run in this process on a toy run with real selection tracks: what it makes, refuses, and resumes."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import stages.dream
+from stages.dream import main
+from tests.toy_dream import CONFIG, Z, make_toy_run, toy_mdnrnn
+from wm.agent import load_agent
+from wm.controller.linear import load_controller
+from wm.dream import Population
+from wm.evolve import Evolution
+from wm.memory.mdnrnn import save_mdnrnn
+from wm.run import Run, UserError, file_hash, read_metrics
+from wm.store.starts import load_starts
+
+SMALL = [
+    *("--preset", "smoke", "--workers", "0", "--generations", "4", "--select-every", "2"),
+    *("--start-after", "20", "--max-steps", "3", "--select-tracks", "1", "--centre"),
+]
+TIMES = ("time", "seconds", "steps_per_second")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy_run(tmp_path_factory.mktemp("toy")).folder
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Iterator[Run]:
+    threads = torch.get_num_threads()
+    yield Run(shutil.copytree(source, tmp_path / "run"))
+    torch.set_num_threads(threads)
+
+
+def stage(run: Run, *arguments: str, pictures: bool = False) -> None:
+    """Runs the stage; its pictures, the slowest part of so short a run, only where they are wanted."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            patch.setattr(stages.dream, "calibrate", lambda *_: None)
+            patch.setattr(stages.dream, "show", lambda *_: None)
+        main(["--run", str(run.folder), *SMALL, *arguments])
+
+
+def outcome(run: Run) -> tuple[bytes, dict[str, Any], bytes, list[dict[str, float]]]:
+    """All that an uninterrupted and a resumed run have to have in common."""
+    theta, meta = load_controller(run.dream)
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return theta.tobytes(), meta, Evolution.load(run.checkpoints / "dream.npz").es.mean.tobytes(), lines
+
+
+def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    stage(run, pictures=True)
+    said = capsys.readouterr().out
+    assert "M's calibration on 2 validation episodes: tile " in said
+    assert "(640 dream steps" in said  # 4 generations of 4 candidates, 2 dreams each of 20 steps
+    assert "570 real steps: 564 collected, 6 to select" in said
+    for name in ("starts.npz", "dream.npz", "plots/calibration.png", "plots/dream.png", "checkpoints/dream.npz"):
+        assert (run.folder / name).stat().st_size > 0, name
+    assert not run.controller.exists()
+    starts = load_starts(run.starts)
+    assert len(starts) == 8
+    assert starts.step.min() >= 20
+
+    rows = read_metrics(run.metrics, "dream")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "select" in row] == [2, 4]
+    assert all(np.isfinite(row["dream"]) for row in rows if "select" in row)
+    assert (rows[-1]["env_steps"], rows[-1]["select_steps"]) == (640, 6)
+    (calibration,) = read_metrics(run.metrics, "calibration")
+    assert {"tile_error", "terminated_error", "clip_real", "clip_dreamt", "clip_correlation"} <= set(calibration)
+
+    theta, meta = load_controller(run.dream)
+    assert theta.shape == (3 * 13,)
+    assert set(meta["made_from"]) == {"vae.pt", "mdnrnn.pt", "starts.npz"}
+    assert (meta["env_steps"], meta["select_steps"], meta["generations"]) == (640, 6, 4)
+    agent = load_agent(run.folder, controller="dream")
+    assert agent.act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)
+    assert agent.z.shape == (Z,)
+    with pytest.raises(UserError, match=r"controller\.npz is missing: make it with `make controller`"):
+        load_agent(run.folder)
+    with pytest.raises(UserError, match="there is no controller 'night'"):
+        load_agent(run.folder, controller="night")
+
+    before = {path: path.read_bytes() for path in run.folder.rglob("*.npz")}
+    stage(run)
+    assert "finished" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, source: Path, tmp_path: Path, at: int) -> None:
+    whole = Run(shutil.copytree(source, tmp_path / "whole"))
+    stage(whole)
+    original, calls = Population.score, 0
+
+    def interrupted(self: Population, thetas: Any, night: Any) -> Any:
+        nonlocal calls
+        calls += len(thetas) > 1  # generations; a single theta is the distribution mean
+        if calls == at and (len(thetas) == 1) == (at == 2):  # generation 2: while the mean is scored
+            raise KeyboardInterrupt
+        return original(self, thetas, night)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Population, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stage(run)
+    drawn = run.starts.read_bytes()
+    stage(run)
+    assert run.starts.read_bytes() == drawn == whole.starts.read_bytes()
+    assert outcome(run) == outcome(whole)
+
+
+def test_seeds_differ_and_restart_begins_anew(run: Run) -> None:
+    stage(run, "--seed", "1")
+    first = outcome(run)
+    with pytest.raises(UserError, match=r"seed was 1, is 0.*--restart"):
+        stage(run)
+    stage(run, "--restart")
+    assert outcome(run)[0] != first[0]
+    stage(run, "--restart", "--seed", "1")
+    assert outcome(run) == first
+
+
+def test_v_m_and_record_may_lie_in_another_folder(run: Run, source: Path, tmp_path: Path) -> None:
+    other = Run(tmp_path / "other")
+    stage(other, "--source", str(source))
+    stage(run)
+    assert outcome(run) == outcome(other)
+    assert {path.name for path in other.folder.glob("*.*")} == {
+        *(".lock", "starts.npz", "dream.npz", "metrics.jsonl", "manifest.json"),
+    }
+
+
+def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
+    """Threads that dream; the real tracks have a test of their own."""
+    other = Run(shutil.copytree(source, tmp_path / "other"))
+    stage(run)
+    with pytest.MonkeyPatch.context() as patch:
+        inline = stages.dream.make_workers
+        patch.setattr(stages.dream, "make_workers", lambda _, *args: inline(0, *args))
+        stage(other, "--workers", "3")
+    assert outcome(run) == outcome(other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--temperature", "0"), "--temperature must be above 0"),
+        (("--unpaid", "20"), "--unpaid at least 0 and below --horizon"),
+        (("--start-after", "19"), "--start-after at least 20"),
+        (("--dreams", "0"), "--dreams must be at least 1"),
+        (("--horizon", "0"), "--horizon must be at least 1"),
+        (("--starts", "0"), "--starts must be at least 1"),
+        (("--popsize", "3"), "--popsize must be at least 4"),
+        (("--start-after", "90"), "no recorded episode is longer than --start-after 90"),
+    ],
+)
+def test_options_that_make_no_dream(run: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        stage(run, *arguments)
+    assert not run.starts.exists()
+    assert not run.dream.exists()
+
+
+def test_another_m_is_refused(run: Run) -> None:
+    stage(run)
+    save_mdnrnn(run.mdnrnn, toy_mdnrnn(seed=1).state_dict(), CONFIG, {"vae.pt": file_hash(run.vae)})
+    with pytest.raises(UserError, match=r"starts\.npz was made from another mdnrnn\.pt .*`make dream ARGS=--restart`"):
+        stage(run)
+    stage(run, "--restart")
+    assert load_controller(run.dream)[1]["made_from"]["mdnrnn.pt"] == file_hash(run.mdnrnn)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command"), [("vae", "make vae"), ("mdnrnn", "make mdnrnn"), ("latents", "make mdnrnn")]
+)
+def test_missing_inputs_say_which_command_makes_them(run: Run, missing: str, command: str) -> None:
+    getattr(run, missing).unlink()
+    with pytest.raises(UserError, match=command):
+        stage(run)

@@ -1,0 +1,376 @@
+"""The dream of a run: where it starts, its world as an environment, and whole populations dreaming at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wm.config import DreamConfig, MDNRNNConfig
+from wm.controller.linear import ACTIONS
+from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World
+from wm.memory.cell import LSTMCell
+from wm.memory.dream import Dreamer
+from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
+from wm.run import Run, UserError, check_made_from, file_hash
+from wm.store.latents import LatentEpisode, Latents
+from wm.store.starts import Starts, load_starts
+from wm.train import has_fast_bf16
+from wm.vision.vae import VAE, as_frames, load_vae
+
+Array = NDArray[np.float64]
+
+SCORE_STEPS = 1000
+"""Dreams are scored for so many steps, the length of a real episode, however long they are."""
+
+BLOCK_ROWS = 512
+"""Dreams that one CPU thread holds at a time: their gates fit its cache."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """V and M of a run.
+
+    Attributes:
+        vae: V.
+        mdnrnn: M.
+        validation: Share of the episodes that M was not trained on.
+        made_from: Hashes of vae.pt and mdnrnn.pt.
+    """
+
+    vae: VAE
+    mdnrnn: MDNRNN
+    validation: float
+    made_from: dict[str, str]
+
+
+def load_networks(run: Run) -> Networks:
+    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or made from another one."""
+    vae, _ = load_vae(run.vae)
+    mdnrnn, meta = load_mdnrnn(run.mdnrnn)
+    made_from = {"vae.pt": file_hash(run.vae)}
+    check_made_from(run.mdnrnn, meta["made_from"], made_from)
+    made_from["mdnrnn.pt"] = file_hash(run.mdnrnn)
+    return Networks(vae, mdnrnn, float(meta["config"].get("validation", MDNRNNConfig.validation)), made_from)
+
+
+# --- starts ----------------------------------------------------------------------------------------------
+
+
+def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
+    """The starts of a run: of starts.npz if that is there, else drawn from latents.h5; nothing is written.
+
+    Raises:
+        UserError: Neither file is there, or one is damaged, does not fit V and M, or has no moment to start at.
+    """
+    if run.starts.exists() or not run.latents.exists():
+        starts = load_starts(run.starts)
+        check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
+        return starts
+    return new_starts(run, networks, config)
+
+
+def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
+    """Starts drawn from the episodes of latents.h5 that M was trained on; UserError as for `find_starts`."""
+    latents, training, _ = split_latents(run, networks)
+    return draw_starts(latents, training, networks, count=config.starts, after=config.start_after)
+
+
+def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int64], NDArray[np.int64]]:
+    """latents.h5, and the places of M's training and validation episodes in it.
+
+    Raises:
+        UserError: It is missing, damaged or made from another V.
+    """
+    latents = Latents(run.latents)
+    check_made_from(run.latents, latents.made_from, {"vae.pt": networks.made_from["vae.pt"]}, stage="mdnrnn")
+    seed = run.read_manifest()["stages"].get("mdnrnn", {}).get("seed", 0)
+    return latents, *latents.split(networks.validation, seed)
+
+
+def draw_starts(
+    latents: Latents, episodes: NDArray[np.int64], networks: Networks, *, count: int, after: int, seed: int = 0
+) -> Starts:
+    """Draws moments of recorded episodes, each as likely as any other, and warms M up over all real steps before.
+
+    Args:
+        latents: The record.
+        episodes: Places of the episodes to draw from.
+        networks: V and M.
+        count: Number of starts, >= 1.
+        after: Steps before the first moment of an episode that can be drawn; the last moment cannot.
+        seed: Seed of the choice.
+
+    Raises:
+        UserError: No episode is that long.
+    """
+    room = np.maximum(latents.table["length"][episodes] - after, 0)
+    ends = np.cumsum(room)
+    if ends[-1] == 0:
+        raise UserError(
+            f"no recorded episode is longer than --start-after {after} steps: give fewer, or collect longer ones."
+        )
+    rng = np.random.default_rng([seed, count])
+    drawn = np.sort(rng.choice(ends[-1], count, replace=count > ends[-1]))
+    nth = np.searchsorted(ends, drawn, side="right")
+    steps = after + drawn - (ends - room)[nth]
+
+    cell = make_cell(networks.mdnrnn)
+    found = []
+    for n in np.unique(nth).tolist():
+        episode = latents.episode(episodes[n])
+        wanted = steps[nth == n]
+        found.append((episode.mu[wanted], *warm_up(cell, episode, wanted)))
+    # Rounded as on disk, so that drawn and read starts are the same.
+    z, h, c = (np.concatenate(part).astype(np.float16).astype(np.float32) for part in zip(*found, strict=True))
+    return Starts(
+        z=z,
+        h=h,
+        c=c,
+        episode=latents.table["index"][episodes][nth].astype(np.int64),
+        step=steps.astype(np.int64),
+        rewards=mean_rewards(latents, episodes),
+        made_from=networks.made_from,
+    )
+
+
+def make_cell(model: MDNRNN) -> LSTMCell:
+    """M's LSTM as the agent runs it."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items() if name.startswith("lstm.")}
+    return LSTMCell(weights)
+
+
+def warm_up(
+    cell: LSTMCell, episode: LatentEpisode, steps: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """M's (h, c), each f32[len(steps), H], after so many steps of an episode, as the agent sees it: z is V's mean."""
+    state = cell.initial()
+    states = [state]
+    for z, action in zip(episode.mu[: steps.max()], episode.actions, strict=False):
+        state = cell.step(z, action, state)
+        states.append(state)
+    h, c = zip(*(states[step] for step in steps.tolist()), strict=True)
+    return np.stack(h), np.stack(c)
+
+
+def mean_rewards(latents: Latents, episodes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """f32[3]: what recorded steps earned that touched no tile, touched one, or terminated the episode.
+
+    Where there were none, what touched no tile stands in.
+    """
+    sums, counts = np.zeros(3), np.zeros(3)
+    for place in episodes.tolist():
+        episode = latents.episode(place)
+        kind = np.where(episode.terminated, 2, episode.rewards > 0)
+        sums += np.bincount(kind, episode.rewards, 3)
+        counts += np.bincount(kind, minlength=3)
+    means = sums / np.maximum(counts, 1)
+    return np.where(counts > 0, means, means[0]).astype(np.float32)
+
+
+# --- the environment -------------------------------------------------------------------------------------
+
+
+def make_dream_env(
+    run: str | Path,
+    *,
+    temperature: float = DreamConfig.temperature,
+    horizon: int = DreamConfig.horizon,
+    start: int | None = None,
+    observe: Observe = "features",
+    render_mode: str | None = None,
+) -> DreamEnv:
+    """One dream of a run; what `gymnasium.make("wm/Dream-v0", run=...)` calls.
+
+    Args:
+        run: A run folder with V, M and starts.npz or latents.h5.
+        temperature: tau > 0 of what M draws; less makes the dream more certain.
+        horizon: Steps after which a dream is truncated.
+        start: Number of the start that every dream begins at; None draws one each time.
+        observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
+        render_mode: "rgb_array", or None.
+
+    Raises:
+        UserError: The folder lacks something, or what is in it does not fit together.
+        ValueError: An option makes no sense.
+    """
+    world = load_world(Run(run), temperature)
+    return DreamEnv(world, horizon=horizon, start=start, observe=observe, render_mode=render_mode)
+
+
+def make_dream_vector_env(
+    num_envs: int,
+    run: str | Path,
+    *,
+    temperature: float = DreamConfig.temperature,
+    horizon: int = DreamConfig.horizon,
+    start: int | None = None,
+    observe: Observe = "features",
+    render_mode: str | None = None,
+) -> DreamVectorEnv:
+    """Many dreams of a run as one batch of M; what `gymnasium.make_vec("wm/Dream-v0", num_envs, run=...)` calls.
+
+    `num_envs` is the number of dreams, the other arguments are those of `make_dream_env`.
+    """
+    world = load_world(Run(run), temperature)
+    return DreamVectorEnv(num_envs, world, horizon=horizon, start=start, observe=observe, render_mode=render_mode)
+
+
+def load_world(run: Run, temperature: float) -> World:
+    """What the dream environments of a run are handed, on the CPU."""
+    networks = load_networks(run)
+    starts = find_starts(run, networks, DreamConfig())
+    dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
+
+    @torch.inference_mode()
+    def step(*arrays: NDArray[np.float32]) -> Any:
+        return tuple(each.numpy() for each in dreamer.step(*map(torch.from_numpy, arrays)))
+
+    @torch.inference_mode()
+    def decode(z: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return as_frames(networks.vae.decode(torch.from_numpy(z)))
+
+    return World(step, decode, starts.z, starts.h, starts.c, end=float(starts.rewards[2]))
+
+
+def make_dreamer(
+    model: MDNRNN,
+    starts: Starts,
+    temperature: float,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Dreamer:
+    """M dreaming, paid as the recorded steps were."""
+    miss, hit, _ = starts.rewards.tolist()
+    return Dreamer(model, miss=miss, hit=hit, temperature=temperature, device=device, dtype=dtype)
+
+
+# --- whole populations -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Night:
+    """What all candidates of a generation dream under: the same starts and the same noise.
+
+    So two candidates differ by what they do and not by their luck, and the noise is drawn once for all.
+
+    Attributes:
+        starts: i64[S], numbers of the starts.
+        uniform: f32[T,S,Z] in [0, 1).
+        noise: f32[T,S,Z], standard normal.
+    """
+
+    starts: NDArray[np.int64]
+    uniform: NDArray[np.float32]
+    noise: NDArray[np.float32]
+
+
+def draw_night(rng: np.random.Generator, pool: int, dreams: int, horizon: int, z: int) -> Night:
+    """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise."""
+    return Night(
+        rng.choice(pool, dreams, replace=dreams > pool),
+        rng.random((horizon, dreams, z), np.float32),
+        rng.standard_normal((horizon, dreams, z), np.float32),
+    )
+
+
+class Population:
+    """Scores many controllers in dreams: candidates × starts in one batch, each candidate with weights of its own.
+
+    On a CPU the batch is cut into blocks of a size that does not depend on the number of threads, each computed by one
+    thread from its first step to its last: threads then need not wait for one another after each of the thirty
+    operations of a step, and the scores do not depend on their number. The caller has torch compute on one thread.
+
+    Attributes:
+        dtype: Of the products of matrices.
+    """
+
+    def __init__(
+        self,
+        model: MDNRNN,
+        starts: Starts,
+        config: DreamConfig,
+        *,
+        threads: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Prepares M and the starts.
+
+        Args:
+            model: M.
+            starts: The pool of starts.
+            config: Temperature, horizon, unpaid steps and dreams a candidate.
+            threads: CPU threads, >= 1.
+            device: Where to dream.
+            dtype: Of the products of matrices; None: bfloat16 where that is fast, else float32.
+        """
+        self._device = torch.device(device)
+        self.dtype = dtype or (torch.bfloat16 if has_fast_bf16(self._device) else torch.float32)
+        self._dreamer = make_dreamer(model, starts, config.temperature, self._device, self.dtype)
+        self._config, self._threads, self._pool = config, threads, len(starts)
+        self._begin = [torch.from_numpy(part).to(self._device) for part in (starts.z, starts.h, starts.c)]
+        self._end = float(starts.rewards[2])
+
+    def night(self, *seed: int, dreams: int | None = None) -> Night:
+        """The starts and the noise that follow from `seed`, for the config's number of dreams or another one."""
+        dreams = self._config.dreams if dreams is None else dreams
+        return draw_night(np.random.default_rng(seed), self._pool, dreams, self._config.horizon, self._dreamer.z)
+
+    def score(self, thetas: Array, night: Night) -> Array:
+        """Lets each candidate dream from each start of the night.
+
+        A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
+        for z is random. The first `unpaid` steps earn nothing; what the others earn is given for 1000 steps.
+
+        Args:
+            thetas: f64[P,N], flat weights.
+            night: The starts and the noise.
+
+        Returns:
+            f64[P], means over the starts.
+        """
+        weights = torch.from_numpy(thetas).float().to(self._device)
+        begin = [part[torch.from_numpy(night.starts).to(self._device)] for part in self._begin]
+        uniform, noise = (torch.from_numpy(part).to(self._device) for part in (night.uniform, night.noise))
+        size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(night.starts))
+
+        def block(part: Tensor) -> Tensor:
+            return self._dream(part, begin, uniform, noise)
+
+        with ThreadPoolExecutor(self._threads) as threads:
+            returns = torch.cat(list(threads.map(block, weights.split(size))))
+        paid = self._config.horizon - self._config.unpaid
+        scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
+        return scores
+
+    @torch.inference_mode()
+    def _dream(self, theta: Tensor, begin: list[Tensor], uniform: Tensor, noise: Tensor) -> Tensor:
+        """The returns f32[P,S] of P candidates from S starts."""
+        candidates, features = len(theta), self._dreamer.z + self._dreamer.hidden
+        weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)
+        bias = theta[:, None, ACTIONS * features :]
+        z, h, c = (part.expand(candidates, *part.shape) for part in begin)
+        total = torch.zeros(z.shape[:2], device=z.device)
+        alive = torch.ones_like(total)
+        for t in range(self._config.horizon):
+            action = squash(torch.baddbmm(bias, torch.cat([z, h], -1), weights))
+            z, h, c, reward, terminated = self._dreamer.step(z, h, c, action, uniform[t], noise[t])
+            if t >= self._config.unpaid:
+                total += alive * torch.lerp(reward, terminated.new_tensor(self._end), terminated)
+            alive *= 1 - terminated
+        return total
+
+
+def squash(raw: Tensor) -> Tensor:
+    """C's squashing of [...,3], as `wm.controller.linear.LinearController` does it for one: it writes into `raw`."""
+    raw.tanh_()
+    raw[..., 1].add_(1).mul_(0.5)
+    raw[..., 2].clamp_(min=0)
+    return raw

@@ -1,0 +1,269 @@
+"""The dream as an environment: CarRacing's actions in, M's next latents and rewards out; no frame is ever drawn.
+
+The environments know neither torch nor run folders: they are handed a `World`. `wm.dream` makes one of a run, and
+is what "wm/Dream-v0" is registered with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Frames = NDArray[np.uint8]
+Observe = Literal["features", "pixels"]
+
+LOW, HIGH = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
+"""CarRacing's actions: steering, gas, brake. What is outside of them was never seen by M and is cut."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What a dream is made of.
+
+    Attributes:
+        step: M, once: (z, h, c, a, uniform, noise) to (z, h, c, reward, probability of terminating), all f32[N,...],
+            new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness.
+        decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
+        z: f32[S,Z], latents of the S starts.
+        h: f32[S,H], M's outputs there.
+        c: f32[S,H], M's cells there.
+        end: Reward of a step that terminates.
+    """
+
+    step: Callable[[Floats, Floats, Floats, Floats, Floats, Floats], tuple[Floats, Floats, Floats, Floats, Floats]]
+    decode: Callable[[Floats], Frames]
+    z: Floats
+    h: Floats
+    c: Floats
+    end: float
+
+
+class _Dreams:
+    """N dreams side by side: the one owner of M's state, which advances once a step."""
+
+    def __init__(self, world: World, dreams: int, horizon: int, start: int | None, observe: Observe) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon is {horizon}, not at least 1")
+        if observe not in ("features", "pixels"):
+            raise ValueError(f"observe is {observe!r}, neither 'features' nor 'pixels'")
+        self._world, self._horizon, self._observe = world, horizon, observe
+        self._start = self._checked(start)
+        # Copies: rows are written into where dreams begin.
+        self._z, self._h, self._c = (np.repeat(part[:1], dreams, axis=0) for part in (world.z, world.h, world.c))
+        self._steps = np.zeros(dreams, np.int64)
+
+    def space(self) -> spaces.Box:
+        """What one dream observes."""
+        if self._observe == "pixels":
+            return spaces.Box(0, 255, self._world.decode(self._z[:1]).shape[1:], np.uint8)
+        z, h = self._z.shape[1], self._h.shape[1]
+        bound = np.concatenate([np.full(z, np.inf), np.ones(h)]).astype(np.float32)
+        return spaces.Box(-bound, bound, dtype=np.float32)
+
+    def begin(self, row: int, rng: np.random.Generator, start: int | None = None) -> int:
+        """Starts the dream in `row` anew; returns the number of its start."""
+        start = self._start if start is None else self._checked(start)
+        drawn = int(rng.integers(len(self._world.z)))  # drawn even if not wanted: what follows is then the same
+        chosen = drawn if start is None else start
+        self._z[row], self._h[row], self._c[row] = (
+            part[chosen] for part in (self._world.z, self._world.h, self._world.c)
+        )
+        self._steps[row] = 0
+        return chosen
+
+    def advance(
+        self, actions: Floats, rngs: Sequence[np.random.Generator | None]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Advances all dreams by one step, each with noise of its own generator.
+
+        Args:
+            actions: [N,3].
+            rngs: For each dream its generator; None where the step does not count, since the dream begins anew.
+
+        Returns:
+            Rewards f64[N], terminated bool[N] and truncated bool[N].
+        """
+        count, z = self._z.shape
+        uniform, noise = np.zeros((count, z + 1), np.float32), np.zeros((count, z), np.float32)
+        for row, rng in enumerate(rngs):
+            if rng is not None:
+                rng.random(out=uniform[row], dtype=np.float32)
+                rng.standard_normal(out=noise[row], dtype=np.float32)
+        actions = np.clip(np.asarray(actions, np.float32), LOW, HIGH)
+        self._z, self._h, self._c, reward, chance = self._world.step(
+            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise
+        )
+        self._steps += 1
+        terminated = uniform[:, z] < chance
+        truncated = ~terminated & (self._steps >= self._horizon)
+        return np.where(terminated, self._world.end, reward).astype(np.float64), terminated, truncated
+
+    def observe(self) -> NDArray[Any]:
+        """What the dreams observe now, in new memory: [z, h] f32[N,Z+H], or decoded frames u8[N,64,64,3]."""
+        if self._observe == "pixels":
+            return self.frames()
+        return np.concatenate([self._z, self._h], axis=1)
+
+    def frames(self) -> Frames:
+        """The decoded latents, u8[N,64,64,3]."""
+        return self._world.decode(self._z)
+
+    def _checked(self, start: int | None) -> int | None:
+        if start is not None and not 0 <= start < len(self._world.z):
+            raise ValueError(f"start is {start}, there are {len(self._world.z)} starts, counted from 0")
+        return start
+
+
+class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
+    """One dream. Its reward is what M expects of a step; `reset(options={"start": i})` chooses where it begins."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  Gymnasium's own form
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        horizon: int,
+        start: int | None = None,
+        observe: Observe = "features",
+        render_mode: str | None = None,
+    ) -> None:
+        """Takes a world.
+
+        Args:
+            world: What is dreamt.
+            horizon: Steps after which a dream is truncated, >= 1.
+            start: Number of the start that every dream begins at; None draws one each time.
+            observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
+            render_mode: "rgb_array" for `render` to decode u8[64,64,3].
+
+        Raises:
+            ValueError: One of them makes no sense.
+        """
+        _check_render_mode(render_mode, self.metadata)
+        self.render_mode = render_mode
+        self._dreams = _Dreams(world, 1, horizon, start, observe)
+        self.observation_space = self._dreams.space()
+        self.action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Begins a dream; info["start"] is the number of its start."""
+        super().reset(seed=seed)
+        start = self._dreams.begin(0, self.np_random, (options or {}).get("start"))
+        return self._dreams.observe()[0], {"start": start}
+
+    def step(self, action: Floats) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Dreams one step."""
+        reward, terminated, truncated = self._dreams.advance(np.asarray(action)[None], [self.np_random])
+        return self._dreams.observe()[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> Frames | None:
+        """The decoded latent, u8[64,64,3]; None without a render mode."""
+        return None if self.render_mode is None else self._dreams.frames()[0]
+
+
+class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[Any]]):
+    """N dreams as one batch of M. Dream i of seed s is the single dream of seed s + i.
+
+    A dream that has ended begins anew in the next step, whose action is not looked at (autoreset mode NEXT_STEP).
+    """
+
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 50,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int,
+        world: World,
+        *,
+        horizon: int,
+        start: int | None = None,
+        observe: Observe = "features",
+        render_mode: str | None = None,
+    ) -> None:
+        """Takes a world for `num_envs` >= 1 dreams; the rest as for `DreamEnv`."""
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}, not at least 1")
+        _check_render_mode(render_mode, self.metadata)
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self._dreams = _Dreams(world, num_envs, horizon, start, observe)
+        self.single_observation_space = self._dreams.space()
+        self.single_action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._ended = np.zeros(num_envs, np.bool_)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Begins all dreams.
+
+        Args:
+            seed: s for the seeds s, s + 1, ...; or one for each dream; None goes on with the generators.
+            options: "start": the number of a start, the same for all.
+
+        Returns:
+            The observations, and infos with "start", the number of each dream's start.
+        """
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None:
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} dreams")
+            for row, one in enumerate(seeds):
+                if one is not None:
+                    self._rngs[row] = seeding.np_random(one)[0]
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        infos = self._begin(range(self.num_envs), (options or {}).get("start"))
+        return self._dreams.observe(), infos
+
+    def step(
+        self, actions: Floats
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Dreams one step in all dreams, or begins those anew that the step before has ended."""
+        rngs = [None if ended else rng for ended, rng in zip(self._ended, self._rngs, strict=True)]
+        reward, terminated, truncated = self._dreams.advance(actions, rngs)
+        begun = np.flatnonzero(self._ended)
+        infos = self._begin(begun.tolist())
+        reward[begun], terminated[begun], truncated[begun] = 0.0, False, False
+        self._ended = terminated | truncated
+        return self._dreams.observe(), reward, terminated, truncated, infos
+
+    def render(self) -> tuple[Frames, ...] | None:
+        """The decoded latents, a frame u8[64,64,3] for each dream; None without a render mode."""
+        return None if self.render_mode is None else tuple(self._dreams.frames())
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each dream."""
+        return tuple(self._rngs)
+
+    def _begin(self, rows: Sequence[int], start: int | None = None) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for row in rows:
+            begun = self._dreams.begin(row, self._rngs[row], start)
+            infos = self._add_info(infos, {"start": begun}, row)
+        return infos
+
+
+def _check_render_mode(mode: str | None, metadata: dict[str, Any]) -> None:
+    if mode is not None and mode not in metadata["render_modes"]:
+        raise ValueError(f"render_mode is {mode!r}, not one of {metadata['render_modes']}")

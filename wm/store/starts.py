@@ -1,0 +1,84 @@
+"""Starts of dreams: moments of recorded episodes with M's state there, and what rewards are worth in that record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.config import RUN_FORMAT
+from wm.run import UserError, atomic
+
+Floats = NDArray[np.float32]
+
+ARRAYS = ("z", "h", "c", "episode", "step", "rewards")
+STATES = ("z", "h", "c")
+
+
+@dataclass(frozen=True)
+class Starts:
+    """N moments that dreams begin at, as a controller meets them in the real environment.
+
+    Attributes:
+        z: f32[N,Z], V's mean for the frame there.
+        h: f32[N,H], M's output over the real steps before it.
+        c: f32[N,H], M's cell.
+        episode: i64[N], index of the recorded episode.
+        step: i64[N], how many of its steps came before.
+        rewards: f32[3], mean reward of the recorded steps that touched no tile, that touched one, and that terminated
+            the episode; for CarRacing about -0.1, 3 and -100.
+        made_from: Hashes of vae.pt and mdnrnn.pt.
+    """
+
+    z: Floats
+    h: Floats
+    c: Floats
+    episode: NDArray[np.int64]
+    step: NDArray[np.int64]
+    rewards: Floats
+    made_from: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+def save_starts(path: Path, starts: Starts) -> None:
+    """Writes starts.npz; z, h and c are rounded to half precision, which is finer than V and M know them."""
+    arrays = {
+        name: getattr(starts, name).astype(np.float16) if name in STATES else getattr(starts, name) for name in ARRAYS
+    }
+    meta = json.dumps({"format": RUN_FORMAT, "made_from": dict(starts.made_from)})
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, meta=np.array(meta), **arrays)
+
+
+def load_starts(path: Path) -> Starts:
+    """Reads what `save_starts` wrote; UserError when it is missing or damaged."""
+    way_out = "remove it and make it anew with `make dream`"
+    if not path.exists():
+        raise UserError(f"{path} is missing: make it with `make dream`.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS}
+            meta = json.loads(str(file["meta"]))
+        arrays |= {name: arrays[name].astype(np.float32) for name in STATES}
+        count, made_from = len(arrays["z"]), dict(meta["made_from"])
+        fits = (
+            count > 0
+            and all(arrays[name].shape[0] == count for name in ("h", "c", "episode", "step"))
+            and arrays["h"].shape == arrays["c"].shape
+            and arrays["z"].ndim == arrays["h"].ndim == 2
+            and arrays["rewards"].shape == (3,)
+            and all(np.isfinite(arrays[name]).all() for name in ARRAYS)
+        )
+    except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
+        raise UserError(f"{path} is damaged or holds no starts ({error}): {way_out}.") from error
+    if meta.get("format") != RUN_FORMAT:
+        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {way_out}.")
+    if not fits:
+        raise UserError(f"{path} is damaged (its arrays do not fit one another): {way_out}.")
+    return Starts(**arrays, made_from=made_from)
