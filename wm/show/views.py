@@ -21,7 +21,8 @@ from wm.agent import Agent, load_acting
 from wm.controller.linear import LinearController
 from wm.envs.preprocess import DASHBOARD_ROW, FRAME_SHAPE, preprocess
 from wm.memory.cell import LSTMCell
-from wm.memory.mdnrnn import MDNRNN, load_mdnrnn, mixture_moments, sample
+from wm.memory.dream import Dreamer
+from wm.memory.mdnrnn import MDNRNN, load_mdnrnn, mixture_moments
 from wm.rollout import play
 from wm.run import Run, UserError
 from wm.show.canvas import FPS, Curves, Image, Moment, Pane
@@ -99,21 +100,20 @@ class Dream:
 
     def __init__(self, model: MDNRNN, z: Vector, state: tuple[Vector, Vector], temperature: float, seed: int) -> None:
         """Begins at z f32[Z] and (h, c), each f32[H]; ValueError for a temperature not above 0."""
-        self._model, self._temperature = model, temperature
+        # What is paid 1 for a tile, and nothing for none, expects to be paid the probability of one.
+        self._dreamer = Dreamer(model, miss=0.0, hit=1.0, temperature=temperature)
         self._generator = torch.Generator().manual_seed(seed)
-        self._state = _torch_state(state)
-        self.z, self.h = z, state[0]
+        self.z, (self.h, self._c) = z, state
 
     @torch.inference_mode()
     def step(self, action: Vector) -> tuple[float, float]:
         """Takes an action f32[A]; returns what the reward head says (see `MDNRNN.reward`) and P(terminated)."""
-        prediction, self._state = self._model(*_batched(self.z, action), self._state)
-        self.z = sample(prediction, self._temperature, self._generator)[0, 0].numpy()
-        self.h = self._state[0][0, 0].numpy()
-        reward = prediction.reward[0, 0]
-        return (
-            reward.sigmoid() if self._model.reward == "tile" else reward
-        ).item(), prediction.terminated.sigmoid().item()
+        uniform = torch.rand(self.z.shape, generator=self._generator)
+        noise = torch.randn(self.z.shape, generator=self._generator)
+        z, h, c, a = (torch.from_numpy(part) for part in (self.z, self.h, self._c, action))
+        z, h, c, reward, terminated = self._dreamer.step(z, h, c, a, uniform, noise)
+        self.z, self.h, self._c = z.numpy(), h.numpy(), c.numpy()
+        return reward.item(), terminated.item()
 
 
 def _batched(z: Vector, action: Vector) -> tuple[torch.Tensor, torch.Tensor]:
