@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     if config.track < 0 or config.max_steps < 1 or not config.temperature > 0:
         raise UserError("--track must be at least 0, --max-steps at least 1, --temperature above 0.")
     run = Run(args.run)
-    world = WorldModel(Run(config.source or args.run))
+    world = WorldModel(Run(config.source or args.run), config.controller)
     env_id = STOCK_ENV if config.car == "stock" else FAST_ENV
     drives = {
         track: moments(
@@ -72,7 +72,8 @@ def main(argv: list[str]) -> None:
                 yield lay_out(config.view, shown)
                 progress.update()
 
-    name = f"{config.view}-{config.car}-{config.track}" + (f"-grid{config.grid}" if config.grid > 1 else "")
+    driver = "by-dream-" if config.controller == "dream" else ""
+    name = f"{driver}{config.view}-{config.car}-{config.track}" + (f"-grid{config.grid}" if config.grid > 1 else "")
     path, small = run.videos / f"{name}.mp4", run.videos / f"{name}.webp"
     preview = Preview()
     count = write_video(path, preview.watch(frames()))

@@ -78,6 +78,8 @@ def as_frames(x: Tensor) -> NDArray[np.uint8]:
     """V's output f32[B,3,64,64] in [0,1] to frames u8[B,64,64,3]."""
     frames: NDArray[np.uint8] = (x.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
     return frames
+
+
 @torch.no_grad()
 def activation_ranges(model: VAE, frames: NDArray[np.uint8]) -> list[float]:
     """The largest activation of each of V's four convolutions on frames u8[N,64,64,3], by which acting quantises them.
