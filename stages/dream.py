@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,9 +15,9 @@ from wm.cli import parse, run_stage
 from wm.config import SELECT_SEEDS, DreamConfig
 from wm.controller.linear import parameter_count, uncentre
 from wm.evolve import check_sizes, evolve
-from wm.run import Metrics, Run, UserError, file_hash, read_metrics
+from wm.run import Metrics, Run, UserError, check_made_from, file_hash, read_metrics
 from wm.store.latents import Latents
-from wm.store.starts import Starts, save_starts
+from wm.store.starts import Starts, load_starts, save_starts
 from wm.trials import make_player, select
 from wm.workers import make_workers
 
@@ -30,23 +32,32 @@ SCORE_DREAMS = 64
 """Dreams that the distribution mean's dream score is a mean of; the same ones each time."""
 
 
+@dataclass(frozen=True)
+class DreamArgs(DreamConfig):
+    """What the evolution can be told beside the preset's sizes."""
+
+    source: Path | None = None
+    """Folder of V, M and the latents, when it is not the run folder that starts and controller go to."""
+
+
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command goes on after an interruption."""
-    args, config = parse(lambda preset: preset.dream, "Evolve the controller C in M's dream.", argv)
+    args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
+    config = DreamConfig(**{f.name: getattr(given, f.name) for f in fields(DreamConfig)})
     check_sizes(config)
     if not config.temperature > 0 or not 0 <= config.unpaid < config.horizon or config.start_after < 20:
         raise UserError(
             "--temperature must be above 0, --unpaid at least 0 and below --horizon, --start-after at least 20."
         )
-    run = Run(args.run)
+    run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("dream", config, args.seed, args.restart):
         import torch
 
         from wm.dream import Population, load_networks
         from wm.train import pick_device
 
-        models, networks = load_models(run), load_networks(run)
-        starts = made_starts(run, networks, config, args.restart)
+        models, networks = load_models(source, config.precision), load_networks(source)
+        starts = made_starts(run, source, networks, config, args.restart)
         mean = np.concatenate([starts.z, starts.h], axis=1).mean(axis=0, dtype=np.float64)
         torch.set_num_threads(1)  # the population brings its own threads
         device = pick_device()
@@ -78,29 +89,31 @@ def main(argv: list[str]) -> None:
         if not worked:
             print(f"{run.dream} is finished: nothing to do (--generations N for more, --restart to redo it).")
             return
-        show(run, config)
+        show(run, source, config)
 
 
-def made_starts(run: Run, networks: Networks, config: DreamConfig, restart: bool) -> Starts:
+def made_starts(run: Run, source: Run, networks: Networks, config: DreamConfig, restart: bool) -> Starts:
     """starts.npz, drawn now unless it is there and fits; with new ones M's calibration is measured."""
-    from wm.dream import find_starts, new_starts
+    from wm.dream import new_starts
 
     if restart:
         run.starts.unlink(missing_ok=True)
     if not run.starts.exists():
-        starts = new_starts(run, networks, config)
-        calibrate(run, networks, starts, config)
+        starts = new_starts(source, networks, config)
+        calibrate(run, source, networks, starts, config)
         save_starts(run.starts, starts)
-    return find_starts(run, networks, config)
+    starts = load_starts(run.starts)
+    check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
+    return starts
 
 
-def calibrate(run: Run, networks: Networks, starts: Starts, config: DreamConfig) -> None:
+def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config: DreamConfig) -> None:
     """Measures M's heads and dreamt returns on the validation episodes: plots/calibration.png, a line of metrics."""
     from wm.calibration import dream_clips, head_reliability
     from wm.dream import split_latents
     from wm.show.dream import plot_calibration
 
-    latents, _, held_out = split_latents(run, networks)
+    latents, _, held_out = split_latents(source, networks)
     heads = head_reliability(latents, held_out, networks)
     clips = dream_clips(latents, held_out, networks, starts, after=config.start_after)
     plot_calibration(run.plots / "calibration.png", heads, clips)
@@ -121,14 +134,14 @@ def calibrate(run: Run, networks: Networks, starts: Starts, config: DreamConfig)
     )
 
 
-def show(run: Run, config: DreamConfig) -> None:
+def show(run: Run, source: Run, config: DreamConfig) -> None:
     """Draws plots/dream.png and says what came out and what it cost."""
     from wm.show.dream import plot_dream
 
     rows = read_metrics(run.metrics, "dream")
     plot_dream(run.plots / "dream.png", rows)
     kept = max((row for row in rows if "select" in row), key=lambda row: row["select"])
-    collected = int(Latents(run.latents).table["length"].sum())
+    collected = int(Latents(source.latents).table["length"].sum())
     selected = [row for row in rows if "select" in row][-1]["select_steps"]
     print(
         f"{run.dream}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± {kept['select_std']:.0f} on "

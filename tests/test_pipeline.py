@@ -149,7 +149,7 @@ def test_the_dream(run: Path, make: Make) -> None:
     assert (run / "score.json").read_bytes() == before
     assert json.loads((run / "scores.jsonl").read_text().splitlines()[-1])["controller"] == "dream"
     make("replay", "CAR=fast", "SEED=5", "ARGS=--controller dream --max-steps 10")
-    assert (run / "videos" / "dream-fast-5.mp4").stat().st_size > 0
+    assert (run / "videos" / "by-dream-real-fast-5.mp4").stat().st_size > 0
 
 
 def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path: Path) -> None:

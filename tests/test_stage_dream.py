@@ -130,6 +130,16 @@ def test_seeds_differ_and_restart_begins_anew(run: Run) -> None:
     assert outcome(run) == first
 
 
+def test_v_m_and_record_may_lie_in_another_folder(run: Run, source: Path, tmp_path: Path) -> None:
+    other = Run(tmp_path / "other")
+    stage(other, "--source", str(source))
+    stage(run)
+    assert outcome(run) == outcome(other)
+    assert {path.name for path in other.folder.glob("*.*")} == {
+        *(".lock", "starts.npz", "dream.npz", "metrics.jsonl", "manifest.json"),
+    }
+
+
 def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
     """Threads that dream; the real tracks have a test of their own."""
     other = Run(shutil.copytree(source, tmp_path / "other"))

@@ -59,7 +59,7 @@ def make_toy_run(folder: Path) -> Run:
     """Writes vae.pt, mdnrnn.pt and latents.h5: 8 episodes of 60 to 81 steps."""
     run = Run(folder)
     torch.manual_seed(0)
-    save_vae(run.vae, VAE(Z).state_dict(), {"z": Z}, {"rollouts": "r"})
+    save_vae(run.vae, VAE(Z).state_dict(), {"z": Z, "ranges": [1.0] * 4}, {"rollouts": "r"})
     made_from = {"rollouts": "r", "vae.pt": file_hash(run.vae)}
     save_mdnrnn(run.mdnrnn, toy_mdnrnn().state_dict(), CONFIG, made_from)
     with LatentsWriter(run.latents, made_from) as writer:
