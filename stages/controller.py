@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from wm.agent import Models, load_models
 from wm.cli import parse, run_stage
 from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
-from wm.controller.linear import parameter_count, uncentre
+from wm.controller.linear import load_controller, parameter_count, uncentre
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
-from wm.run import Run, check_made_from, read_metrics
+from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
 from wm.show.plots import plot_curve
 from wm.store.latents import Latents
 from wm.trials import Trial, fitness, make_player, select
@@ -30,6 +30,8 @@ class ControllerArgs(ControllerConfig):
 
     source: Path | None = None
     """Folder of V, M and the latents, when it is not the run folder that the controller goes to."""
+    start: Path | None = None
+    """Controller (.npz) whose weights are the first mean; none: zeros. It is read when the evolution begins."""
 
 
 def main(argv: list[str]) -> None:
@@ -42,6 +44,8 @@ def main(argv: list[str]) -> None:
     with run.stage("controller", config, args.seed, args.restart):
         models = load_models(source, config.precision)
         mean = mean_features(source, models) if config.centre else np.zeros(models.features)
+        start = first_mean(given.start, models, mean)
+        made_from = models.made_from | ({"start": file_hash(given.start)} if given.start else {})
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
@@ -62,8 +66,8 @@ def main(argv: list[str]) -> None:
                 config,
                 seed=args.seed,
                 restart=args.restart,
-                parameters=parameter_count(models.features),
-                made_from=models.made_from,
+                start=start,
+                made_from=made_from,
                 express=partial(uncentre, mean=mean),
                 evaluate=evaluate,
                 select=partial(
@@ -73,11 +77,12 @@ def main(argv: list[str]) -> None:
                     max_steps=config.max_steps,
                 ),
             )
+        rows = read_metrics(run.metrics, "controller")
+        # Drawn also when there was nothing to do: the evolution may have been ended by a signal.
+        plot_curve(run.plots / "controller.png", rows)
         if not worked:
             print(f"{run.controller} is finished: nothing to do (--generations N for more, --restart to redo it).")
             return
-        rows = read_metrics(run.metrics, "controller")
-        plot_curve(run.plots / "controller.png", rows)
         kept = max((row for row in rows if "select" in row), key=lambda row: row["select"])
         print(
             f"{run.controller}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± "
@@ -99,6 +104,16 @@ def mean_features(run: Run, models: Models) -> Array:
             features.append(np.concatenate([z, state[0]]))
             state = cell.step(z, action, state)
     return np.mean(features, axis=0, dtype=np.float64)
+
+
+def first_mean(path: Path | None, models: Models, mean: Array) -> Array:
+    """What the evolution starts from, on features minus their mean f64[F]: zeros, or what stands for a controller."""
+    if path is None:
+        return np.zeros(parameter_count(models.features))
+    theta, _ = load_controller(path)
+    if theta.shape != (parameter_count(models.features),):
+        raise UserError(f"{path} has {len(theta)} weights, and V and M want {parameter_count(models.features)}.")
+    return uncentre(theta.astype(np.float64), -mean)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
                 config,
                 seed=args.seed,
                 restart=args.restart,
-                parameters=parameter_count(models.features),
+                start=np.zeros(parameter_count(models.features)),
                 made_from={**models.made_from, "starts.npz": file_hash(run.starts)},
                 express=partial(uncentre, mean=mean) if config.centre else lambda candidate: candidate,
                 evaluate=evaluate,

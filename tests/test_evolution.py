@@ -44,7 +44,7 @@ def evolve(es: EvolutionStrategy, generations: int) -> list[Array]:
 
 
 def test_it_maximises() -> None:
-    es = CMAES(10, sigma0=0.1, popsize=12, seed=0)
+    es = CMAES(np.zeros(10), sigma0=0.1, popsize=12, seed=0)
     assert not es.mean.any()
     for _ in range(200):
         es.tell(sphere(es.ask()))
@@ -54,7 +54,7 @@ def test_it_maximises() -> None:
 
 
 def test_the_step_size_grows_on_a_slope() -> None:
-    es = CMAES(20, sigma0=0.1, popsize=12, seed=0)
+    es = CMAES(np.zeros(20), sigma0=0.1, popsize=12, seed=0)
     for _ in range(30):
         es.tell(es.ask().sum(axis=1))
     assert es.sigma > 0.2
@@ -62,7 +62,7 @@ def test_the_step_size_grows_on_a_slope() -> None:
 
 
 def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
-    es: EvolutionStrategy = CMAES(20, sigma0=0.1, popsize=12, seed=0, sigma_max=0.1)
+    es: EvolutionStrategy = CMAES(np.zeros(20), sigma0=0.1, popsize=12, seed=0, sigma_max=0.1)
     for generation in range(30):
         if generation == 15:
             es = restored(es.state())
@@ -73,7 +73,7 @@ def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
 
 
 def test_the_average_of_the_last_means_also_after_a_resume() -> None:
-    es: EvolutionStrategy = CMAES(5, sigma0=0.1, popsize=6, seed=0)
+    es: EvolutionStrategy = CMAES(np.zeros(5), sigma0=0.1, popsize=6, seed=0)
     assert not es.average(3).any()
     means = []
     for generation in range(7):
@@ -87,7 +87,7 @@ def test_the_average_of_the_last_means_also_after_a_resume() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_maximises_a_noisy_function_and_goes_on_exactly(name: str) -> None:
     def make() -> EvolutionStrategy:
-        return make_es(name, 30, sigma0=0.1, sigma_max=0.5, popsize=16, seed=3, lr=0.05)
+        return make_es(name, np.full(30, -0.5), sigma0=0.1, sigma_max=0.5, popsize=16, seed=3, lr=0.05)
 
     whole, part = make(), make()
     assert isinstance(whole, STRATEGIES[name])
@@ -103,7 +103,7 @@ def test_every_strategy_maximises_a_noisy_function_and_goes_on_exactly(name: str
 
 
 def test_openes_samples_are_mirrored_and_its_step_is_adams() -> None:
-    es = OpenES(4, sigma0=0.2, popsize=6, seed=0, lr=0.05)
+    es = OpenES(np.zeros(4), sigma0=0.2, popsize=6, seed=0, lr=0.05)
     for generation in range(3):
         mean, candidates = es.mean, es.ask()
         np.testing.assert_allclose(candidates[:3] - mean, mean - candidates[3:], atol=1e-12)
@@ -117,19 +117,19 @@ def test_openes_samples_are_mirrored_and_its_step_is_adams() -> None:
 
 
 def test_openes_does_not_move_on_equal_fitness_and_wants_an_even_popsize() -> None:
-    es = OpenES(4, sigma0=0.2, popsize=6, seed=0, lr=0.05)
+    es = OpenES(np.zeros(4), sigma0=0.2, popsize=6, seed=0, lr=0.05)
     es.ask()
     es.tell(np.full(6, 3.0))
     assert not es.mean.any()
     with pytest.raises(ValueError, match="5 is not even"):
-        OpenES(4, sigma0=0.2, popsize=5, seed=0, lr=0.05)
+        OpenES(np.zeros(4), sigma0=0.2, popsize=5, seed=0, lr=0.05)
 
 
 def test_the_separable_one_learns_scales_quickly() -> None:
     scales = np.array([1.0] * 15 + [30.0] * 15)
     left = {}
     for kind in (CMAES, SeparableCMAES):
-        es = kind(30, sigma0=0.1, popsize=12, seed=0)
+        es = kind(np.zeros(30), sigma0=0.1, popsize=12, seed=0)
         for _ in range(150):
             es.tell(-(((es.ask() - 1) * scales) ** 2).sum(axis=1))
         left[kind] = (((es.mean - 1) * scales) ** 2).sum()
@@ -137,7 +137,7 @@ def test_the_separable_one_learns_scales_quickly() -> None:
 
 
 def test_shapes_and_dtypes() -> None:
-    es = CMAES(867, sigma0=0.1, popsize=8, seed=0)
+    es = CMAES(np.zeros(867), sigma0=0.1, popsize=8, seed=0)
     candidates = es.ask()
     assert candidates.shape == (8, 867)
     assert candidates.dtype == es.mean.dtype == np.float64
@@ -148,7 +148,7 @@ def test_shapes_and_dtypes() -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), popsize=st.integers(4, 20), parameters=st.integers(2, 12))
 def test_a_seed_fixes_the_candidates(seed: int, popsize: int, parameters: int) -> None:
-    one, two, other = (CMAES(parameters, sigma0=0.1, popsize=popsize, seed=s) for s in (seed, seed, seed + 1))
+    one, two, other = (CMAES(np.zeros(parameters), sigma0=0.1, popsize=popsize, seed=s) for s in (seed, seed, seed + 1))
     asked = evolve(one, 6)
     np.testing.assert_array_equal(asked, evolve(two, 6))
     assert not np.array_equal(asked[0], other.ask())
@@ -157,9 +157,9 @@ def test_a_seed_fixes_the_candidates(seed: int, popsize: int, parameters: int) -
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 99), stop=st.integers(0, 14), asked_before_saving=st.booleans())
 def test_it_goes_on_from_its_state_exactly(seed: int, stop: int, asked_before_saving: bool) -> None:
-    whole = CMAES(6, sigma0=0.2, popsize=7, seed=seed)
+    whole = CMAES(np.zeros(6), sigma0=0.2, popsize=7, seed=seed)
     expected = evolve(whole, 15)
-    part = CMAES(6, sigma0=0.2, popsize=7, seed=seed)
+    part = CMAES(np.zeros(6), sigma0=0.2, popsize=7, seed=seed)
     evolve(part, stop)
     if asked_before_saving:  # killed in the middle of a generation
         part.ask()
@@ -173,7 +173,7 @@ def test_it_goes_on_from_its_state_exactly(seed: int, stop: int, asked_before_sa
 
 
 def test_the_state_is_a_copy() -> None:
-    es = CMAES(4, sigma0=0.1, popsize=6, seed=0)
+    es = CMAES(np.zeros(4), sigma0=0.1, popsize=6, seed=0)
     evolve(es, 3)
     before = {name: value.copy() for name, value in es.state().items()}
     state = es.state()
@@ -185,7 +185,7 @@ def test_the_state_is_a_copy() -> None:
 
 @pytest.mark.parametrize("name", ["mean", "seed", "sigma0", "fitness"])
 def test_another_arithmetic_is_noticed(name: str) -> None:
-    es = CMAES(4, sigma0=0.1, popsize=6, seed=0)
+    es = CMAES(np.zeros(4), sigma0=0.1, popsize=6, seed=0)
     evolve(es, 5)
     state = es.state()
     state[name] = np.flip(state[name], axis=-1) if name in ("mean", "fitness") else state[name] + 1
@@ -197,14 +197,14 @@ def test_numpys_global_random_state_is_left_alone() -> None:
     np.random.seed(5)  # noqa: NPY002  this is about the global state
     expected = np.random.random(3)  # noqa: NPY002
     np.random.seed(5)  # noqa: NPY002
-    first = evolve(CMAES(5, sigma0=0.1, popsize=8, seed=0), 20)
+    first = evolve(CMAES(np.zeros(5), sigma0=0.1, popsize=8, seed=0), 20)
     np.testing.assert_array_equal(np.random.random(3), expected)  # noqa: NPY002
-    np.testing.assert_array_equal(evolve(CMAES(5, sigma0=0.1, popsize=8, seed=0), 20), first)
+    np.testing.assert_array_equal(evolve(CMAES(np.zeros(5), sigma0=0.1, popsize=8, seed=0), 20), first)
 
 
 @pytest.mark.parametrize("bad", [np.zeros(5), np.zeros((6, 1)), np.array([0, 0, 0, 0, 0, np.nan]), np.full(6, np.inf)])
 def test_bad_fitness_is_refused_and_changes_nothing(bad: Array) -> None:
-    es = CMAES(4, sigma0=0.1, popsize=6, seed=0)
+    es = CMAES(np.zeros(4), sigma0=0.1, popsize=6, seed=0)
     candidates = es.ask()
     with pytest.raises(ValueError, match="not one finite number for each of 6 candidates"):
         es.tell(bad)
@@ -214,14 +214,14 @@ def test_bad_fitness_is_refused_and_changes_nothing(bad: Array) -> None:
 
 
 def test_telling_without_asking_is_refused() -> None:
-    es = CMAES(4, sigma0=0.1, popsize=6, seed=0)
+    es = CMAES(np.zeros(4), sigma0=0.1, popsize=6, seed=0)
     es.tell(sphere(es.ask()))
     with pytest.raises(ValueError, match="0 candidates"):
         es.tell(np.zeros(6))
 
 
 def test_told_fitness_is_copied() -> None:
-    es = CMAES(4, sigma0=0.1, popsize=6, seed=0)
+    es = CMAES(np.zeros(4), sigma0=0.1, popsize=6, seed=0)
     fitness = sphere(es.ask())
     es.tell(fitness)
     fitness[:] = 0
@@ -229,7 +229,7 @@ def test_told_fitness_is_copied() -> None:
 
 
 def test_equal_fitness_for_all_is_no_error() -> None:
-    es = CMAES(4, sigma0=0.1, popsize=6, seed=0)
+    es = CMAES(np.zeros(4), sigma0=0.1, popsize=6, seed=0)
     for _ in range(20):
         es.ask()
         es.tell(np.zeros(6))
@@ -240,7 +240,7 @@ def test_the_number_of_blas_threads_changes_nothing() -> None:
     code = """
 import numpy as np
 from wm.controller.evolution import CMAES, STRATEGIES, EvolutionStrategy, OpenES, SeparableCMAES, make_es, restored
-es = CMAES(500, sigma0=0.1, popsize=16, seed=0)
+es = CMAES(np.zeros(500), sigma0=0.1, popsize=16, seed=0)
 for _ in range(12):
     es.tell(-((es.ask() - 1) ** 2).sum(axis=1))
 print(es.mean.tobytes().hex())

@@ -52,7 +52,7 @@ class Task:
 
 
 def go(run: Run, task: Task, config: ControllerConfig = CONFIG, **changes: Any) -> bool:
-    keywords: dict[str, Any] = {"seed": 5, "restart": False, "parameters": len(TARGET), "made_from": MADE_FROM}
+    keywords: dict[str, Any] = {"seed": 5, "restart": False, "start": np.zeros(len(TARGET)), "made_from": MADE_FROM}
     keywords |= changes
     return evolve(run, "controller", run.controller, config, evaluate=task.evaluate, select=task.select, **keywords)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
 from wm.agent import load_agent
-from wm.run import read_metrics
+from wm.controller.linear import load_controller, save_controller
+from wm.run import file_hash, read_metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -171,6 +173,27 @@ def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path
     observation, _ = env.reset(seed=0)
     assert observation.shape == (288,)
     assert env.step(np.array([0, 0.1, 0], np.float32))[0] in env.observation_space
+
+
+def test_an_evolution_that_starts_from_a_controller(run: Path, tmp_path: Path) -> None:
+    first = run / "controller.npz"
+
+    def evolve(start: Path, code: int = 0) -> str:
+        # A step size of nearly nothing leaves the first mean where it is.
+        still = ["--sigma0", "1e-9", "--sigma-max", "1e-9", "--generations", "1", "--centre"]
+        where = ["--run", str(tmp_path / "warm"), "--source", str(run), "--start", str(start)]
+        command = [sys.executable, "-m", "stages.controller", *where, "--preset", "smoke", "--workers", "0", *still]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr
+
+    assert f"{tmp_path / 'none.npz'} is missing" in evolve(tmp_path / "none.npz", code=2)
+    evolve(first)
+    (theta, meta), (before, _) = (load_controller(path) for path in (tmp_path / "warm" / "controller.npz", first))
+    np.testing.assert_allclose(theta, before, atol=1e-5)
+    assert meta["made_from"]["start"] == file_hash(first)
+    save_controller(tmp_path / "other.npz", theta + 1, {"made_from": {}})
+    assert "made from another start" in evolve(tmp_path / "other.npz", code=2)
 
 
 def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wm.envs
-from wm.envs.preprocess import DASHBOARD_ROW, PreprocessFrames, preprocess, to_float
+from wm.envs.preprocess import DASHBOARD_ROW, PreprocessFrames, preprocess
 
 
 def random_frame(seed: int) -> np.ndarray:
@@ -70,24 +70,6 @@ def test_plain_colours_stay_and_nothing_is_turned_over() -> None:
 def test_bad_frames_are_named(frame: np.ndarray, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         preprocess(frame)
-
-
-def test_to_float() -> None:
-    frames = np.random.default_rng(3).integers(0, 256, (2, 5, 64, 48, 3), np.uint8)
-    frames[0, 0, 0, 0] = [0, 128, 255]
-    x = to_float(frames)
-    assert x.shape == (2, 5, 3, 64, 48)
-    assert x.dtype == np.float32
-    assert x.flags.c_contiguous
-    assert x[0, 0, :, 0, 0].tolist() == [0.0, np.float32(128 / 255), 1.0]
-    np.testing.assert_allclose(x[1, 2, 1], frames[1, 2, ..., 1] / 255, rtol=1e-6)
-    assert to_float(frames[0, 0]).shape == (3, 64, 48)
-
-
-@pytest.mark.parametrize("frames", [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), np.zeros(3, np.uint8)])
-def test_to_float_rejects(frames: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"u8\[\.\.\., H, W, 3\]"):
-        to_float(frames)
 
 
 @pytest.mark.parametrize("env_id", ["wm/CarRacing-v3", "CarRacing-v3"])

@@ -245,7 +245,7 @@ LAPTOP = Config(
     ),
     controller=replace(
         PAPER.controller,
-        generations=180,
+        generations=100,
         popsize=128,
         tracks=1,
         sigma_max=0.1,

@@ -101,7 +101,7 @@ def evolve(
     *,
     seed: int,
     restart: bool,
-    parameters: int,
+    start: Array,
     made_from: dict[str, str],
     evaluate: Evaluate,
     select: Select,
@@ -120,7 +120,7 @@ def evolve(
         config: Sizes of the evolution.
         seed: The run's seed.
         restart: Throw earlier work of this stage away.
-        parameters: Length of theta.
+        start: f64[N], the first mean of what evolves.
         made_from: Hashes of the models that C is evolved on.
         evaluate: Gives each candidate its fitness.
         select: Plays the selection tracks.
@@ -152,7 +152,7 @@ def evolve(
     else:
         es = make_es(
             config.es,
-            parameters,
+            start,
             sigma0=config.sigma0,
             sigma_max=config.sigma_max,
             popsize=config.popsize,
@@ -189,10 +189,10 @@ def evolve(
     ):
         while not ended():
             generation = state.es.generation + 1
-            start = time.monotonic()
+            began = time.monotonic()
             fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), generation)
             state.es.tell(fitness)
-            rate = steps / (time.monotonic() - start)
+            rate = steps / (time.monotonic() - began)
             state.env_steps += steps
             row: dict[str, Any] = {
                 "best": fitness.max(),
@@ -214,7 +214,7 @@ def evolve(
                 if returns.mean() > state.best_score:
                     state.best_theta, state.best_score = theta, float(returns.mean())
                     state.best_generation = generation
-            state.seconds += time.monotonic() - start
+            state.seconds += time.monotonic() - began
             row |= {"seconds": state.seconds, "steps_per_second": rate}
             # In this order a kill between two lines costs nothing: what is ahead is cut back or made again.
             metrics.log(generation, row)

@@ -25,22 +25,18 @@ class EvolutionStrategy(ABC):
     about 0.02 s a generation), and checks that it arrives at the same mean.
     """
 
-    def __init__(self, parameters: int, *, sigma0: float, popsize: int, seed: int) -> None:
-        """Starts at the zero vector.
+    def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int) -> None:
+        """Starts at a mean.
 
         Args:
-            parameters: Length of a candidate.
+            start: f64[N], the first mean.
             sigma0: First step size.
             popsize: Candidates a generation, >= 4.
             seed: Seed of all sampling, >= 0.
         """
-        self._settings: dict[str, float | int] = {
-            "parameters": parameters,
-            "sigma0": sigma0,
-            "popsize": popsize,
-            "seed": seed,
-        }
-        self._asked = np.empty((0, parameters))
+        self._start = start.copy()
+        self._settings: dict[str, float | int] = {"sigma0": sigma0, "popsize": popsize, "seed": seed}
+        self._asked = np.empty((0, len(start)))
         self._fitness: list[Array] = []
         self._means: list[Array] = []
 
@@ -93,6 +89,7 @@ class EvolutionStrategy(ABC):
         """Plain arrays from which `restored` goes on as if nothing had happened."""
         return {
             "es": np.array(next(name for name, kind in STRATEGIES.items() if kind is type(self))),
+            "start": self._start.copy(),
             **{name: np.array(value) for name, value in self._settings.items()},
             "fitness": np.array(self._fitness).reshape(self.generation, int(self._settings["popsize"])),
             "mean": self.mean,
@@ -101,8 +98,8 @@ class EvolutionStrategy(ABC):
 
 def restored(state: Mapping[str, NDArray[Any]]) -> EvolutionStrategy:
     """Replays a `state`; ArithmeticError when this machine's arithmetic does not arrive at the same mean."""
-    settings = {name: value.item() for name, value in state.items() if name not in ("es", "fitness", "mean")}
-    es = STRATEGIES[str(state["es"])](**settings)
+    settings = {name: value.item() for name, value in state.items() if name not in ("es", "start", "fitness", "mean")}
+    es = STRATEGIES[str(state["es"])](state["start"], **settings)
     for fitness in state["fitness"]:
         es.ask()
         es.tell(fitness)
@@ -123,13 +120,13 @@ class CMAES(EvolutionStrategy):
 
     DIAGONAL = False
 
-    def __init__(self, parameters: int, *, sigma0: float, popsize: int, seed: int, sigma_max: float = np.inf) -> None:
+    def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int, sigma_max: float = np.inf) -> None:
         """As any strategy; `sigma_max` is the largest step size."""
-        super().__init__(parameters, sigma0=sigma0, popsize=popsize, seed=seed)
+        super().__init__(start, sigma0=sigma0, popsize=popsize, seed=seed)
         self._settings["sigma_max"] = sigma_max
         rng = np.random.default_rng(seed)
         self._es = cma.CMAEvolutionStrategy(
-            np.zeros(parameters),
+            start,
             sigma0,
             {
                 "popsize": popsize,
@@ -176,14 +173,15 @@ class OpenES(EvolutionStrategy):
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-    def __init__(self, parameters: int, *, sigma0: float, popsize: int, seed: int, lr: float) -> None:
+    def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int, lr: float) -> None:
         """As any strategy; the step size stays, `lr` is Adam's learning rate, and `popsize` has to be even."""
         if popsize % 2:
             raise ValueError(f"popsize {popsize} is not even: the samples are mirrored")
-        super().__init__(parameters, sigma0=sigma0, popsize=popsize, seed=seed)
+        super().__init__(start, sigma0=sigma0, popsize=popsize, seed=seed)
         self._settings["lr"] = lr
         self._rng = np.random.default_rng(seed)
-        self._mean, self._m, self._v = np.zeros((3, parameters))
+        self._mean = start.copy()
+        self._m, self._v = np.zeros((2, len(start)))
 
     @property
     def mean(self) -> Array:
@@ -216,8 +214,8 @@ STRATEGIES: dict[str, type[EvolutionStrategy]] = {"cmaes": CMAES, "sep-cmaes": S
 
 
 def make_es(
-    name: str, parameters: int, *, sigma0: float, sigma_max: float, popsize: int, seed: int, lr: float
+    name: str, start: Array, *, sigma0: float, sigma_max: float, popsize: int, seed: int, lr: float
 ) -> EvolutionStrategy:
     """A strategy of `STRATEGIES` with the settings of `ControllerConfig`, of which each takes what it knows."""
     own = {"lr": lr} if name == "openes" else {"sigma_max": sigma_max}
-    return STRATEGIES[name](parameters, sigma0=sigma0, popsize=popsize, seed=seed, **own)
+    return STRATEGIES[name](start, sigma0=sigma0, popsize=popsize, seed=seed, **own)

@@ -33,23 +33,6 @@ def preprocess(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(frame[:DASHBOARD_ROW], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
 
 
-def to_float(frames: np.ndarray) -> np.ndarray:
-    """Frames as the networks take them.
-
-    Args:
-        frames: u8[..., H, W, 3], 0..255.
-
-    Returns:
-        f32[..., 3, H, W] in [0, 1], contiguous.
-
-    Raises:
-        ValueError: if `frames` has another dtype, fewer than three axes, or not three channels last.
-    """
-    if frames.dtype != np.uint8 or frames.ndim < 3 or frames.shape[-1] != 3:
-        raise ValueError(f"frames: expected u8[..., H, W, 3], got {frames.dtype}{list(frames.shape)}")
-    return np.ascontiguousarray(np.moveaxis(frames, -1, -3), np.float32) / np.float32(255)
-
-
 class PreprocessFrames(gymnasium.ObservationWrapper):
     """CarRacing with `preprocess` applied to what it observes: u8[64, 64, 3], 0..255."""
 
