@@ -14,6 +14,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import wm.dream
 import wm.envs
@@ -188,6 +189,7 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
 
 def test_ppo_trains_on_it_as_it_is(source: Path) -> None:
     env = gymnasium.make("wm/Dream-v0", run=str(source), horizon=20)
+    check_env_sb3(env)
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=2, seed=0, device="cpu")
     before = [value.clone() for value in model.policy.parameters()]
     model.learn(128)

@@ -363,11 +363,12 @@ class Population:
         z, h, c = (part.expand(candidates, *part.shape) for part in begin)
         total = torch.zeros(z.shape[:2], device=z.device)
         alive = torch.ones_like(total)
+        end = torch.full_like(total, self._end)
         for t in range(self._config.horizon):
             action = squash(torch.baddbmm(bias, torch.cat([z, h], -1), weights))
             z, h, c, reward, terminated = self._dreamer.step(z, h, c, action, uniform[t], noise[t])
             if t >= self._config.unpaid:
-                total += alive * torch.lerp(reward, terminated.new_tensor(self._end), terminated)
+                total += alive * torch.lerp(reward, end, terminated)
             alive *= 1 - terminated
         return total
 

@@ -79,23 +79,27 @@ def plot_calibration(path: Path, heads: Mapping[str, Reliability], clips: ClipRe
     figure = Figure(figsize=(5 * (len(heads) + 2), 4.5), layout="constrained")
     axes = figure.subplots(1, len(heads) + 2)
     for plot, (name, found) in zip(axes, heads.items(), strict=False):
-        deviation = np.sqrt(found.observed * (1 - found.observed) / found.count)
-        plot.errorbar(found.predicted, found.observed, 2 * deviation, fmt="o-", markersize=4, elinewidth=0.8)
+        spread = 2 * np.sqrt(found.observed * (1 - found.observed) / found.count)
+        bars = [np.minimum(spread, found.observed), spread]  # a share is not below 0
+        plot.errorbar(found.predicted, found.observed, bars, fmt="o-", markersize=4, elinewidth=0.8)
         _diagonal(plot)
+        plot.locator_params(nbins=5)
         plot.set_xlabel("probability, by M")
         plot.set_ylabel("share of steps (± 2 standard errors)")
+        steps, came = found.count.sum(), round(float(found.observed @ found.count))
         predicted, observed = found.rates
         plot.set_title(
-            f"{HEADS[name]}: mean {predicted:.2g} said, {observed:.2g} came\n"
-            f"{len(found.count)} bins of equal numbers; mean error {found.error:.2g}",
+            f"{HEADS[name]}: {predicted:.2g} said, {observed:.2g} came\n"
+            f"({came:,} of {steps:,} steps in {len(found.count)} bins; mean error {found.error:.2g})",
             fontsize=9,
         )
 
     clip = int(clips.real.sum(1).argmax())
-    steps = np.arange(1, clips.real.shape[1] + 1)
+    length = clips.real.shape[1]
+    x = np.arange(1, length + 1)
     for i, dreamt in enumerate(clips.dreamt[clip].cumsum(1)):
-        axes[-2].plot(steps, dreamt, color="tab:blue", alpha=0.4, label="dreamt (expected)" if i == 0 else None)
-    axes[-2].plot(steps, clips.real[clip].cumsum(), color="black", label="real")
+        axes[-2].plot(x, dreamt, color="tab:blue", alpha=0.4, label="dreamt (expected)" if i == 0 else None)
+    axes[-2].plot(x, clips.real[clip].cumsum(), color="black", label="real")
     axes[-2].set_xlabel("step of the clip")
     axes[-2].set_ylabel("sum of rewards")
     axes[-2].set_title("the clip of the largest real return, the same actions", fontsize=9)
@@ -108,7 +112,7 @@ def plot_calibration(path: Path, heads: Mapping[str, Reliability], clips: ClipRe
     axes[-1].set_xlabel("real return of a clip")
     axes[-1].set_ylabel("dreamt return (mean of its dreams)")
     axes[-1].set_title(
-        f"{len(real)} clips of {len(steps)} steps: real {numbers['real']:.2f}, dreamt {numbers['dreamt']:.2f} a clip\n"
+        f"{len(real)} clips of {length} steps: real {numbers['real']:.2f}, dreamt {numbers['dreamt']:.2f} a clip\n"
         f"correlation {numbers['correlation']:.2f}, root mean square error {numbers['error']:.2f}",
         fontsize=9,
     )

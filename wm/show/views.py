@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from wm.agent import Agent, load_acting
+from wm.config import DreamConfig
 from wm.controller.linear import LinearController
 from wm.dream import load_networks, make_world
 from wm.envs.dream import DreamEnv
@@ -36,8 +37,8 @@ View = Literal["real", "triptych", "dream", "compare"]
 Vector = NDArray[np.float32]
 State = tuple[Vector, Vector]
 
-WARM_UP = 60
-"""Real steps before a dream begins: the zoom-in takes the first 50, and M has then seen where it is."""
+WARM_UP = DreamConfig.start_after
+"""Real steps before a dream begins, as before the starts that C evolves from."""
 
 TYPICAL_REWARDS = np.array([-0.1, 3.2, -100], np.float32)
 """What a dream pays in a run without starts.npz: no tile, a tile (1000/N with N about 310), leaving the field."""
