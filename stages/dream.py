@@ -86,10 +86,9 @@ def main(argv: list[str]) -> None:
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
                 beside=lambda theta: {"dream": population.score(theta[None], fixed)[0]},
             )
-        if not worked:
-            print(f"{run.dream} is finished: nothing to do (--generations N for more, --restart to redo it).")
-            return
         show(run, source, config)
+        if not worked:
+            print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
 
 
 def made_starts(run: Run, source: Run, networks: Networks, config: DreamConfig, restart: bool) -> Starts:
