@@ -184,7 +184,7 @@ def test_of_a_whole_run_everything_is_there(told: Told) -> None:
     assert len(page.all("img")) == 5
     assert len(page.all("video")) == 1
     for words in (
-        *("750 ± 50 on 2 tracks", "on which nothing is trained or selected", "400 ± 20 on the selection tracks"),
+        *("750 ± 50 on 2 tracks", "on which nothing is trained or selected", "400 ± 20 on the real selection tracks"),
         *("8 episodes, 900 frames", "Squared error 20.0 an image", "1.000 nats a latent dimension"),
         *("90 s", "1.15", "600", "tile_error", "at 2 of 4", "All stages together took 7.5 min"),
     ):

@@ -554,7 +554,7 @@ def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: 
     selected = [row for row in rows if "select" in row]
     if selected:
         kept = max(selected, key=lambda row: row["select"])
-        section.headline = f"{kept['select']:.0f} ± {kept['select_std']:.0f} on the selection tracks"
+        section.headline = f"{kept['select']:.0f} ± {kept['select_std']:.0f} on the real selection tracks"
         section.notes.append(
             f"The distribution mean of generation {kept['step']:,} of {rows[-1]['step']:,}, the best on the selection "
             f"tracks, is kept; {rows[-1]['env_steps']:,.0f} steps in {duration(rows[-1]['seconds'])}."
@@ -567,7 +567,8 @@ def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: 
     for label, x in axes:
         lines = []
         if len(told) == 1:
-            population = curve(rows, "population: mean, and worst to best", "mean", x)
+            name = "population: mean, and worst to best" if stage == "controller" else "population's mean in the dream"
+            population = curve(rows, name, "mean", x)
             low, high = (
                 ([row[name] for row in rows] for name in ("worst", "best")) if stage == "controller" else ([], [])
             )

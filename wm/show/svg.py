@@ -89,7 +89,8 @@ class Plotter:
             y for line in lines for x, y in zip(line.x, _reach(line), strict=True) if x >= first or len(line.x) == 1
         ]
         flat = [v for pair in values for v in pair] + [level for _, level in levels]
-        frame = _Frame(x_low, x_high, min(flat), max(flat), log)
+        margin = 0.03 if any(line.dots for line in lines) else 0.0  # dots are wider than their points
+        frame = _Frame(*_widened(x_low, x_high, margin), min(flat), max(flat), log)
         styles = [i if line.style is None else line.style for i, line in enumerate(lines)]
         styles += range(len(lines), len(lines) + len(levels))
         inner = []
