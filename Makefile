@@ -10,12 +10,14 @@ SEED ?=
 CAR ?=
 VIEW ?=
 GRID ?=
+COMPARE ?=
 ARGS ?=
 PYTHON ?= python3
 
 PY := .venv/bin/python
 VENV := .venv/.complete
 DIR := $(RUNS)/$(RUN)
+folder = $(if $(filter pretrained,$(1)),data/pretrained,$(RUNS)/$(1))
 STAGE = $(PY) -m stages.$@ --run $(DIR)
 SIZES = --preset $(PRESET) --workers $(WORKERS)
 
@@ -26,14 +28,14 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate replay publish curves test lint bench
+.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report publish curves test lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= COMPARE= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
 
@@ -75,6 +77,9 @@ evaluate: $(VENV) ## score C on 100 fresh tracks of stock CarRacing -> score.jso
 replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fast, GRID=n) -> videos/
 	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) \
 		$(if $(GRID),--grid $(GRID)) $(ARGS)
+
+report: $(VENV) ## one page of all that RUN tells (COMPARE="other-run ...": beside others) -> report.html
+	$(STAGE) $(SOURCE) $(if $(COMPARE),--compare $(foreach other,$(COMPARE),$(call folder,$(other)))) $(ARGS)
 
 publish: $(VENV) ## put V, M, starts, C, scores and curves of RUN into data/pretrained
 	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)

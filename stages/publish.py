@@ -21,6 +21,12 @@ MOST_BYTES = 25_000_000
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 """The score of each controller on stock tracks."""
 
+TOLD = (
+    *("metrics.jsonl", "rollouts/summary.json"),
+    *(f"plots/{name}.png" for name in ("contact_sheet", "reconstructions", "traversals", "predictions", "calibration")),
+)
+"""What else a report of the published run is made of, as far as it is there."""
+
 
 @dataclass(frozen=True)
 class PublishArgs:
@@ -57,8 +63,11 @@ def main(argv: list[str]) -> None:
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": made_from})
         shutil.copy(run.folder / SCORES[name], target.folder / SCORES[name])
         shutil.copy(run.plots / f"{name}.png", target.plots / f"{name}.png")
-    if (run.plots / "calibration.png").exists():
-        shutil.copy(run.plots / "calibration.png", target.plots / "calibration.png")
+    for name in TOLD:
+        (target.folder / name).unlink(missing_ok=True)
+        if (run.folder / name).exists():
+            (target.folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(run.folder / name, target.folder / name)
 
     total = sum(path.stat().st_size for path in target.folder.rglob("*") if path.is_file())
     if total > MOST_BYTES:

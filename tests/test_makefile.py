@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish", "curves"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "report", "publish", "curves"),
     *("test", "lint", "bench"),
 ]
 
@@ -20,7 +20,7 @@ TARGETS = [
 def make(*arguments: str, code: int = 0) -> str:
     """The output of make, run in the repository and free of the variables of a make around this test."""
     names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ARGS", "PYTHON"}
-    names |= {"VIEW", "SEED", "CAR", "GRID"}
+    names |= {"VIEW", "SEED", "CAR", "GRID", "COMPARE"}
     environment = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("MAKE")}
     done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
@@ -67,7 +67,8 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
     text = (ROOT / "Makefile").read_text()
     for module in re.findall(r"-m (tests\.\w+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    for target in ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "publish", "curves"):
+    stages = [name for name in TARGETS if name not in ("help", "setup", "test", "lint", "bench")]
+    for target in stages:
         (command,) = commands(target, made)
         assert command.split()[0] == target
         assert (ROOT / "stages" / f"{target}.py").exists()
@@ -116,6 +117,9 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     assert commands("evaluate", runs, *given) == [f"evaluate {common} --episodes 7 --restart"]
     folder = f"--run {tmp_path}/carracing"
     assert commands("replay", runs, *given) == [f"replay {folder} --view dream --track 9 --car fast --grid 4 --restart"]
+    assert commands("report", runs, "COMPARE=other pretrained") == [
+        f"report {folder} --compare {tmp_path}/other data/pretrained"
+    ]
     assert commands("publish", runs, *given) == [f"publish {folder} --restart"]
 
 
@@ -127,7 +131,8 @@ def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> 
 def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_path: Path) -> None:
     source = "--source data/pretrained"
     assert commands("evaluate", runs, "RUN=pretrained") == [f"evaluate {sizes(tmp_path, 'pretrained')} {source}"]
-    assert commands("replay", runs, "RUN=pretrained") == [f"replay --run {tmp_path}/pretrained {source}"]
+    for target in ("replay", "report"):
+        assert commands(target, runs, "RUN=pretrained") == [f"{target} --run {tmp_path}/pretrained {source}"]
 
 
 @pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream"])

@@ -130,6 +130,12 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     assert len(frames) == 30
     assert stream.average_rate == 50
 
+    make("report", "COMPARE=pretrained")
+    page = (run / "report.html").read_text()
+    assert f"{score['mean']:.0f} ± {score['std']:.0f} on 2 tracks" in page
+    assert page.count("data:video/mp4") == 2
+    assert page.count("data:image/png") >= 4
+
     agent = load_agent(run)
     agent.reset()
     action = agent.act(np.zeros((96, 96, 3), np.uint8))
@@ -243,3 +249,4 @@ def test_evaluate_and_replay_name_the_command_that_is_missing(make: Make) -> Non
         done = make(stage, "RUN=empty", code=2)
         assert "make controller" in done.stderr
         assert "Traceback" not in done.stderr
+    assert "make collect" in make("report", "RUN=empty", code=2).stderr

@@ -1,5 +1,6 @@
 """What the views show: the committed run, filmed for a few steps of the fast environment."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import torch
 import wm.envs  # noqa: F401
 from stages.replay import main
 from wm.config import FAST_ENV
+from wm.controller.linear import load_controller, save_controller
 from wm.memory.mdnrnn import load_mdnrnn, mixture_moments
 from wm.run import Run, UserError
 from wm.show.canvas import Image, Moment
-from wm.show.memory import dream
 from wm.show.views import WARM_UP, Shot, WorldModel, drive, moments, together
 from wm.vision.vae import load_vae
 
@@ -107,21 +108,19 @@ def test_triptych_shows_ms_prediction_of_the_frame_beside_it(
 
 
 def test_compare_is_an_open_loop_dream_of_the_real_actions(world: WorldModel, env: gym.Env, shots: list[Shot]) -> None:
-    shown = []
-    for moment in moments("compare", env, world, TRACK, STEPS, 0.5):
-        shown.append(moment)
+    shown = list(moments("compare", env, world, TRACK, STEPS, 1e-8))  # so cold that M's likeliest component decides
     assert len(shown) == STEPS
-    start, rest = shots[WARM_UP], shots[WARM_UP:]
     model, _ = load_mdnrnn(PRETRAINED.mdnrnn)
-    with torch.no_grad():
-        state = tuple(torch.from_numpy(part)[None, None] for part in start.state)
-        actions = torch.from_numpy(np.stack([shot.action for shot in rest]))
-        z = dream(model, torch.from_numpy(start.z), actions, state, 0.5, torch.Generator().manual_seed(TRACK))  # type: ignore[arg-type]
-    assert apart(shown[0].panes[2].image, world.decode(start.z)) == 0
-    for moment, shot, dreamt in zip(shown[1:], rest[1:], z.numpy(), strict=False):
+    start = shots[WARM_UP]
+    h, c = (torch.from_numpy(part)[None, None] for part in start.state)
+    z = torch.from_numpy(start.z)
+    for moment, shot in zip(shown, shots[WARM_UP:], strict=True):
         np.testing.assert_array_equal(moment.action, shot.action)
         assert apart(moment.panes[1].image, world.decode(shot.z)) == 0
-        assert apart(moment.panes[2].image, world.decode(dreamt)) < 0.1
+        assert apart(moment.panes[2].image, world.decode(z.numpy())) < 0.5
+        with torch.no_grad():
+            prediction, (h, c) = model(z[None, None], torch.from_numpy(shot.action)[None, None], (h, c))
+        z = prediction.mu[0, 0].gather(-1, prediction.logmix[0, 0].argmax(-1, keepdim=True))[:, 0]
     distance, error = shown[-1].curves
     assert distance.lines["dream"][0] == distance.lines["start kept"][0] == 0
     assert distance.lines["dream"][-1] > 0
@@ -140,6 +139,19 @@ def test_dream_is_the_same_for_the_same_seed_and_begins_at_the_real_frame(
     assert apart(one[0].panes[0].image, world.decode(shots[WARM_UP].z)) == 0
     np.testing.assert_allclose(one[0].action, shots[WARM_UP].action, atol=1e-5)
     assert apart(one[1].panes[0].image, one[0].panes[0].image) > 0
+
+
+def test_the_controller_evolved_in_the_dream_can_be_filmed(tmp_path: Path) -> None:
+    for path in PRETRAINED.folder.glob("*.pt"):
+        shutil.copy(path, tmp_path)
+    theta, meta = load_controller(PRETRAINED.controller)
+    save_controller(tmp_path / "dream.npz", -theta, meta)
+    features = np.ones(288, np.float32)
+    real = WorldModel(PRETRAINED).controller(features)
+    dreamt = WorldModel(Run(tmp_path), "dream").controller(features)
+    np.testing.assert_allclose(dreamt[0], -real[0])
+    with pytest.raises(UserError, match=r"controller\.npz is missing"):
+        WorldModel(Run(tmp_path))
 
 
 def test_together_the_last_moments_of_short_drives_stay() -> None:

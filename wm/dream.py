@@ -225,7 +225,11 @@ def make_dream_vector_env(
 def load_world(run: Run, temperature: float) -> World:
     """What the dream environments of a run are handed, on the CPU."""
     networks = load_networks(run)
-    starts = find_starts(run, networks, DreamConfig())
+    return make_world(networks, find_starts(run, networks, DreamConfig()), temperature)
+
+
+def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
+    """The world of given starts, on the CPU; ValueError for a temperature not above 0."""
     dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -18,42 +19,53 @@ import torch
 from numpy.typing import NDArray
 
 from wm.agent import Agent, load_acting
+from wm.config import DreamConfig
 from wm.controller.linear import LinearController
+from wm.dream import load_networks, make_world
+from wm.envs.dream import DreamEnv
 from wm.envs.preprocess import DASHBOARD_ROW, FRAME_SHAPE, preprocess
 from wm.memory.cell import LSTMCell
-from wm.memory.dream import Dreamer
-from wm.memory.mdnrnn import MDNRNN, load_mdnrnn, mixture_moments
+from wm.memory.mdnrnn import mixture_moments
 from wm.rollout import play
 from wm.run import Run, UserError
 from wm.show.canvas import FPS, Curves, Image, Moment, Pane
+from wm.store.starts import Starts, load_starts
 from wm.vision.encoder import Encoder
-from wm.vision.vae import as_frames, as_input, load_vae
+from wm.vision.vae import as_frames, as_input
 
 View = Literal["real", "triptych", "dream", "compare"]
 Vector = NDArray[np.float32]
+State = tuple[Vector, Vector]
 
-WARM_UP = 60
-"""Real steps before a dream begins: the zoom-in takes the first 50, and M has then seen where it is."""
+WARM_UP = DreamConfig.start_after
+"""Real steps before a dream begins, as before the starts that C evolves from."""
+
+TYPICAL_REWARDS = np.array([-0.1, 3.2, -100], np.float32)
+"""What a dream pays in a run without starts.npz: no tile, a tile (1000/N with N about 310), leaving the field."""
 
 
 class WorldModel:
-    """V, M and C of a run, to act, to decode and to predict with.
+    """V, M and C of a run, to act, to decode, to predict and to dream with.
 
     Attributes:
         controller: C.
     """
 
     def __init__(self, run: Run, controller: str = "controller") -> None:
-        """Reads the run's models, with the controller of a name of `wm.agent.CONTROLLERS` as C.
+        """Reads the run's models and one of its controllers.
+
+        Args:
+            run: The run folder.
+            controller: "controller" or "dream", as `load_acting` has it.
 
         Raises:
-            UserError: One of them is missing, damaged or made from another one.
+            UserError: One is missing, damaged or made from another one.
         """
         models, self._theta = load_acting(run, controller)
         self._encoder, self._cell = Encoder(models.graph), LSTMCell(models.cell)
         self.controller = LinearController(self._theta, models.features)
-        self._vae, _ = load_vae(run.vae)
-        self._mdnrnn, _ = load_mdnrnn(run.mdnrnn)
+        self._networks = load_networks(run)
+        self._rewards = load_starts(run.starts).rewards if run.starts.exists() else TYPICAL_REWARDS
 
     def agent(self) -> Agent:
         """A new agent, with a state of its own."""
@@ -62,13 +74,14 @@ class WorldModel:
     @torch.inference_mode()
     def decode(self, z: Vector) -> Image:
         """V's picture of z f32[Z]: u8[64, 64, 3]."""
-        picture: Image = as_frames(self._vae.decode(torch.from_numpy(z)[None]))[0]
+        picture: Image = as_frames(self._networks.vae.decode(torch.from_numpy(z)[None]))[0]
         return picture
 
     @torch.inference_mode()
-    def expect(self, z: Vector, action: Vector, state: tuple[Vector, Vector]) -> Vector:
+    def expect(self, z: Vector, action: Vector, state: State) -> Vector:
         """The mean of M's mixture for the next z, f32[Z], after z f32[Z], the action f32[A] and (h, c) before it."""
-        prediction, _ = self._mdnrnn(*_batched(z, action), _torch_state(state))
+        z_, a, h, c = (torch.from_numpy(part)[None, None] for part in (z, action, *state))
+        prediction, _ = self._networks.mdnrnn(z_, a, (h, c))
         return mixture_moments(prediction)[0][0, 0].numpy()
 
     @torch.inference_mode()
@@ -78,53 +91,16 @@ class WorldModel:
         They are those in which V's posterior is at most half as wide as the prior; all, where there is none. In the
         others z is noise, in the dream as in M's training.
         """
-        _, logvar = self._vae.encode(as_input(torch.from_numpy(frame)[None]))
+        _, logvar = self._networks.vae.encode(as_input(torch.from_numpy(frame)[None]))
         certain: NDArray[np.bool_] = (logvar[0] < 2 * math.log(0.5)).numpy()
         return certain if certain.any() else ~certain
 
-    def dream(self, z: Vector, state: tuple[Vector, Vector], temperature: float, seed: int) -> Dream:
-        """A dream that begins at z f32[Z] with M's state (h, c) before the action there."""
-        return Dream(self._mdnrnn, z, state, temperature, seed)
-
-
-class Dream:
-    """M running on its own samples: after its beginning it sees no frame.
-
-    Attributes:
-        z: f32[Z], where the dream is.
-        h: f32[H], M's output before the action there.
-    """
-
-    z: Vector
-    h: Vector
-
-    def __init__(self, model: MDNRNN, z: Vector, state: tuple[Vector, Vector], temperature: float, seed: int) -> None:
-        """Begins at z f32[Z] and (h, c), each f32[H]; ValueError for a temperature not above 0."""
-        # What is paid 1 for a tile, and nothing for none, expects to be paid the probability of one.
-        self._dreamer = Dreamer(model, miss=0.0, hit=1.0, temperature=temperature)
-        self._generator = torch.Generator().manual_seed(seed)
-        self.z, (self.h, self._c) = z, state
-
-    @torch.inference_mode()
-    def step(self, action: Vector) -> tuple[float, float]:
-        """Takes an action f32[A]; returns what the reward head says (see `MDNRNN.reward`) and P(terminated)."""
-        uniform = torch.rand(self.z.shape, generator=self._generator)
-        noise = torch.randn(self.z.shape, generator=self._generator)
-        z, h, c, a = (torch.from_numpy(part) for part in (self.z, self.h, self._c, action))
-        z, h, c, reward, terminated = self._dreamer.step(z, h, c, a, uniform, noise)
-        self.z, self.h, self._c = z.numpy(), h.numpy(), c.numpy()
-        return reward.item(), terminated.item()
-
-
-def _batched(z: Vector, action: Vector) -> tuple[torch.Tensor, torch.Tensor]:
-    """What M takes as a sequence of one step: z f32[1,1,Z] and a f32[1,1,A]."""
-    return torch.from_numpy(z)[None, None], torch.from_numpy(action)[None, None]
-
-
-def _torch_state(state: tuple[Vector, Vector]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(h, c) f32[1,1,H] each, of the numpy ones that the agent keeps."""
-    h, c = (torch.from_numpy(part)[None, None] for part in state)
-    return h, c
+    def dream(self, z: Vector, state: State, temperature: float, horizon: int) -> DreamEnv:
+        """A dream that begins at z f32[Z] with M's state (h, c) before the action there; it observes [z, h]."""
+        z, h, c = (part[None].copy() for part in (z, *state))
+        where = np.zeros(1, np.int64)
+        starts = Starts(z, h, c, where, where, self._rewards, self._networks.made_from)
+        return DreamEnv(make_world(self._networks, starts, temperature), horizon=horizon)
 
 
 # --- the real drive ---------------------------------------------------------------------------------------
@@ -148,7 +124,7 @@ class Shot(NamedTuple):
     camera: Image
     frame: Image
     z: Vector
-    state: tuple[Vector, Vector]
+    state: State
     action: Vector
     score: float
     speed: float
@@ -251,37 +227,51 @@ def _triptych(world: WorldModel, shots: Iterator[Shot]) -> Iterator[Moment]:
         expected = world.decode(world.expect(shot.z, shot.action, shot.state))
 
 
+class _OnFeatures:
+    """C alone, which is all that acts in a dream: [z, h] is what the dream observes."""
+
+    def __init__(self, controller: LinearController) -> None:
+        self._controller = controller
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        pass
+
+    def act(self, observation: Vector) -> Vector:
+        return self._controller(observation)
+
+
 def _dream(world: WorldModel, shots: Iterator[Shot], seed: int, max_steps: int, temperature: float) -> Iterator[Moment]:
-    for start in shots:
-        dream = world.dream(start.z, start.state, temperature, seed)
-        earned = 0.0
-        for number in range(1, max_steps + 1):
-            action = world.controller(np.concatenate([dream.z, dream.h]))
-            panes = (
-                Pane("the dream", world.decode(dream.z), f"M's samples at tau {temperature:g}, decoded by V"),
-                Pane("where it began", _without_dashboard(start.camera), f"the real track after {WARM_UP} steps"),
-            )
-            reward, terminated = dream.step(action)
-            earned += reward
-            yield Moment(panes, action, (f"tiles {earned:.1f}", f"step {number}", f"end {terminated:.0%}"))
-        return
-    raise _too_short(seed)
+    start = next(shots, None)
+    if start is None:
+        raise _too_short(seed)
+    env, score = world.dream(start.z, start.state, temperature, max_steps), 0.0
+    for step in play(env, _OnFeatures(world.controller), seed=seed, max_steps=max_steps):
+        score += step.reward
+        z = step.observation[: len(start.z)]
+        panes = (
+            Pane("the dream", world.decode(z), f"M's samples at tau {temperature:g}, decoded by V"),
+            Pane("where it began", _without_dashboard(start.camera), f"the real track after {WARM_UP} steps"),
+        )
+        yield Moment(panes, step.action, (f"score {score:.0f}", f"step {step.number}"))
 
 
 def _compare(
     world: WorldModel, shots: Iterator[Shot], seed: int, max_steps: int, temperature: float
 ) -> Iterator[Moment]:
-    dream: Dream | None = None
+    start = next(shots, None)
+    if start is None:
+        raise _too_short(seed)
+    still, certain = world.decode(start.z), world.certain(start.frame)
+    env = world.dream(start.z, start.state, temperature, max_steps)
+    features, _ = env.reset(seed=seed)
     seconds = max_steps / FPS
     distance: dict[str, list[float]] = {"dream": [], "start kept": []}
     error: dict[str, list[float]] = {"dream": [], "start kept": [], "V alone": []}
-    for number, shot in enumerate(shots, start=1):
-        if dream is None:
-            dream, start, still = world.dream(shot.z, shot.state, temperature, seed), shot.z, world.decode(shot.z)
-            certain = world.certain(shot.frame)
-        dreamt, seen = world.decode(dream.z), world.decode(shot.z)
-        for name, z in (("dream", dream.z), ("start kept", start)):
-            distance[name].append(float(np.linalg.norm((z - shot.z)[certain])))
+    for number, shot in enumerate(chain([start], shots), start=1):
+        z = features[: len(start.z)]
+        dreamt, seen = world.decode(z), world.decode(shot.z)
+        for name, other in (("dream", z), ("start kept", start.z)):
+            distance[name].append(float(np.linalg.norm((other - shot.z)[certain])))
         for name, picture in (("dream", dreamt), ("start kept", still), ("V alone", seen)):
             error[name].append(float(np.abs(picture.astype(float) - shot.frame).mean()))
         panes = (
@@ -294,9 +284,7 @@ def _compare(
             Curves("error of the picture, mean of 0 to 255", error, seconds),
         )
         yield Moment(panes, shot.action, shot._replace(number=number).readings, curves)
-        dream.step(shot.action)
-    if dream is None:
-        raise _too_short(seed)
+        features, *_ = env.step(shot.action)  # whether M thinks that it has ended is of no account here
 
 
 def _too_short(track: int) -> UserError:

@@ -1,0 +1,117 @@
+"""Stage report: one self-contained page of all that a run has come to. Makes RUN/report.html."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+
+import wm.envs  # noqa: F401  registers wm/CarRacing-v3
+from wm.cli import parse, run_stage
+from wm.run import Progress, Run, UserError, atomic
+from wm.show.canvas import Image, tiled
+from wm.show.report import Told, Video, data_uri, render, tell
+from wm.show.video import write_video
+from wm.show.views import WorldModel, moments
+
+CRF, EVERY = 30, 2
+"""Quality (H.264's, 0 is best) and share of the frames of the videos in the page: about 0.3 MB each."""
+
+POSTER_STEP = 120
+"""Step whose picture stands for a video that does not play yet: the zoom-in is over by then."""
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    """What a report holds."""
+
+    compare: tuple[Path, ...] = ()
+    """Run folders whose curves are drawn beside this run's."""
+    videos: bool = True
+    """Film the worst and the best track of the score again; a minute or two."""
+    source: Path | None = None
+    """Folder of the run that is told of, when it is not the run folder that the page goes to."""
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page; whatever is missing, it says how to make it."""
+    args, config = parse(lambda preset: ReportArgs(), "Write a report of a run.", argv)
+    run, source = Run(args.run), Run(config.source or args.run)
+    folders = list(dict.fromkeys([source.folder, *config.compare]))
+    names = Counter(folder.name for folder in folders)
+    told = [tell(Run(folder), folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
+    if run.score.exists():  # scored here, though the models lie elsewhere
+        told[0] = replace(told[0], score=run.score)
+    videos: list[Video] = []
+    if config.videos:
+        try:
+            videos = film(told[0])
+        except UserError as error:  # the rest can be told all the same
+            print(f"no videos in the report: {error}", file=sys.stderr)
+    path = run.folder / "report.html"
+    page = render(told[0], told[1:], videos)
+    with atomic(path) as temporary:
+        temporary.write_text(page)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB.")
+
+
+def film(told: Told) -> list[Video]:
+    """The worst and the best track of the score, driven again; none when there is no score or no controller.
+
+    Raises:
+        UserError: The models do not fit one another.
+    """
+    score = told.read_score()
+    if score is None or not told.run.controller.exists():
+        return []
+    world = WorldModel(told.run)
+    ordered = sorted(zip(score["returns"], score["seeds"], strict=True))
+    env = gym.make(score["env_id"], render_mode="rgb_array", disable_env_checker=True)
+    return [
+        film_track(env, world, track, score["max_steps"], f"The {which} track, {track}", ret)
+        for which, (ret, track) in {"worst": ordered[0], "best": ordered[-1]}.items()
+    ]
+
+
+def film_track(
+    env: gym.Env[Any, Any], world: WorldModel, track: int, max_steps: int, title: str, scored: float
+) -> Video:
+    """One track as a small video; what is shown before it plays is a moment after the zoom-in."""
+    poster: Image = np.zeros((2, 2, 3), np.uint8)
+    reading = ""
+
+    def frames() -> Iterator[Image]:
+        nonlocal poster, reading
+        with Progress("film", max_steps, unit="step") as progress:
+            for number, moment in enumerate(moments("real", env, world, track, max_steps, temperature=1.0)):
+                reading = moment.readings[0]
+                frame = tiled({f"track {track}": replace(moment, panes=moment.panes[:1])})
+                if number < POSTER_STEP:
+                    poster = frame
+                yield frame
+                progress.update()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "track.mp4"
+        steps = write_video(path, frames(), crf=CRF, every=EVERY)
+        data = data_uri(path.read_bytes(), "video/mp4")
+    _, still = cv2.imencode(".jpg", cv2.cvtColor(poster, cv2.COLOR_RGB2BGR))
+    return Video(
+        title,
+        data,
+        data_uri(still.tobytes(), "image/jpeg"),
+        f"Video of the controller driving track {track}, seen from above",
+        f"Scored {scored:.0f}. Filmed again: {reading} in {steps} steps.",
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,320 @@
+"""The report: a sound, self-contained, accessible page of whatever a run folder holds."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from stages.report import main
+from wm.config import FAST_ENV
+from wm.controller.linear import save_controller
+from wm.run import Run, UserError, file_hash
+from wm.show.report import TEMPLATE, Told, Video, duration, render, tell
+
+PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+STAGES = {"collect": {}, "vae": {"updates": 100, "z": 32}, "mdnrnn": {"updates": 100}, "controller": {"generations": 4}}
+SECTIONS = ["run", "data", "vision", "memory", "controller", "score", "dream"]
+
+
+class Page(HTMLParser):
+    """What is in a page; fails on tags that are not closed in their order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.words += data
+
+    def all(self, *tags: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in tags]
+
+
+def check(text: str) -> Page:
+    """The rules that hold for every page."""
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "poster", "action"):
+            assert str(attributes.get(name, "#")).startswith(("#", "data:")), (tag, attributes.get(name))
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("aria-labelledby", "aria-describedby"):
+            assert set(str(attributes.get(name) or "").split()) <= set(ids)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert not page.all("script", "link", "iframe")
+    assert page.all("html")[0]["lang"] == "en"
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(page.all(landmark)) == 1
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    assert all(attributes.get("aria-label") for attributes in page.all("video"))
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert [a["aria-labelledby"] for a in page.all("section")] == SECTIONS
+    assert {f"#{name}" for name in SECTIONS} <= {a.get("href") for a in page.all("a")}
+    return page
+
+
+def write_run(folder: Path, whole: bool = True) -> Run:
+    """A run folder with a manifest, and if it is whole with something of every kind that the report tells of."""
+    run = Run(folder)
+    record = {
+        "seed": 0,
+        "versions": {"python": "3.11"},
+        "commit": "abc",
+        "cores": 2,
+        "started": "2026-11-21T12:00:00+00:00",
+    }
+    stages = {
+        name: {**record, "config": config, "ended": "x", "seconds": 90.0, "peak_memory_mb": 512.0}
+        for name, config in {**STAGES, "dream": {"temperature": 1.15, "horizon": 300, "generations": 2}}.items()
+    }
+    folder.mkdir(parents=True)
+    run.manifest.write_text(json.dumps({"format": 1, "stages": stages if whole else {}}))
+    if not whole:
+        return run
+    run.rollouts.mkdir()
+    summary = {
+        **{"episodes": 8, "frames": 900, "return_mean": -20.0, "return_std": 5.0, "return_max": 3.0, "bytes": 1e6},
+        **{"policies": {"brownian": 8}, "on_road": 0.7, "actions": [{"edges": [-1, 0, 1], "counts": [1, 3]}] * 3},
+    }
+    (run.rollouts / "summary.json").write_text(json.dumps(summary))
+    run.plots.mkdir()
+    for name in ("contact_sheet", "reconstructions", "traversals", "predictions", "calibration"):
+        cv2.imwrite(str(run.plots / f"{name}.png"), np.zeros((8, 8, 3), np.uint8))
+    for path in (run.vae, run.mdnrnn):
+        path.write_bytes(b"present")
+    for path in (run.controller, run.dream):
+        save_controller(path, np.random.default_rng(0).normal(size=867), {"made_from": {}})
+    rows: list[dict] = []
+    for step in (50, 100):
+        loss = {"error": 30 - step / 10, "kl": 16.0, "nll": 1.0, "reward": 0.05, "terminated": 0.001}
+        val = {f"val_{name}": value for name, value in loss.items()} | {"val_loss": 2 - step / 100, "val_dead": 3.0}
+        constant = {"val_nll_one": 1.1, "val_nll_marginal": 1.3, "val_nll_unit": 1.4}
+        constant |= {"val_reward_constant": 0.07, "val_terminated_constant": 0.0009}
+        kl = {f"val_kl_{i:02d}": i / 10 for i in range(32)}
+        rows += [
+            {"stage": "vae", "step": step, **loss, **val, **kl},
+            {"stage": "mdnrnn", "step": step, **loss, **val, **constant},
+        ]
+    for step in (1, 2):
+        row = {
+            "step": step,
+            "best": 50.0,
+            "mean": 10.0 * step,
+            "worst": -5.0,
+            "env_steps": 1e5 * step,
+            "seconds": 60.0 * step,
+        }
+        row |= {"select": 200.0 * step, "select_std": 20.0, "select_steps": 100.0}
+        rows += [{"stage": "controller", **row}, {"stage": "dream", **row, "dream": 300.0 * step}]
+    rows.append({"stage": "calibration", "step": 1, "time": 1.0, "tile_error": 0.01})
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, path in (("controller", run.score), ("dream", folder / "score-dream.json")):
+        artifact = folder / f"{name}.npz"
+        write_score(path, {artifact.name: file_hash(artifact)})
+    return run
+
+
+def write_score(path: Path, made_from: dict[str, str], env_id: str = "CarRacing-v3", max_steps: int = 1000) -> None:
+    seeds = [2_000_000_000, 2_000_000_001]
+    score = {
+        "mean": 750.0,
+        "std": 50.0,
+        "ci95": 12.0,
+        "returns": [800.0, 700.0],
+        "lengths": [900, 1000],
+        "seeds": seeds,
+    }
+    score |= {"env_id": env_id, "max_steps": max_steps, "made_from": made_from, "versions": {"gymnasium": "1.4.0"}}
+    path.write_text(json.dumps(score | {"commit": "abc", "time": "now"}))
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Told:
+    return tell(write_run(tmp_path / "whole"), "whole")
+
+
+def test_of_an_empty_run_every_section_names_its_command(tmp_path: Path) -> None:
+    page = check(render(tell(write_run(tmp_path / "empty", whole=False), "empty"), [], []))
+    missing = re.findall(r"Not made yet:\s+(make \w+)", page.words)
+    assert missing == [f"make {name}" for name in ("collect", "vae", "mdnrnn", "controller", "evaluate", "dream")]
+    assert not page.all("img", "video")
+
+
+def test_of_a_whole_run_everything_is_there(told: Told) -> None:
+    text = render(
+        told,
+        [],
+        [Video("worst", "data:video/mp4;base64,AAAA", "data:image/jpeg;base64,AAAA", "a video of a car", "scored 700")],
+    )
+    page = check(text)
+    assert "Not made yet" not in page.words
+    assert len(page.all("img")) == 5
+    assert len(page.all("video")) == 1
+    for words in (
+        *("750 ± 50 on 2 tracks", "on which nothing is trained or selected", "400 ± 20 on the real selection tracks"),
+        *("8 episodes, 900 frames", "Squared error 20.0 an image", "1.000 nats a latent dimension"),
+        *("90 s", "1.15", "600", "tile_error", "at 2 of 4", "All stages together took 7.5 min"),
+    ):
+        assert words in page.words, words
+    assert "not these" not in page.words
+    plots = [a for a in page.all("svg") if a.get("role") == "img"]
+    assert len(plots) == 3 + 3 + 3 + 5 + 1 + 7  # data, V, M, C, score, dream
+    assert all(a.get("viewbox") for a in plots)
+
+
+def test_a_stage_under_way_says_so_and_shows_what_there_is(told: Told) -> None:
+    told.run.vae.unlink()
+    page = check(render(told, [], []))
+    assert "It is under way or was interrupted: vae.pt is not there yet." in page.words
+    assert "Squared error 20.0" in page.words
+
+
+def test_a_published_run_without_its_data_says_so(told: Told) -> None:
+    shutil.rmtree(told.run.rollouts)
+    told.run.metrics.unlink()
+    page = check(render(told, [], []))
+    assert "a published run leaves them out" in page.words
+    assert page.words.count("metrics.jsonl has no line of it") == 4
+
+
+def test_a_score_of_another_controller_is_told(told: Told) -> None:
+    save_controller(told.run.controller, np.ones(867), {"made_from": {}})
+    assert page_words(render(told, [], [])).count("The files that were scored are not these") == 1
+
+
+def page_words(text: str) -> str:
+    return check(text).words
+
+
+def test_several_runs_share_the_plots_in_the_same_colours(told: Told, tmp_path: Path) -> None:
+    other = tell(write_run(tmp_path / "other"), "other")
+    text = render(told, [other], [])
+    page = check(text)
+    assert "beside other" in page.words
+    assert page.words.count("750 ± 50 on 2 tracks") >= 4
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text)
+    with_both = [legend for legend in legends if "other" in legend]
+    assert len(with_both) >= 9
+    for legend in with_both:
+        assert re.findall(r'class="(line-\d)".*?</svg> (\w+)</li>', legend) == [
+            ("line-0", "whole"),
+            ("line-1", "other"),
+        ]
+    bare = tell(write_run(tmp_path / "bare", whole=False), "bare")
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', render(bare, [other], []))
+    assert all('class="line-1"' in legend for legend in legends if "other" in legend)
+
+
+def test_nothing_that_a_run_says_becomes_markup(told: Told) -> None:
+    evil = "<script>alert('&')</script>\"><b>"
+    manifest = json.loads(told.run.manifest.read_text())
+    manifest["stages"]["vae"]["commit"] = evil
+    manifest["stages"]["vae"]["config"][evil] = evil
+    told.run.manifest.write_text(json.dumps(manifest))
+    summary = told.run.rollouts / "summary.json"
+    summary.write_text(summary.read_text().replace("brownian", "<i>x</i>"))
+    text = render(tell(told.run, evil), [tell(told.run, "other" + evil)], [Video(evil, "data:,", "data:,", evil, evil)])
+    page = check(text)
+    assert not page.all("script", "b", "i")
+    assert page.words.count(evil) > 5
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours #rrggbb, as WCAG 2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_both_themes_have_contrast() -> None:
+    themes = re.findall(r":root \{(.*?)\}", TEMPLATE.read_text(), flags=re.DOTALL)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", theme))
+        for ground in ("ground", "raised"):
+            for ink in ("ink", "soft", "link"):
+                assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+            for line in range(6):
+                assert contrast(colours[f"c{line}"], colours[ground]) >= 4.5, line
+
+
+def test_the_stage_films_the_worst_and_the_best_track(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    write_score(run.score, {"controller.npz": "another"}, FAST_ENV, max_steps=4)
+    other = write_run(tmp_path / "other")
+    main(f"--run {run.folder} --source {PRETRAINED} --compare {other.folder}".split())
+    assert str(run.folder / "report.html") in capsys.readouterr().out
+    page = check((run.folder / "report.html").read_text())
+    assert "750 ± 50 on 2 tracks" in page.words  # the score beside the report, not the one beside the models
+    videos = [str(a["src"]) for a in page.all("video")]
+    assert len(videos) == 2
+    for video in videos:
+        with av.open(io.BytesIO(base64.b64decode(video.partition(",")[2])), "r") as file:
+            assert file.streams.video[0].codec_context.name == "h264"
+            assert len(list(file.decode(video=0))) == 2  # of four steps at half the rate
+    assert "The worst track, 2000000001" in page.words
+    assert "Scored 700. Filmed again: score" in page.words
+    posters = [base64.b64decode(str(a["poster"]).partition(",")[2]) for a in page.all("video")]
+    assert all(cv2.imdecode(np.frombuffer(p, np.uint8), cv2.IMREAD_COLOR).std() > 5 for p in posters)  # type: ignore[union-attr]
+
+
+def test_the_stage_needs_a_run_and_can_do_without_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        main(f"--run {tmp_path / 'none'}".split())
+    run = write_run(tmp_path / "whole")
+    main(f"--run {run.folder}".split())  # its models are no models
+    assert "no videos in the report" in capsys.readouterr().err
+    main(f"--run {run.folder} --no-videos".split())
+    assert "no videos" not in capsys.readouterr().err
+    check((run.folder / "report.html").read_text())
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "a" / "same"), write_run(tmp_path / "b" / "same")
+    main(f"--run {one.folder} --no-videos --compare {other.folder}".split())
+    page = check((one.folder / "report.html").read_text())
+    assert f"beside {other.folder}" in page.words
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.6, "60 s"), (600, "10.0 min"), (9000, "2.5 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,649 @@
+"""The report: one self-contained page of all that a run folder tells. `stages.report` writes it.
+
+Each section is made of what is there; one whose stage has not run names the command. Nothing is computed that
+a stage has not written down, and the page fetches nothing and runs no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from wm.config import EVALUATE_SEEDS, VAEConfig
+from wm.controller.linear import ACTIONS, load_controller
+from wm.run import Run, UserError, commit, file_hash, now, read_json, read_metrics
+from wm.show.svg import Line, Plotter, number
+from wm.store.shards import Rollouts
+from wm.vision.vae import DEAD_NATS
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate")
+"""Stages that the report tells of, in their order."""
+SETTLE = 0.05
+"""Share of a loss curve, from its start, that does not count for the height of its plot."""
+RETURN_BINS = 25
+"""Bins of the histogram of the collected returns."""
+SCORE_STEP = 50
+"""Width of the bins of the histogram of a score."""
+DREAM_SCORE = "make evaluate ARGS='--controller dream'"
+"""The command that scores what was evolved in the dream."""
+ACTION_NAMES = ("steering", "gas", "brake")
+
+
+# --- what sections are made of ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row is its header. `folded`: shown on demand."""
+
+    kind: ClassVar = "table"
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of `wm.show.svg`."""
+
+    kind: ClassVar = "plot"
+    title: str
+    svg: Markup
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI."""
+
+    kind: ClassVar = "picture"
+    title: str
+    data: str
+    alt: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video and a still picture of it as data URIs; `alt` says what it shows."""
+
+    kind: ClassVar = "video"
+    title: str
+    data: str
+    poster: str
+    alt: str
+    caption: str = ""
+
+
+Block = Table | Plot | Picture | Video
+
+
+@dataclass
+class Section:
+    """One section of the page.
+
+    Attributes:
+        id: Its anchor.
+        title: Its heading.
+        missing: The command that makes what it tells of; "" when that is there.
+        headline: Its main number.
+        notes: Paragraphs.
+        blocks: Tables, plots, pictures and videos.
+    """
+
+    id: str
+    title: str
+    missing: str = ""
+    headline: str = ""
+    notes: list[str] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A run as the report reads it.
+
+    Attributes:
+        name: What plots call it.
+        run: Its folder.
+        score: Path of its score, which may be in another folder than the models.
+        stages: Its manifest's records by stage.
+    """
+
+    name: str
+    run: Run
+    score: Path
+    stages: Mapping[str, Any]
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The stage's lines of metrics.jsonl."""
+        return read_metrics(self.run.metrics, stage)
+
+    def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
+        """The score of a controller, if there is one."""
+        path = self.score if controller == "controller" else self.score.with_name(f"score-{controller}.json")
+        found: dict[str, Any] | None = read_json(path) if path.exists() else None
+        return found
+
+
+def tell(run: Run, name: str, score: Path | None = None) -> Told:
+    """Opens a run for the report; UserError when its folder or its manifest is missing or damaged."""
+    if not run.manifest.exists():
+        raise UserError(f"{run.folder} holds no run: make one with `make collect`, or give another RUN.")
+    return Told(name, run, score or run.score, run.read_manifest()["stages"])
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """A file's content as a data URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+def render(main: Told, others: Sequence[Told], videos: Sequence[Video]) -> str:
+    """The whole page.
+
+    Args:
+        main: The run that it is about.
+        others: Runs whose curves are drawn beside its own.
+        videos: Of the worst and the best track.
+
+    Returns:
+        HTML that needs nothing outside of itself.
+
+    Raises:
+        UserError: A file of a run is damaged.
+    """
+    plotter, told = Plotter(), [main, *others]
+    sections = [
+        overview(told),
+        data(plotter, main),
+        vision(plotter, told),
+        memory(plotter, told),
+        controller(plotter, told),
+        score(plotter, told, videos),
+        dream(plotter, told),
+    ]
+    beside = f", beside {', '.join(other.name for other in others)}" if others else ""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["prose"] = prose
+    return environment.get_template(TEMPLATE.name).render(
+        title=f"Run {main.name}",
+        subtitle=f"World model on CarRacing{beside}. Written {now()}.",
+        sections=sections,
+        footer=f"Made by `make report` at commit {commit()}. This page loads nothing from anywhere.",
+    )
+
+
+def prose(text: str) -> Markup:
+    """Text with what stands in `backticks` as code; all else in it is escaped."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def overview(told: Sequence[Told]) -> Section:
+    """What was run, with which options and versions, and what it took."""
+    main = told[0]
+    section = Section("run", "What was run")
+    rows = []
+    for stage in STAGES:
+        record = main.stages.get(stage)
+        if record is None:
+            rows.append([stage, f"not yet: `make {stage}`", *[""] * 6])
+            continue
+        rows.append(
+            [
+                stage,
+                state(main, stage, record),
+                duration(record["seconds"]),
+                f"{record['peak_memory_mb']:,.0f} MB",
+                str(record["cores"]),
+                str(record["seed"]),
+                record["commit"],
+                record["started"].replace("T", " ").removesuffix("+00:00"),
+            ]
+        )
+    header = ["stage", "state", "wall time", "peak memory", "cores", "seed", "commit", "started (UTC)"]
+    section.blocks.append(Table("Stages: time and memory", header, rows))
+    total = sum(record["seconds"] for record in main.stages.values())
+    section.notes.append(f"All stages together took {duration(total)}.")
+    if len(told) > 1:
+        rows = []
+        for one in told:
+            found = one.read_score()
+            seconds = sum(record["seconds"] for record in one.stages.values())
+            rows.append([one.name, describe_score(found) if found else "no score yet", duration(seconds)])
+        section.blocks.append(Table("Runs compared", ["run", "score", "time of all stages"], rows))
+    for stage in STAGES:
+        if stage in main.stages:
+            options = [[name, str(value)] for name, value in main.stages[stage]["config"].items()]
+            section.blocks.append(Table(f"Options of {stage}", ["option", "value"], options, folded=True))
+    packages: dict[str, list[str]] = {}
+    for record in main.stages.values():
+        for package, version in record["versions"].items():
+            if version not in packages.setdefault(package, []):
+                packages[package].append(version)
+    versions = [[package, ", ".join(found)] for package, found in packages.items()]
+    section.blocks.append(Table("Versions", ["package", "version"], versions, folded=True))
+    return section
+
+
+def state(main: Told, stage: str, record: Mapping[str, Any]) -> str:
+    """How far a stage is; an interrupted one has an end, too."""
+    total = next((record["config"][name] for name in ("updates", "generations") if name in record["config"]), 0)
+    rows = main.metrics(stage)
+    if rows and rows[-1]["step"] < total:
+        return f"at {rows[-1]['step']:,} of {total:,}"
+    return "done" if record["ended"] else "under way, or interrupted"
+
+
+def data(plotter: Plotter, main: Told) -> Section:
+    """The rollouts: what they look like, what was done in them, what they earned."""
+    section = Section("data", "The data")
+    summary = main.run.rollouts / "summary.json"
+    if not summary.exists():
+        if "collect" in main.stages and main.stages["collect"]["ended"]:
+            section.notes.append("They were collected, but are not in this folder: a published run leaves them out.")
+        else:
+            section.missing = "make collect"
+        return section
+    found = read_json(summary)
+    policies = ", ".join(f"{n:,} by {name}" for name, n in found["policies"].items())
+    road = "" if found["on_road"] is None else f", {found['on_road']:.0%} of the steps on the road"
+    section.headline = f"{found['episodes']:,} episodes, {found['frames']:,} frames"
+    section.notes.append(
+        f"{policies}; {found['bytes'] / 1e6:,.0f} MB; return {found['return_mean']:.0f} ± "
+        f"{found['return_std']:.0f}, best {found['return_max']:.0f}{road}."
+    )
+    add_picture(
+        section,
+        main.run.plots / "contact_sheet.png",
+        "Contact sheet",
+        "Rows of small frames: road, grass and bends from the car's start to its end",
+        "An episode a row, from its first frame to its last.",
+    )
+    if any(main.run.rollouts.glob("[!.]*.h5")):
+        returns = Rollouts(main.run.rollouts).table["ret"]
+        counts, edges = np.histogram(returns, bins=RETURN_BINS)
+        svg = plotter.histogram("Returns of the episodes", "return", "episodes", edges.tolist(), counts.tolist())
+        section.blocks.append(Plot("Returns", svg))
+    for name, histogram in zip(ACTION_NAMES, found["actions"], strict=False):
+        shares = 100 * np.array(histogram["counts"]) / max(1, sum(histogram["counts"]))
+        title = f"Actions: {name}"
+        svg = plotter.histogram(title, name, "% of the steps", histogram["edges"], shares.tolist())
+        section.blocks.append(Plot(title, svg))
+    return section
+
+
+def vision(plotter: Plotter, told: Sequence[Told]) -> Section:
+    """V: losses, reconstructions, traversals, KL of each dimension."""
+    main = told[0]
+    section = Section("vision", "V, the VAE")
+    if not began(section, main, "vae", main.run.vae):
+        return section
+    best = best_validation(main.metrics("vae"))
+    if best:
+        section.headline = f"Squared error {best['val_error']:.1f} an image, KL {best['val_kl']:.1f} nats"
+        section.notes.append(
+            f"The best validation is that of update {best['step']:,}; {best['val_dead']:.0f} dimensions are dead "
+            f"(a mean KL below {DEAD_NATS} nats: they say nothing of a frame)."
+        )
+    for name, label, log in (("error", "squared error an image", True), ("kl", "KL, nats an image", False)):
+        title = f"V: {label}"
+        add_lines(section, plotter, title, "update", label, losses(told, "vae", name), log=log)
+    if best:
+        kl = [best[key] for key in sorted(key for key in best if key.startswith("val_kl_"))]
+        svg = plotter.bars("KL of each latent dimension", "latent dimension", "mean KL, nats", kl)
+        section.blocks.append(Plot("KL of each dimension", svg, "Validation frames, at the best update."))
+    add_picture(
+        section,
+        main.run.plots / "reconstructions.png",
+        "Reconstructions",
+        "Validation frames above what V makes of them, with the squared error of each",
+        "Above: validation frames; below: V's reconstructions.",
+    )
+    add_picture(
+        section,
+        main.run.plots / "traversals.png",
+        "Traversals",
+        "Rows of decoded frames: in each row one latent dimension goes from -3 to 3",
+        "One latent dimension a row is changed, the others stay as in one frame.",
+    )
+    return section
+
+
+def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
+    """M: losses against baselines, predictions, calibration."""
+    main = told[0]
+    section = Section("memory", "M, the MDN-RNN")
+    if not began(section, main, "mdnrnn", main.run.mdnrnn):
+        return section
+    best = best_validation(main.metrics("mdnrnn"))
+    if best:
+        section.headline = f"{best['val_nll']:.3f} nats a latent dimension"
+        rows = [
+            [
+                "next z, nats a dimension",
+                f"{best['val_nll']:.3f}",
+                f"{best['val_nll_marginal']:.3f}",
+                "one fixed Gaussian",
+            ],
+            [
+                "next z, nats a dimension",
+                f"{best['val_nll']:.3f}",
+                f"{best['val_nll_one']:.3f}",
+                "the one Gaussian with the mixture's mean and variance",
+            ],
+            ["next z, nats a dimension", f"{best['val_nll']:.3f}", f"{best['val_nll_unit']:.3f}", "N(0, 1)"],
+            ["reward head, a step", f"{best['val_reward']:.4f}", f"{best['val_reward_constant']:.4f}", "a constant"],
+            [
+                "termination head, nats a step",
+                f"{best['val_terminated']:.5f}",
+                f"{best['val_terminated_constant']:.5f}",
+                "a constant",
+            ],
+        ]
+        caption = f"M against what needs no M, on validation clips at update {best['step']:,}; less is better"
+        section.blocks.append(Table(caption, ["loss", "M", "baseline", "which one"], rows))
+    levels = []
+    settle = SETTLE if len(told) == 1 else 0.0  # validation, which is all that is compared, begins when it has settled
+    if best and len(told) == 1:
+        levels = [("one fixed Gaussian", best["val_nll_marginal"]), ("N(0, 1)", best["val_nll_unit"])]
+    label = "nats a latent dimension"
+    lines = losses(told, "mdnrnn", "nll")
+    add_lines(section, plotter, "M: next z", "update", label, lines, levels=levels, settle=settle)
+    for name, title, unit in (
+        ("reward", "M: reward head", "loss a step"),
+        ("terminated", "M: termination head", "nats a step"),
+    ):
+        levels = [("a constant", best[f"val_{name}_constant"])] if best and len(told) == 1 else []
+        lines = losses(told, "mdnrnn", name)
+        add_lines(section, plotter, title, "update", unit, lines, levels=levels, settle=settle)
+    add_picture(
+        section,
+        main.run.plots / "predictions.png",
+        "Predictions",
+        "One clip four times: as it was, as V sees it, as M foresaw each step, and as M dreams it from its start",
+    )
+    calibration = main.metrics("calibration")
+    if calibration:
+        rows = [
+            [name, number(value)] for name, value in calibration[-1].items() if name not in ("stage", "step", "time")
+        ]
+        section.blocks.append(Table("Calibration of M's heads", ["number", "value"], rows, folded=True))
+    add_picture(
+        section,
+        main.run.plots / "calibration.png",
+        "Calibration",
+        "Reliability diagrams of M's heads, and returns of dreamed clips against the real ones",
+    )
+    return section
+
+
+def controller(plotter: Plotter, told: Sequence[Told]) -> Section:
+    """C: learning curves and weights."""
+    main = told[0]
+    section = Section("controller", "C, the controller")
+    if not began(section, main, "controller", main.run.controller):
+        return section
+    add_curves(section, plotter, told, "controller")
+    if main.run.controller.exists():
+        add_weights(section, plotter, main, main.run.controller)
+    return section
+
+
+def score(plotter: Plotter, told: Sequence[Told], videos: Sequence[Video]) -> Section:
+    """The score: its histogram, every track, the worst and the best one as videos."""
+    main = told[0]
+    section = Section("score", "The score")
+    found = main.read_score()
+    if found is None:
+        section.missing = "make evaluate"
+        return section
+    section.headline = describe_score(found)
+    add_score(section, plotter, main, found, "controller")
+    if len(told) > 1:
+        lines = []
+        for i, one in enumerate(told):
+            theirs = one.read_score()
+            if theirs:
+                ordered = sorted(theirs["returns"])
+                shares = [100 * (len(ordered) - i) / len(ordered) for i in range(len(ordered))]
+                lines.append(Line(one.name, ordered, shares, style=i))
+        add_lines(section, plotter, "Tracks that reach a return", "return", "% of the tracks with at least that", lines)
+    section.blocks += videos
+    add_tracks(section, found)
+    return section
+
+
+def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
+    """The dream: each run's temperature with its scores, the curves against the real score, the controller."""
+    main = told[0]
+    section = Section("dream", "The dream")
+    if not began(section, main, "dream", main.run.dream):
+        return section
+    rows = []
+    for one in told:
+        selected = [row for row in one.metrics("dream") if "select" in row]
+        if selected and "dream" in one.stages:
+            kept, config = max(selected, key=lambda row: row["select"]), one.stages["dream"]["config"]
+            scored = one.read_score("dream")
+            rows.append(
+                [
+                    one.name,
+                    f"{config['temperature']:g}",
+                    str(config["horizon"]),
+                    f"{kept['dream']:.0f}",
+                    f"{kept['select']:.0f} ± {kept['select_std']:.0f}",
+                    describe_score(scored) if scored else f"not yet: `{DREAM_SCORE}`",
+                ]
+            )
+    if rows:
+        header = ["run", "temperature", "horizon, steps", "dream score", "real selection tracks", "fresh real tracks"]
+        section.blocks.append(Table("Temperature, dream score and real score of what was kept", header, rows))
+    add_curves(section, plotter, told, "dream")
+    lines = []
+    for i, one in enumerate(told):
+        selected = [row for row in one.metrics("dream") if "select" in row and "dream" in row]
+        x, y = ([row[name] for row in selected] for name in ("dream", "select"))
+        lines.append(Line(one.name, x, y, dots=True, joined=False, style=i))
+    title = "Dream score and real score of the distribution mean"
+    add_lines(section, plotter, title, "score in the dream", "score on real selection tracks", lines)
+    scored = main.read_score("dream")
+    if scored:
+        add_score(section, plotter, main, scored, "dream")
+        add_tracks(section, scored)
+    if main.run.dream.exists():
+        add_weights(section, plotter, main, main.run.dream)
+    return section
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def began(section: Section, main: Told, stage: str, artifact: Path) -> bool:
+    """Whether there is anything to tell of a stage; notes down what is missing."""
+    rows = main.metrics(stage)
+    if not artifact.exists():
+        section.missing = f"make {stage}"
+        if rows:
+            section.notes.append(f"It is under way or was interrupted: {artifact.name} is not there yet.")
+    elif not rows:
+        section.notes.append("Its curves are not here: metrics.jsonl has no line of it.")
+    return bool(rows) or artifact.exists()
+
+
+def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line of lowest validation loss, which is that of the kept weights."""
+    validated = [row for row in rows if "val_loss" in row]
+    return min(validated, key=lambda row: row["val_loss"]) if validated else None
+
+
+def losses(told: Sequence[Told], stage: str, name: str) -> list[Line]:
+    """A loss of V or M: training and validation of one run, or the validation of several."""
+    lines = []
+    if len(told) == 1:
+        lines.append(curve(told[0].metrics(stage), "training", name))
+    for one in told:
+        label = "validation" if len(told) == 1 else one.name
+        line = curve(one.metrics(stage), label, f"val_{name}", dots=len(told) == 1)
+        lines.append(replace(line, style=len(lines)))  # a run looks the same everywhere
+    return lines
+
+
+def curve(
+    rows: Sequence[dict[str, Any]],
+    label: str,
+    name: str,
+    x: Callable[[dict[str, Any]], float] = lambda row: row["step"],
+    *,
+    spread: str | None = None,
+    dots: bool = False,
+) -> Line:
+    """A metric over the lines that have it."""
+    rows = [row for row in rows if name in row]
+    return Line(
+        label,
+        [x(row) for row in rows],
+        [row[name] for row in rows],
+        spread=[row[spread] for row in rows] if spread else None,
+        dots=dots,
+    )
+
+
+def add_lines(
+    section: Section,
+    plotter: Plotter,
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    levels: Sequence[tuple[str, float]] = (),
+    log: bool = False,
+    settle: float = 0.0,
+) -> None:
+    """Adds a plot of the lines that have points, if any has."""
+    lines = [line for line in lines if line.x]
+    if lines:
+        svg = plotter.lines(title, x_label, y_label, lines, levels=levels, log=log, settle=settle)
+        section.blocks.append(Plot(title, svg))
+
+
+def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: str) -> None:
+    """Adds the learning curves of an evolution: by steps and by time."""
+    rows = told[0].metrics(stage)
+    selected = [row for row in rows if "select" in row]
+    if selected:
+        kept = max(selected, key=lambda row: row["select"])
+        section.headline = f"{kept['select']:.0f} ± {kept['select_std']:.0f} on the real selection tracks"
+        section.notes.append(
+            f"The distribution mean of generation {kept['step']:,} of {rows[-1]['step']:,}, the best on the selection "
+            f"tracks, is kept; {rows[-1]['env_steps']:,.0f} steps in {duration(rows[-1]['seconds'])}."
+        )
+    what = "dream" if stage == "dream" else "environment"
+    axes: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
+        (f"million {what} steps", lambda row: row["env_steps"] / 1e6),
+        ("minutes", lambda row: row["seconds"] / 60),
+    )
+    for label, x in axes:
+        lines = []
+        if len(told) == 1:
+            name = "population: mean, and worst to best" if stage == "controller" else "population's mean in the dream"
+            population = curve(rows, name, "mean", x)
+            low, high = (
+                ([row[name] for row in rows] for name in ("worst", "best")) if stage == "controller" else ([], [])
+            )
+            lines.append(Line(population.name, population.x, population.y, low=low or None, high=high or None))
+        for one in told:
+            name = "distribution mean on real selection tracks, ± std" if len(told) == 1 else one.name
+            spread = "select_std" if len(told) == 1 else None
+            line = curve(one.metrics(stage), name, "select", x, spread=spread, dots=True)
+            lines.append(replace(line, style=len(lines)))
+        if len(told) == 1:
+            lines.append(curve(rows, "distribution mean in the dream", "dream", x))
+        add_lines(section, plotter, f"Return by {label}", label, "return", lines)
+
+
+def add_score(section: Section, plotter: Plotter, main: Told, found: Mapping[str, Any], controller: str) -> None:
+    """Adds the histogram of a score, and says what it is of."""
+    seeds, returns = found["seeds"], found["returns"]
+    fresh = all(seed in EVALUATE_SEEDS for seed in (min(seeds), max(seeds)))
+    section.notes.append(
+        f"Mean ± standard deviation over tracks {min(seeds)} to {max(seeds)} of {found['env_id']}"
+        f"{', on which nothing is trained or selected' if fresh else ''} "
+        f"(Gymnasium {found['versions']['gymnasium']}, commit {found['commit']}, {found['time']})."
+    )
+    path = main.run.folder / f"{controller}.npz"
+    if path.exists() and found["made_from"].get(path.name) != file_hash(path):
+        section.notes.append(
+            "The files that were scored are not these: a published run is rounded to half precision after its "
+            "scoring; for any other, `make evaluate` scores what is here."
+        )
+    low = min(0, math.floor(min(returns) / SCORE_STEP) * SCORE_STEP)
+    edges = np.arange(low, 1000 + SCORE_STEP + 1, SCORE_STEP)
+    counts, _ = np.histogram(returns, bins=edges)
+    marks = [("mean", found["mean"]), ("900, the environment's 'solved'", 900.0)]
+    svg = plotter.histogram("Returns of the tracks", "return", "tracks", edges.tolist(), counts.tolist(), marks=marks)
+    section.blocks.append(Plot("Returns", svg))
+
+
+def add_tracks(section: Section, found: Mapping[str, Any]) -> None:
+    """Adds the table of a score's tracks."""
+    rows = [
+        [str(seed), f"{ret:.1f}", str(length)]
+        for ret, seed, length in sorted(zip(found["returns"], found["seeds"], found["lengths"], strict=True))
+    ]
+    section.blocks.append(Table("Every track, the worst first", ["track", "return", "steps"], rows, folded=True))
+
+
+def add_weights(section: Section, plotter: Plotter, main: Told, path: Path) -> None:
+    """Adds a picture of the controller's weights for each action."""
+    theta, _ = load_controller(path)
+    weights, bias = np.split(theta.astype(np.float64), [len(theta) - ACTIONS])
+    z = main.stages.get("vae", {}).get("config", {}).get("z", VAEConfig.z)
+    scale = float(np.percentile(np.abs(weights), 99)) or 1.0
+    for name, row, b in zip(ACTION_NAMES, weights.reshape(ACTIONS, -1), bias.tolist(), strict=True):
+        title = f"Weights of the {name}"
+        caption = (
+            f"Upper row: z ({z}); below: h ({len(row) - z}), row by row. Blue is positive, orange negative; "
+            f"full colour from {number(scale)} on. The bias is {number(b)}."
+        )
+        section.blocks.append(Plot(title, plotter.matrix(title, row, scale, z), caption))
+
+
+def add_picture(section: Section, path: Path, title: str, alt: str, caption: str = "") -> None:
+    """Adds a PNG if it is there."""
+    if path.exists():
+        section.blocks.append(Picture(title, data_uri(path.read_bytes(), "image/png"), alt, caption))
+
+
+def describe_score(found: Mapping[str, Any]) -> str:
+    """A score in a few words."""
+    interval = "" if found["ci95"] is None else f" (95% interval of the mean ± {found['ci95']:.0f})"
+    return f"{found['mean']:.0f} ± {found['std']:.0f} on {len(found['seeds'])} tracks{interval}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
