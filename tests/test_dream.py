@@ -187,6 +187,18 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
     assert batches == [3] * 13
 
 
+def test_the_committed_run_dreams_right_after_cloning() -> None:
+    run = Path(__file__).parent.parent / "data" / "pretrained"
+    env = gymnasium.make("wm/Dream-v0", run=str(run))
+    assert not (run / "latents.h5").exists()
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (288,)
+    for _ in range(5):
+        observation, reward, *_ = env.step(np.array([0, 0.2, 0], np.float32))
+        assert np.isfinite(observation).all()
+        assert -100 <= reward < 5
+
+
 def test_ppo_trains_on_it_as_it_is(source: Path) -> None:
     env = gymnasium.make("wm/Dream-v0", run=str(source), horizon=20)
     check_env_sb3(env)
