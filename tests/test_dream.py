@@ -196,7 +196,7 @@ def test_the_committed_run_dreams_right_after_cloning() -> None:
     for _ in range(5):
         observation, reward, *_ = env.step(np.array([0, 0.2, 0], np.float32))
         assert np.isfinite(observation).all()
-        assert -100 <= reward < 5
+        assert -100 <= float(reward) < 5
 
 
 def test_ppo_trains_on_it_as_it_is(source: Path) -> None:
