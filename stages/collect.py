@@ -1,27 +1,43 @@
-"""Stage collect: plays episodes with an untrained policy on worker processes. Makes RUN/rollouts/*.h5."""
+"""Stage collect: plays episodes with untrained policies, or with a controller, on workers. Makes RUN/rollouts/*.h5."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from wm.agent import load_acting
 from wm.cli import parse, run_stage
 from wm.collect import make_collector, set_aside_damaged
-from wm.config import SEEDS_PER_RUN
+from wm.config import DRIVEN_FROM, SEEDS_PER_RUN, CollectConfig
 from wm.run import Metrics, Progress, Run, UserError, read_json, write_json
 from wm.show.contact import plot_contact_sheet
 from wm.store.shards import Rollouts
 from wm.workers import make_workers
 
 
+@dataclass(frozen=True)
+class CollectArgs(CollectConfig):
+    """Who drives the driven episodes."""
+
+    driver: Literal["controller", "dream"] = "controller"
+    """Which controller drives: evolved on real rollouts, or in the dream."""
+    source: Path | None = None
+    """Folder of that controller with its V and M, when it is not the run folder that the episodes go to."""
+
+
 def main(argv: list[str]) -> None:
     """Fills up what is missing of `episodes` episodes; damaged shards are set aside first."""
-    args, config = parse(lambda preset: preset.collect, "Collect episodes with an untrained policy.", argv)
-    if not 2 <= config.episodes <= SEEDS_PER_RUN:
-        raise UserError(f"--episodes {config.episodes} is out of range: give 2 to {SEEDS_PER_RUN:,}.")
+    args, given = parse(
+        lambda preset: CollectArgs(**vars(preset.collect)), "Collect episodes to train V and M on.", argv
+    )
+    config = CollectConfig(**{f.name: getattr(given, f.name) for f in fields(CollectConfig)})
+    if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
+        raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
     if config.max_steps < 1 or config.episodes_per_shard < 1:
         raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
     run = Run(args.run)
@@ -31,19 +47,23 @@ def main(argv: list[str]) -> None:
             shutil.rmtree(run.rollouts)
         run.rollouts.mkdir(exist_ok=True)
         there = set(set_aside_damaged(run.rollouts))
-        missing = [index for index in range(config.episodes) if index not in there]
+        wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
+        missing = [index for index in wanted if index not in there]
         if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
             return
         summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]
+        driver = load_acting(Run(given.source or args.run), given.driver) if missing[-1:] >= [DRIVEN_FROM] else None
         start, steps = time.monotonic(), 0
         with (
             make_workers(
-                args.workers, make_collector, args.env, config.policy, config.max_steps, args.seed, str(run.rollouts)
+                args.workers,
+                make_collector,
+                *(args.env, config.policy, config.max_steps, args.seed, str(run.rollouts), driver),
             ) as workers,
-            Progress("collect", config.episodes, config.episodes - len(missing), unit="episode") as progress,
+            Progress("collect", len(wanted), len(wanted) - len(missing), unit="episode") as progress,
         ):
             for i, done in workers.run(tasks):
                 steps += done

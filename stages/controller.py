@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from wm.agent import Models, load_models
 from wm.cli import parse, run_stage
 from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
-from wm.controller.linear import load_controller, parameter_count, uncentre
+from wm.controller.basis import Basis, fit_basis
+from wm.controller.linear import load_controller, parameter_count
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
@@ -43,8 +44,8 @@ def main(argv: list[str]) -> None:
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart):
         models = load_models(source, config.precision)
-        mean = mean_features(source, models) if config.centre else np.zeros(models.features)
-        start = first_mean(given.start, models, mean)
+        basis = fit_basis(recorded_features(source, models), config.centre, config.whiten)
+        start = first_mean(given.start, models, basis)
         made_from = models.made_from | ({"start": file_hash(given.start)} if given.start else {})
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
                 restart=args.restart,
                 start=start,
                 made_from=made_from,
-                express=partial(uncentre, mean=mean),
+                express=basis.express,
                 evaluate=evaluate,
                 select=partial(
                     select,
@@ -91,8 +92,8 @@ def main(argv: list[str]) -> None:
         )
 
 
-def mean_features(run: Run, models: Models) -> Array:
-    """The mean of [z; h], f64[F], over up to 50 of the collected episodes, spread evenly."""
+def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
+    """[z; h] of each step, f32[N,F], of up to 50 of the collected episodes, spread evenly."""
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage="mdnrnn")
     cell = LSTMCell(models.cell)
@@ -103,17 +104,17 @@ def mean_features(run: Run, models: Models) -> Array:
         for z, action in zip(episode.mu, episode.actions, strict=False):  # one frame more than actions
             features.append(np.concatenate([z, state[0]]))
             state = cell.step(z, action, state)
-    return np.mean(features, axis=0, dtype=np.float64)
+    return np.array(features)
 
 
-def first_mean(path: Path | None, models: Models, mean: Array) -> Array:
-    """What the evolution starts from, on features minus their mean f64[F]: zeros, or what stands for a controller."""
+def first_mean(path: Path | None, models: Models, basis: Basis) -> Array:
+    """What the evolution starts from, in the coordinates of `basis`: zeros, or what stands for a controller."""
     if path is None:
         return np.zeros(parameter_count(models.features))
     theta, _ = load_controller(path)
     if theta.shape != (parameter_count(models.features),):
         raise UserError(f"{path} has {len(theta)} weights, and V and M want {parameter_count(models.features)}.")
-    return uncentre(theta.astype(np.float64), -mean)
+    return basis.coordinates(theta.astype(np.float64))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from wm.agent import load_models
 from wm.cli import parse, run_stage
 from wm.config import SELECT_SEEDS, DreamConfig
-from wm.controller.linear import parameter_count, uncentre
+from wm.controller.basis import fit_basis
+from wm.controller.linear import parameter_count
 from wm.evolve import check_sizes, evolve
 from wm.run import Metrics, Run, UserError, check_made_from, file_hash, read_metrics
 from wm.store.latents import Latents
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
 
         models, networks = load_models(source, config.precision), load_networks(source)
         starts = made_starts(run, source, networks, config, args.restart)
-        mean = np.concatenate([starts.z, starts.h], axis=1).mean(axis=0, dtype=np.float64)
+        basis = fit_basis(np.concatenate([starts.z, starts.h], axis=1), config.centre, config.whiten)
         torch.set_num_threads(1)  # the population brings its own threads
         device = pick_device()
         threads = max(1, args.workers)
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> None:
                 restart=args.restart,
                 start=np.zeros(parameter_count(models.features)),
                 made_from={**models.made_from, "starts.npz": file_hash(run.starts)},
-                express=partial(uncentre, mean=mean) if config.centre else lambda candidate: candidate,
+                express=basis.express,
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
                 beside=lambda theta: {"dream": population.score(theta[None], fixed)[0]},

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.controller.linear import LinearController, load_controller, parameter_count, save_controller, uncentre
+from wm.controller.linear import LinearController, load_controller, parameter_count, save_controller
 from wm.run import UserError
 
 META = {"made_from": {"vae.pt": "a", "mdnrnn.pt": "b"}, "generations": 3, "config": {"popsize": 4}}
@@ -32,18 +32,6 @@ def plain(theta: np.ndarray, features: np.ndarray) -> list[float]:
     ]
     steer, gas, brake = (math.tanh(x) for x in raw)
     return [steer, (gas + 1) / 2, min(max(brake, 0.0), 1.0)]
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 300))
-def test_uncentred_weights_do_on_features_what_centred_ones_do_on_their_deviations(seed: int, features: int) -> None:
-    rng = np.random.default_rng(seed)
-    theta = rng.normal(0, 0.1, parameter_count(features))
-    mean, x = rng.normal(0, 1, features), rng.normal(0, 1, features)
-    folded = uncentre(theta, mean)
-    assert folded.shape == theta.shape
-    ours = LinearController(folded, features)(x.astype(np.float32))
-    np.testing.assert_allclose(ours, plain(theta, x - mean), atol=1e-4)
-    np.testing.assert_array_equal(uncentre(theta, np.zeros(features)), theta)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.sampled_from([0.01, 0.1, 1.0, 100.0]))

@@ -25,6 +25,7 @@ TORCH_FREE = (
     "wm.cli",
     "wm.collect",
     "wm.config",
+    "wm.controller.basis",
     "wm.controller.evolution",
     "wm.controller.linear",
     "wm.envs",

@@ -49,11 +49,12 @@ class Agent:
         self.z = np.zeros(self._encoder.z, np.float32)
         self.state = self._cell.initial()
 
-    def act(self, observation: Frame) -> NDArray[np.float32]:
+    def act(self, observation: Frame, instead: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Acts on one frame.
 
         Args:
             observation: u8[96, 96, 3] as CarRacing gives it, or u8[64, 64, 3] as `preprocess` makes it of that.
+            instead: f32[3], what somebody else does in C's place: V sees the frame and M is told of this action.
 
         Returns:
             f32[3]: steering in [-1, 1], gas in [0, 1], brake in [0, 1].
@@ -62,7 +63,7 @@ class Agent:
         self.z = self._encoder(frame)
         self._features[: len(self.z)] = self.z
         self._features[len(self.z) :] = self.state[0]
-        action = self._controller(self._features)
+        action = self._controller(self._features) if instead is None else instead
         self.state = self._cell.step(self.z, action, self.state)
         return action
 

@@ -8,18 +8,29 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
-from wm.config import COLLECT_SEEDS, track_seeds
+from wm.agent import Agent, Models
+from wm.config import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
 from wm.envs import make_env
-from wm.policies import POLICIES, choose
+from wm.memory.cell import LSTMCell
+from wm.policies import POLICIES, Driven, choose
 from wm.rollout import Policy, play
 from wm.run import Progress, UserError
 from wm.store.columns import ColumnFile
 from wm.store.episode import Episode
 from wm.store.shards import KIND, ROW, WAY_OUT, write_shard
+from wm.vision.encoder import Encoder
 
 
-def make_collector(env_id: str, policy: str, max_steps: int, seed: int, folder: str) -> Callable[[Sequence[int]], int]:
+def make_collector(
+    env_id: str,
+    policy: str,
+    max_steps: int,
+    seed: int,
+    folder: str,
+    driver: tuple[Models, NDArray[np.float32]] | None = None,
+) -> Callable[[Sequence[int]], int]:
     """Builds a worker that collects episodes into shards.
 
     Args:
@@ -28,20 +39,25 @@ def make_collector(env_id: str, policy: str, max_steps: int, seed: int, folder: 
         max_steps: Longest episode.
         seed: The run's seed.
         folder: Where the shards go.
+        driver: Models and C's weights, as `wm.agent.load_acting` gives them, of who drives the episodes from index
+            `DRIVEN_FROM` on.
 
     Returns:
         The function that takes episode indices, writes them as one shard, and returns its number of steps.
     """
     env = make_env(env_id)
-    made: dict[str, Policy] = {}
+    makers, made = dict(POLICIES), dict[str, Policy]()
+    if driver is not None:
+        models, theta = driver
+        makers[Driven.name] = lambda space: Driven(space, Agent(Encoder(models.graph), LSTMCell(models.cell), theta))
     tracks = track_seeds(COLLECT_SEEDS, seed)
 
     def record(index: int) -> Episode:
         # All that is random in an episode comes from (seed, index), whoever records it and when.
         rng = np.random.default_rng([seed, index])
-        name = choose(policy, rng)
+        name = choose(policy, rng) if index < DRIVEN_FROM else Driven.name
         if name not in made:
-            made[name] = POLICIES[name](env.action_space)
+            made[name] = makers[name](env.action_space)
         return record_episode(env, made[name], name, index=index, seed=tracks[index], max_steps=max_steps, rng=rng)
 
     def work(indices: Sequence[int]) -> int:

@@ -49,6 +49,8 @@ EVALUATE_SEEDS = SeedRange(2_000_000_000, 2_100_000_000)
 """Tracks of the final score: nothing is ever trained or selected on them."""
 SEEDS_PER_RUN = 1_000_000
 """Size of the part of a seed range that belongs to one run seed."""
+DRIVEN_FROM = SEEDS_PER_RUN // 2
+"""Index of the first episode that a controller drove, and so the most episodes of untrained policies."""
 
 
 def track_seeds(part: SeedRange, run_seed: int) -> SeedRange:
@@ -65,6 +67,9 @@ class CollectConfig:
     """Episodes in all; a larger number later adds the missing ones. Paper: 10,000."""
     max_steps: int = 1000
     """Longest episode, in environment steps; a longer one is truncated. Paper: 1000."""
+    driven: int = 0
+    """Episodes more, driven by the run's controller with bursts of brownian actions (paper, section 5: iterate); a
+    larger number later adds the missing ones, with the controller that is there then. Paper's CarRacing: none."""
     policy: Literal["random_network", "brownian", "mixture", "uniform"] = "mixture"
     """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a
     random walk in action space. mixture: each episode is one of the two, drawn with equal chance. uniform:
@@ -87,6 +92,8 @@ class VAEConfig:
     """Adam's learning rate. Paper: 1e-4."""
     free_nats: float = 0.5
     """Nats per latent dimension below which the KL term does not push. Paper's code: 0.5, so 16 for z 32."""
+    kl_weight: float = 1.0
+    """Weight of the KL term beside the summed squared error: below 1, z says more of the frame. Paper: 1."""
     validation: float = 0.05
     """Share of the episodes (never single frames) that are held out for validation."""
     validate_every: int = 5000
@@ -161,6 +168,9 @@ class EvolutionConfig:
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data (in the dream over its starts), folded into b: it costs
     no weights. Paper: no."""
+    whiten: float = 0.0
+    """Evolve on [z; h] whose principal directions are divided by their standard deviation to this power, 0 to 1, folded
+    into the weights as well. Paper: 0."""
     precision: Precision = "float32"
     """What V's encoder computes in whenever this controller acts on frames. int8: its convolutions in integers, which
     takes less than half the time and moves mu by a fraction of the posterior's sigma."""
@@ -316,7 +326,7 @@ SMOKE = Config(
 
 PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER}}
 
-TOTALS = frozenset({"episodes", "updates", "generations", "env_steps"})
+TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps"})
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 
 

@@ -1,4 +1,4 @@
-"""Policies that collect data before anything has been learnt; none of them imports torch."""
+"""Policies that collect data, before anything has been learnt and after; none of them imports torch."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ CAUCHY_SCALE = 0.01
 """Largest scale of the random network's weights, as in the paper's code: rand() * 0.01."""
 CAUCHY_LIMIT = 1000.0
 """Draws are cut here, in units of the scale (1 in 1,600 is): else layers multiply to infinity, and inf - inf is nan."""
+
+BURST_CHANCE = 0.01
+"""Chance a step that a burst of brownian actions begins: one in two seconds of driving."""
+BURST_STEPS = (5, 30)
+"""Steps of a burst, from the first number up to below the second: at 50 a second, 0.1 to 0.6 seconds."""
 
 
 class Uniform:
@@ -118,6 +123,35 @@ class RandomNetwork:
     def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network's action for a frame u8[64,64,3] or u8[96,96,3]."""
         return self._agent.act(observation)
+
+
+class Driven:
+    """A controller that drives, disturbed now and then by a burst of brownian actions (paper, section 5: iterate).
+
+    The bursts show V and M what the controller's own driving does not: how a skid begins, and what follows one.
+    """
+
+    name = "driven"
+
+    def __init__(self, space: gym.Space[Any], agent: Agent) -> None:
+        """Takes CarRacing's action space and who drives."""
+        self._agent, self._brownian = agent, Brownian(space)
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Forgets the episode; `rng` draws the bursts."""
+        self._rng = rng if rng is not None else np.random.default_rng()
+        self._agent.reset()
+        self._left = 0
+
+    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The controller's action for a frame u8[64,64,3] or u8[96,96,3], or the burst's."""
+        if self._left == 0 and self._rng.random() < BURST_CHANCE:
+            self._left = int(self._rng.integers(*BURST_STEPS))
+            self._brownian.reset(self._rng)
+        if self._left == 0:
+            return self._agent.act(observation)
+        self._left -= 1
+        return self._agent.act(observation, instead=self._brownian.act(observation))
 
 
 POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {p.name: p for p in (Uniform, Brownian, RandomNetwork)}

@@ -40,23 +40,6 @@ class LinearController:
         return action
 
 
-def uncentre(theta: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weights that do on features what `theta` does on features minus their mean: b' = b - W mean.
-
-    Evolved as it is, h has a mean of 0.4 a unit beside a standard deviation of 0.2, so that a change of W is above all
-    a change of the constant action: most candidates only veer off. The number of weights stays.
-
-    Args:
-        theta: f64[3·(F+1)].
-        mean: f64[F].
-
-    Returns:
-        f64[3·(F+1)].
-    """
-    weights, bias = np.split(theta, [ACTIONS * len(mean)])
-    return np.concatenate([weights, bias - weights.reshape(ACTIONS, -1) @ mean])
-
-
 def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:
     """Writes a controller: theta as f32 and `meta` (plain JSON values; made_from, config, ...) as a string."""
     with atomic(path) as temporary, temporary.open("wb") as file:

@@ -101,8 +101,10 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
-def vae_loss(x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
-    """The loss of the paper's code: squared error of each image, summed, plus max(KL, free_nats · Z).
+def vae_loss(
+    x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float, kl_weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The loss of the paper's code: squared error of each image, summed, plus kl_weight · max(KL, free_nats · Z).
 
     Both terms are sums over an image's numbers, then means over the batch: an error averaged over the pixels
     would weigh the KL twelve thousandfold, and V would collapse.
@@ -112,13 +114,14 @@ def vae_loss(x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float) ->
         reconstruction: The same, decoded.
         kl: f32[B,Z] nats, of `kl_per_dimension`.
         free_nats: Nats per dimension below which an image's KL does not push.
+        kl_weight: Weight of the KL beside the squared error.
 
     Returns:
         The loss and the squared error an image, both means over the batch.
     """
     error = (x - reconstruction).square().flatten(1).sum(1)
     free = kl.sum(1).clamp(min=free_nats * kl.shape[1])
-    return (error + free).mean(), error.mean()
+    return (error + kl_weight * free).mean(), error.mean()
 
 
 def save_vae(path: Path, model: Mapping[str, Tensor], config: Mapping[str, Any], made_from: Mapping[str, str]) -> None:

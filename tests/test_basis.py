@@ -1,0 +1,59 @@
+"""The coordinates that C evolves in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wm.controller.basis import fit_basis
+from wm.controller.linear import LinearController, parameter_count
+
+
+def drawn(seed: int, features: int, rows: int = 600) -> np.ndarray:
+    """Correlated features of unlike spread, with a mean."""
+    rng = np.random.default_rng(seed)
+    mixed = (
+        rng.normal(0, 1, (rows, features)) * np.geomspace(1, 0.05, features) @ rng.normal(0, 1, (features, features))
+    )
+    return mixed + rng.normal(0, 1, features)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_expressed_weights_do_on_features_what_theta_does_on_coordinates(
+    seed: int, features: int, centre: bool, whiten: float
+) -> None:
+    x = drawn(seed, features)
+    basis = fit_basis(x, centre, whiten)
+    theta = np.random.default_rng(seed).normal(0, 0.1, parameter_count(features))
+    mean = x.mean(axis=0) if centre else np.zeros(features)
+    folded = basis.express(theta)
+    assert folded.shape == theta.shape
+    ours = LinearController(folded, features)(x[0].astype(np.float32))
+    plain = LinearController(theta, features)((basis.scale @ (x[0] - mean)).astype(np.float32))
+    np.testing.assert_allclose(ours, plain, atol=1e-4)
+    np.testing.assert_allclose(basis.coordinates(folded), theta, atol=1e-7)
+
+
+def test_without_centre_and_whitening_nothing_changes() -> None:
+    theta = np.random.default_rng(0).normal(0, 1, parameter_count(5))
+    np.testing.assert_array_equal(fit_basis(drawn(0, 5), False, 0.0).express(theta), theta)
+
+
+@pytest.mark.parametrize("whiten", [0.25, 0.5, 1.0])
+def test_whitening_evens_the_spreads_and_keeps_the_total(whiten: float) -> None:
+    x = drawn(1, 12)
+    basis = fit_basis(x, True, whiten)
+    before = np.sqrt(np.linalg.eigvalsh(np.cov(x.T)))
+    after = np.sqrt(np.linalg.eigvalsh(np.cov(basis.scale @ (x - basis.mean).T)))
+    np.testing.assert_allclose(after / after[-1], (before / before[-1]) ** (1 - whiten), rtol=1e-6)
+    assert np.isclose((after**2).sum(), (before**2).sum())
+
+
+def test_directions_without_spread_are_not_blown_up() -> None:
+    x = drawn(2, 6)
+    x[:, 3] = 1.0
+    basis = fit_basis(x, True, 1.0)
+    assert np.isfinite(basis.scale).all()
+    assert np.abs(np.linalg.eigvalsh(basis.scale)).max() < 1e4
