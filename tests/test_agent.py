@@ -222,3 +222,20 @@ def test_parts_that_do_not_belong_together_are_refused(run: Run, tmp_path: Path)
     save_controller(copy.controller, np.zeros(4), {"made_from": load_models(copy, "float32").made_from})
     with pytest.raises(UserError, match=r"controller.npz does not fit the models beside it"):
         load_agent(tmp_path)
+
+
+def test_m_is_told_of_what_was_done_instead(run: Run) -> None:
+    frames = random_frames(6, 64)
+    models, theta = load_acting(run)
+    agent, told = (Agent(Encoder(models.graph), LSTMCell(models.cell), theta) for _ in range(2))
+    for t, frame in enumerate(frames):
+        action = agent.act(frame)
+        done = told.act(frame, instead=action if t % 2 else None)
+        np.testing.assert_array_equal(done, action)  # its own action, said aloud, changes nothing
+    np.testing.assert_array_equal(told.state[0], agent.state[0])
+    other = np.array([-1, 1, 0], np.float32)
+    np.testing.assert_array_equal(told.act(frames[0], instead=other), other)
+    state = agent.state
+    agent.act(frames[0])
+    np.testing.assert_array_equal(told.z, agent.z)
+    np.testing.assert_allclose(told.state[0], LSTMCell(models.cell).step(agent.z, other, state)[0], atol=1e-6)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from stages.collect import main
+from wm.agent import load_agent
 from wm.collect import make_collector, record_episode, set_aside_damaged
-from wm.config import COLLECT_SEEDS, FAST_ENV, track_seeds
+from wm.config import COLLECT_SEEDS, DRIVEN_FROM, FAST_ENV, track_seeds
 from wm.envs import make_env
 from wm.run import Run, UserError, read_json
 from wm.store.frames import frame_batches
@@ -237,7 +238,33 @@ def test_other_options_are_refused_and_restart_makes_anew(copy: Run) -> None:
     assert rollouts.fingerprint() != before
 
 
-@pytest.mark.parametrize("wrong", [["--episodes", "1"], ["--max-steps", "0"], ["--episodes-per-shard", "0"]])
+def test_a_controller_drives_the_driven_episodes(whole: Run, copy: Run) -> None:
+    driven = ["--driven", "2", "--source", str(ROOT / "data" / "pretrained")]
+    main(arguments(copy.folder, *driven))
+    rollouts = Rollouts(copy.rollouts)
+    assert rollouts.table["policy"].tolist() == [b"brownian"] * 4 + [b"driven"] * 2
+    assert rollouts.table["index"].tolist() == [0, 1, 2, 3, DRIVEN_FROM, DRIVEN_FROM + 1]
+    for place, before in enumerate(Rollouts(whole.rollouts)):
+        assert rollouts.episode(place).digest() == before.digest()
+    # While the camera zooms in, twelve steps long, no burst came by these seeds: it is the agent that acts.
+    agent = load_agent(ROOT / "data" / "pretrained")
+    episode = rollouts.episode(4)
+    for frame, action in zip(episode.observations, episode.actions, strict=False):
+        np.testing.assert_array_equal(agent.act(frame), action)
+    main(arguments(copy.folder, *driven, episodes=5))
+    assert Rollouts(copy.rollouts).table["policy"].tolist().count(b"brownian") == 5
+
+
+def test_who_is_to_drive_has_to_be_there(copy: Run) -> None:
+    before = Rollouts(copy.rollouts).fingerprint()
+    with pytest.raises(UserError, match=r"controller\.npz is missing.*make controller"):
+        main(arguments(copy.folder, "--driven", "2"))
+    assert Rollouts(copy.rollouts).fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--driven", "-1"], ["--episodes", "1"], ["--max-steps", "0"], ["--episodes-per-shard", "0"]]
+)
 def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: list[str]) -> None:
     with pytest.raises(UserError, match=wrong[0]):
         main(arguments(tmp_path, *wrong))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm.policies import DT, MIXTURE, POLICIES, Brownian, RandomNetwork, Uniform, choose
+from wm.policies import BURST_STEPS, DT, MIXTURE, POLICIES, Brownian, Driven, RandomNetwork, Uniform, choose
 from wm.rollout import Policy
 from wm.run import UserError
 
@@ -119,3 +119,38 @@ def test_the_mixture_is_half_and_half() -> None:
     assert set(found) == set(MIXTURE) == {"brownian", "random_network"}
     assert abs(found["brownian"] - 500) < 80
     assert choose("uniform", np.random.default_rng(0)) == "uniform"
+
+
+# --- driven ----------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands for an agent: does the same all the time, and keeps what it is told to do instead."""
+
+    def __init__(self) -> None:
+        self.told: list[np.ndarray | None] = []
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        self.told.clear()
+
+    def act(self, observation: np.ndarray, instead: np.ndarray | None = None) -> np.ndarray:
+        self.told.append(instead)
+        return np.full(3, 0.5, np.float32) if instead is None else instead
+
+
+def test_driven_acts_as_the_agent_but_for_bursts_which_the_agent_is_told_of() -> None:
+    agent = Recorder()
+    found = actions(Driven(CAR, agent), 3, 4000)  # type: ignore[arg-type]
+    inside = np.array([told is not None for told in agent.told])
+    for action, told in zip(found, agent.told, strict=True):
+        np.testing.assert_array_equal(action, 0.5 if told is None else told)
+    # A burst of 17 steps follows 100 quiet ones, on average; they may touch, so only starts are told apart.
+    assert 0.08 < inside.mean() < 0.22
+    starts = np.flatnonzero(np.diff(inside.astype(int)) == 1)
+    stops = np.flatnonzero(np.diff(inside.astype(int)) == -1)
+    lengths = stops[stops > starts[0]][: len(starts)] - starts[: len(stops[stops > starts[0]])]
+    assert lengths.min() >= BURST_STEPS[0]
+    again = actions(Driven(CAR, Recorder()), 3, 4000)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(again, found)
+    assert (found >= CAR.low).all()
+    assert (found <= CAR.high).all()
