@@ -9,20 +9,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.agent import Models, load_models
+from wm.agent import Models, load_acting, load_models
+from wm.carry import carry
 from wm.cli import parse, run_stage
 from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, fit_basis
 from wm.controller.linear import load_controller, parameter_count
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
+from wm.policies import Driven
 from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
 from wm.show.plots import plot_curve
 from wm.store.latents import Latents
+from wm.store.shards import Rollouts
 from wm.trials import Trial, fitness, make_player, select
 from wm.workers import make_workers
 
 Array = NDArray[np.float64]
+
+CARRY_EPISODES = 40
+"""Episodes that a controller is carried over by: at 500 steps each, 70 steps a weight."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class ControllerArgs(ControllerConfig):
     """Folder of V, M and the latents, when it is not the run folder that the controller goes to."""
     start: Path | None = None
     """Controller (.npz) whose weights are the first mean; none: zeros. It is read when the evolution begins."""
+    carry: Path | None = None
+    """Run folder whose controller, which acts on the V and M there, the first mean shall act alike."""
 
 
 def main(argv: list[str]) -> None:
@@ -45,8 +53,9 @@ def main(argv: list[str]) -> None:
     with run.stage("controller", config, args.seed, args.restart):
         models = load_models(source, config.precision)
         basis = fit_basis(recorded_features(source, models), config.centre, config.whiten)
-        start = first_mean(given.start, models, basis)
-        made_from = models.made_from | ({"start": file_hash(given.start)} if given.start else {})
+        before = given.start or (Run(given.carry).controller if given.carry else None)
+        made_from = models.made_from | ({"start": file_hash(before)} if before else {})
+        start = first_mean(given, source, models, basis)
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
@@ -107,14 +116,27 @@ def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
     return np.array(features)
 
 
-def first_mean(path: Path | None, models: Models, basis: Basis) -> Array:
+def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis) -> Array:
     """What the evolution starts from, in the coordinates of `basis`: zeros, or what stands for a controller."""
-    if path is None:
+    if given.start and given.carry:
+        raise UserError("--start and --carry both say where to begin: give one of them.")
+    if given.carry:
+        old, theta = load_acting(Run(given.carry))
+        rollouts = Rollouts(source.rollouts)
+        return basis.coordinates(carry(theta, old, models, map(rollouts.episode, carry_episodes(rollouts))))
+    if not given.start:
         return np.zeros(parameter_count(models.features))
-    theta, _ = load_controller(path)
+    theta, _ = load_controller(given.start)
     if theta.shape != (parameter_count(models.features),):
-        raise UserError(f"{path} has {len(theta)} weights, and V and M want {parameter_count(models.features)}.")
+        raise UserError(f"{given.start} has {len(theta)} weights, and V and M want {parameter_count(models.features)}.")
     return basis.coordinates(theta.astype(np.float64))
+
+
+def carry_episodes(rollouts: Rollouts) -> list[int]:
+    """Up to `CARRY_EPISODES` of a collection, those that a controller drove if there are any, spread evenly."""
+    driven = np.flatnonzero(rollouts.table["policy"] == Driven.name.encode())
+    chosen = driven if len(driven) else np.arange(len(rollouts))
+    return chosen[np.unique(np.linspace(0, len(chosen) - 1, CARRY_EPISODES).astype(int))].tolist()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Carrying a controller over to another V and M."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wm.agent import Agent, Models, load_acting
+from wm.carry import LIMIT, carry, features
+from wm.controller.linear import LinearController
+from wm.memory.cell import LSTMCell
+from wm.run import Run
+from wm.store.episode import Episode
+from wm.vision.encoder import Encoder
+
+PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
+
+
+def episode(models: Models, theta: np.ndarray, steps: int, seed: int) -> Episode:
+    """Moving pictures, with the actions that the agent takes on them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (steps + 1, 4, 4, 3)).repeat(16, 1).repeat(16, 2)
+    frames = coarse.astype(np.uint8)
+    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
+    return Episode(
+        index=0,
+        seed=0,
+        policy="driven",
+        env_id="x",
+        env_version="0",
+        observations=frames,
+        actions=np.stack([agent.act(frame) for frame in frames[:-1]]),
+        rewards=np.zeros(steps, np.float32),
+        terminated=False,
+        truncated=True,
+    )
+
+
+def test_features_are_what_the_agent_acted_on() -> None:
+    models, theta = load_acting(PRETRAINED)
+    record = episode(models, theta, 20, 0)
+    controller = LinearController(theta, models.features)
+    for given, action in zip(features(models, record), record.actions, strict=True):
+        np.testing.assert_array_equal(controller(given), action)
+
+
+def test_the_carried_controller_acts_alike_with_another_memory() -> None:
+    models, _ = load_acting(PRETRAINED)
+    rng = np.random.default_rng(1)
+    other = replace(
+        models, cell={name: rng.permutation(value.ravel()).reshape(value.shape) for name, value in models.cell.items()}
+    )
+    weights = rng.normal(0, 0.3, (3, models.features))
+    weights[:, 32:] = 0  # it acts on z, which both have
+    theta = np.concatenate([weights.ravel(), [0.1, -0.2, 0.3]])
+    record = episode(models, theta.astype(np.float32), 900, 1)
+    carried = carry(theta, models, other, [record])
+    x = np.array(list(features(other, record)))
+    found = x @ carried[: 3 * models.features].reshape(3, -1).T + carried[3 * models.features :]
+    wanted = (x @ weights.T + [0.1, -0.2, 0.3]).clip(-LIMIT, LIMIT)
+    assert ((found - wanted) ** 2).mean() < 0.02 * wanted.var()

@@ -1,0 +1,57 @@
+"""Carries a controller over to another V and M: a least-squares fit of what it does, on the features that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.agent import Agent, Models
+from wm.controller.linear import ACTIONS, parameter_count
+from wm.memory.cell import LSTMCell
+from wm.store.episode import Episode
+from wm.vision.encoder import Encoder
+
+Array = NDArray[np.float64]
+
+LIMIT = 2.5
+"""The arguments of tanh are fitted within ±LIMIT: beyond, where tanh is 0.99, a difference makes none to the action."""
+RIDGE = 1e-3
+"""Weight of the squared weights beside the mean squared error, on features of unit variance: many are nearly alike."""
+
+
+def features(models: Models, episode: Episode) -> Iterator[NDArray[np.float32]]:
+    """[z; h], f32[F], at each step of a recorded CarRacing episode, M being told of the recorded actions."""
+    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(parameter_count(models.features), np.float32))
+    for frame, action in zip(episode.observations, episode.actions, strict=False):  # one frame more than actions
+        h = agent.state[0]
+        agent.act(frame, instead=action)
+        yield np.concatenate([agent.z, h])
+
+
+def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Iterable[Episode]) -> Array:
+    """The weights that come nearest, on new features, to what a controller does on old ones.
+
+    Args:
+        theta: f[3·(F+1)], the controller.
+        old: The models that it acts on.
+        new: Those that it shall act on.
+        episodes: Records to compare on: best of its own driving.
+
+    Returns:
+        f64[3·(F'+1)].
+    """
+    x: list[NDArray[np.float32]] = []
+    y: list[NDArray[np.float32]] = []
+    for episode in episodes:
+        y.extend(features(old, episode))
+        x.extend(features(new, episode))
+    weights, bias = np.split(theta.astype(np.float64), [ACTIONS * old.features])
+    wanted = (np.array(y) @ weights.reshape(ACTIONS, -1).T + bias).clip(-LIMIT, LIMIT)  # [N,3]
+    given = np.array(x, np.float64)
+    mean, spread = given.mean(axis=0), given.std(axis=0) + 1e-9
+    unit = (given - mean) / spread
+    moment = unit.T @ unit / len(unit) + RIDGE * np.eye(new.features)
+    fitted = np.linalg.solve(moment, unit.T @ (wanted - wanted.mean(axis=0)) / len(unit)).T / spread  # [3,F']
+    return np.concatenate([fitted.ravel(), wanted.mean(axis=0) - fitted @ mean])
