@@ -87,7 +87,7 @@ def loss(
         noise = torch.randn(mu.shape, generator=generator, device=device)
         reconstruction = model.decode(mu + noise * (logvar / 2).exp())
     kl = kl_per_dimension(mu, logvar)
-    value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight)
+    value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight, config.road_weight)
     return value, {"error": error.detach(), "kl": kl.detach().sum(1).mean()}
 
 
@@ -101,7 +101,12 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
         noise = torch.randn(mu.shape, generator=generator, device=device)
         each = kl_per_dimension(mu, logvar)
         batch_loss, batch_error = vae_loss(
-            x, model.decode(mu + noise * (logvar / 2).exp()), each, config.free_nats, config.kl_weight
+            x,
+            model.decode(mu + noise * (logvar / 2).exp()),
+            each,
+            config.free_nats,
+            config.kl_weight,
+            config.road_weight,
         )
         total += batch_loss.item() * len(batch)
         error += batch_error.item() * len(batch)

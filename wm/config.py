@@ -94,6 +94,8 @@ class VAEConfig:
     """Nats per latent dimension below which the KL term does not push. Paper's code: 0.5, so 16 for z 32."""
     kl_weight: float = 1.0
     """Weight of the KL term beside the summed squared error: below 1, z says more of the frame. Paper: 1."""
+    road_weight: float = 1.0
+    """Weight of squared errors off the grass (road, curbs, car), where CarRacing's rewards come from. Paper: 1."""
     validation: float = 0.05
     """Share of the episodes (never single frames) that are held out for validation."""
     validate_every: int = 5000
