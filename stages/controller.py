@@ -61,7 +61,9 @@ def main(argv: list[str]) -> None:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
                 seeds = [tracks[(generation - 1) * config.tracks + t] for t in range(config.tracks)]
-                trials = [Trial(c, s, config.max_steps, config.cut_after) for c in candidates for s in seeds]
+                trials = [
+                    Trial(c, s, config.max_steps, config.cut_after, config.disturb) for c in candidates for s in seeds
+                ]
                 found = np.zeros(len(trials))
                 steps = 0
                 for i, outcome in workers.run(trials):

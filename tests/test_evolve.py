@@ -362,6 +362,8 @@ def test_a_removed_controller_is_made_again_from_the_checkpoint(tmp_path: Path, 
     ("change", "sentence"),
     [
         ({"popsize": 3}, "--popsize must be at least 4"),
+        ({"whiten": 1.5}, "--whiten must be 0 to 1"),
+        ({"disturb": -0.1}, "--disturb must be 0 to 1"),
         ({"sigma0": 0.0}, "--sigma0 above 0"),
         ({"generations": 0}, r"--generations must be at least 1\."),
         ({"env_steps": -1}, r"--env-steps must be at least 0\."),

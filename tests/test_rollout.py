@@ -97,13 +97,14 @@ def test_an_episode_that_ends_by_itself_is_not_cut() -> None:
 
 
 def test_score_is_what_play_adds_up_to() -> None:
-    for options in ({"max_steps": 50}, {"max_steps": 50, "cut_after": 10}):
+    for cut_after in (0, 10):
+        options = {"max_steps": 50, "cut_after": cut_after}
         env = Count(rewarded=(3, 7))
         found = steps(env, **options)
-        outcome = score(Count(rewarded=(3, 7)), Echo(), seed=3, **options)
+        outcome = score(Count(rewarded=(3, 7)), Echo(), seed=3, max_steps=50, cut_after=cut_after)
         assert outcome.ret == sum(step.reward for step in found)
         assert outcome.steps == len(found)
-        assert outcome.cut == found[-1].cut == ("cut_after" in options)
+        assert outcome.cut == found[-1].cut == (cut_after > 0)
 
 
 def test_plays_again_from_the_seed() -> None:

@@ -196,6 +196,9 @@ class ControllerConfig(EvolutionConfig):
     cut_after: int = 100
     """Cut a training rollout short after so many steps without a new tile, and charge it 0.1 for each step not
     driven; 0: never. Selection and evaluation are never cut."""
+    disturb: float = 0.0
+    """Chance a step that a burst of brownian actions disturbs a training rollout, as in driven episodes: what follows
+    is then practised. Paper: 0. Selection and evaluation are never disturbed."""
     step_cost: float = 0.1
     """What CarRacing charges for each step, and a cut rollout for each step not driven."""
 

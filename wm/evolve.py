@@ -32,6 +32,9 @@ COUNTS = (
 )
 """Sizes of an evolution that must be at least 1, where its config has them."""
 
+SHARES = ("whiten", "disturb")
+"""Numbers of an evolution that must be 0 to 1, where its config has them."""
+
 Evaluate = Callable[[Array, int], tuple[Array, int]]
 """(candidates f64[P, N], generation) to (fitness f64[P], steps it took in the environment or the dream)."""
 Select = Callable[[Array], tuple[Array, int]]
@@ -86,8 +89,9 @@ def check_sizes(config: EvolutionConfig) -> None:
         raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
     if config.es == "openes" and (config.popsize % 2 or config.lr <= 0):
         raise UserError("--es openes takes an even --popsize, since it mirrors its samples, and an --lr above 0.")
-    if not 0 <= config.whiten <= 1:
-        raise UserError("--whiten must be 0 to 1.")
+    for name in SHARES:
+        if not 0 <= getattr(config, name, 0) <= 1:
+            raise UserError(f"--{name} must be 0 to 1.")
     if config.env_steps < 0:
         raise UserError("--env-steps must be at least 0.")
     for name in COUNTS:

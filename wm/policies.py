@@ -133,9 +133,9 @@ class Driven:
 
     name = "driven"
 
-    def __init__(self, space: gym.Space[Any], agent: Agent) -> None:
-        """Takes CarRacing's action space and who drives."""
-        self._agent, self._brownian = agent, Brownian(space)
+    def __init__(self, space: gym.Space[Any], agent: Agent, chance: float = BURST_CHANCE) -> None:
+        """Takes CarRacing's action space, who drives, and the chance a step that a burst begins."""
+        self._agent, self._brownian, self._chance = agent, Brownian(space), chance
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
         """Forgets the episode; `rng` draws the bursts."""
@@ -145,7 +145,7 @@ class Driven:
 
     def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The controller's action for a frame u8[64,64,3] or u8[96,96,3], or the burst's."""
-        if self._left == 0 and self._rng.random() < BURST_CHANCE:
+        if self._left == 0 and self._rng.random() < self._chance:
             self._left = int(self._rng.integers(*BURST_STEPS))
             self._brownian.reset(self._rng)
         if self._left == 0:

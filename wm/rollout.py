@@ -100,9 +100,17 @@ def play(
         observation = following
 
 
-def score(env: gym.Env[Any, Any], policy: Policy, *, seed: int, max_steps: int, cut_after: int = 0) -> Outcome:
+def score(
+    env: gym.Env[Any, Any],
+    policy: Policy,
+    *,
+    seed: int,
+    max_steps: int,
+    cut_after: int = 0,
+    rng: np.random.Generator | None = None,
+) -> Outcome:
     """Plays one episode as `play` does and keeps its outcome only."""
     ret = 0.0
-    for step in play(env, policy, seed=seed, max_steps=max_steps, cut_after=cut_after):
+    for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng, cut_after=cut_after):
         ret += step.reward
     return Outcome(ret, step.number, step.cut)

@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from wm.agent import Agent
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
-from wm.rollout import Outcome, score
+from wm.policies import Driven
+from wm.rollout import Outcome, Policy, score
 from wm.vision.encoder import Encoder
 from wm.workers import Workers
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One rollout to make: flat weights of C, the track's seed and the limits."""
+    """One rollout to make: flat weights of C, the track's seed, the limits, and the chance a step of a disturbance."""
 
     theta: NDArray[np.floating]
     seed: int
     max_steps: int
     cut_after: int = 0
+    disturb: float = 0.0
 
 
 def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32]]) -> Callable[[Trial], Outcome]:
@@ -42,7 +44,10 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
 
     def play(trial: Trial) -> Outcome:
         agent = Agent(encoder, memory, trial.theta)
-        return score(env, agent, seed=trial.seed, max_steps=trial.max_steps, cut_after=trial.cut_after)
+        policy: Policy = Driven(env.action_space, agent, trial.disturb) if trial.disturb else agent
+        # The bursts follow from the track: all candidates of a generation meet the same ones.
+        rng = np.random.default_rng(trial.seed)
+        return score(env, policy, seed=trial.seed, max_steps=trial.max_steps, cut_after=trial.cut_after, rng=rng)
 
     return play
 

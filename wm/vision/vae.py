@@ -121,7 +121,7 @@ def vae_loss(
     kl_weight: float = 1.0,
     road_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the paper's code: squared error of each image, summed, plus max(KL, free_nats · Z); and weights for both.
+    """The loss of the paper's code, squared error of each image, summed, plus max(KL, free_nats · Z), with weights.
 
     Both terms are sums over an image's numbers, then means over the batch: an error averaged over the pixels
     would weigh the KL twelve thousandfold, and V would collapse.

@@ -1,0 +1,45 @@
+"""Trials: what a worker plays is what the plain loop plays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from wm.agent import Agent, load_acting
+from wm.config import FAST_ENV
+from wm.envs import make_env
+from wm.memory.cell import LSTMCell
+from wm.policies import Driven
+from wm.rollout import score
+from wm.run import Run
+from wm.trials import Trial, make_player
+from wm.vision.encoder import Encoder
+
+PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
+
+
+def test_a_trial_is_the_agents_rollout_and_its_disturbances_follow_from_the_track() -> None:
+    models, theta = load_acting(PRETRAINED)
+    play = make_player(FAST_ENV, models.graph, models.cell)
+    env, encoder, cell = make_env(FAST_ENV), Encoder(models.graph), LSTMCell(models.cell)
+    agent = Agent(encoder, cell, theta)
+    assert play(Trial(theta, 7, 150)) == score(env, agent, seed=7, max_steps=150)
+
+    disturbed = play(Trial(theta, 7, 150, disturb=0.05))
+    assert disturbed.ret != play(Trial(theta, 7, 150)).ret
+    driven = Driven(env.action_space, Agent(encoder, cell, theta), 0.05)
+    assert disturbed == score(env, driven, seed=7, max_steps=150, rng=np.random.default_rng(7))
+    # Another candidate meets the same bursts at the same steps.
+    starts = []
+    for weights in (theta, np.zeros_like(theta)):
+        policy = Driven(env.action_space, Agent(encoder, cell, weights), 0.05)
+        policy.reset(np.random.default_rng(7))
+        frame = np.zeros((64, 64, 3), np.uint8)
+        inside = []
+        for _ in range(150):
+            policy.act(frame)
+            inside.append(policy._left > 0)
+        starts.append(inside)
+    assert starts[0] == starts[1]
+    assert any(starts[0])
