@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from wm.agent import Models, load_acting, load_models
 from wm.carry import carry
 from wm.cli import parse, run_stage
-from wm.config import EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
+from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, fit_basis
 from wm.controller.linear import load_controller, parameter_count
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
-from wm.policies import Driven
 from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
 from wm.show.plots import plot_curve
 from wm.store.latents import Latents
@@ -27,8 +26,8 @@ from wm.workers import make_workers
 
 Array = NDArray[np.float64]
 
-CARRY_EPISODES = 40
-"""Episodes that a controller is carried over by: at 500 steps each, 70 steps a weight."""
+TYPICAL = 50
+"""Episodes that show what [z; h] are like: at 500 steps each, 25,000 of them."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,12 @@ def main(argv: list[str]) -> None:
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart):
         models = load_models(source, config.precision)
-        basis = fit_basis(recorded_features(source, models), config.centre, config.whiten)
+        basis = fit_basis(
+            recorded_features(source, models),
+            centre=config.centre,
+            whiten=config.whiten,
+            components=config.components,
+        )
         before = given.start or (Run(given.carry).controller if given.carry else None)
         made_from = models.made_from | ({"start": file_hash(before)} if before else {})
         start = first_mean(given, source, models, basis)
@@ -104,12 +108,12 @@ def main(argv: list[str]) -> None:
 
 
 def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
-    """[z; h] of each step, f32[N,F], of up to 50 of the collected episodes, spread evenly."""
+    """[z; h] of each step, f32[N,F], of the `typical` collected episodes."""
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage="mdnrnn")
     cell = LSTMCell(models.cell)
     features = []
-    for place in np.unique(np.linspace(0, len(latents) - 1, 50).astype(int)).tolist():
+    for place in typical(latents.table["index"]):
         episode = latents.episode(place)
         state = cell.initial()
         for z, action in zip(episode.mu, episode.actions, strict=False):  # one frame more than actions
@@ -125,20 +129,21 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis)
     if given.carry:
         old, theta = load_acting(Run(given.carry))
         rollouts = Rollouts(source.rollouts)
-        return basis.coordinates(carry(theta, old, models, map(rollouts.episode, carry_episodes(rollouts))))
+        return basis.coordinates(carry(theta, old, models, map(rollouts.episode, typical(rollouts.table["index"]))))
     if not given.start:
-        return np.zeros(parameter_count(models.features))
+        return np.zeros(basis.weights)
     theta, _ = load_controller(given.start)
     if theta.shape != (parameter_count(models.features),):
         raise UserError(f"{given.start} has {len(theta)} weights, and V and M want {parameter_count(models.features)}.")
     return basis.coordinates(theta.astype(np.float64))
 
 
-def carry_episodes(rollouts: Rollouts) -> list[int]:
-    """Up to `CARRY_EPISODES` of a collection, those that a controller drove if there are any, spread evenly."""
-    driven = np.flatnonzero(rollouts.table["policy"] == Driven.name.encode())
-    chosen = driven if len(driven) else np.arange(len(rollouts))
-    return chosen[np.unique(np.linspace(0, len(chosen) - 1, CARRY_EPISODES).astype(int))].tolist()
+def typical(index: NDArray[np.int64]) -> list[int]:
+    """Places of `TYPICAL` of the episodes with these indices, spread evenly; those that a controller drove, if any."""
+    driven = np.flatnonzero(index >= DRIVEN_FROM)
+    chosen = driven if len(driven) else np.arange(len(index))
+    places: list[int] = chosen[np.unique(np.linspace(0, len(chosen) - 1, TYPICAL).astype(int))].tolist()
+    return places
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from wm.agent import load_models
 from wm.cli import parse, run_stage
 from wm.config import SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
-from wm.controller.linear import parameter_count
 from wm.evolve import check_sizes, evolve
 from wm.run import Metrics, Run, UserError, check_made_from, file_hash, read_metrics
 from wm.store.latents import Latents
@@ -59,7 +58,12 @@ def main(argv: list[str]) -> None:
 
         models, networks = load_models(source, config.precision), load_networks(source)
         starts = made_starts(run, source, networks, config, args.restart)
-        basis = fit_basis(np.concatenate([starts.z, starts.h], axis=1), config.centre, config.whiten)
+        basis = fit_basis(
+            np.concatenate([starts.z, starts.h], axis=1),
+            centre=config.centre,
+            whiten=config.whiten,
+            components=config.components,
+        )
         torch.set_num_threads(1)  # the population brings its own threads
         device = pick_device()
         threads = max(1, args.workers)
@@ -80,7 +84,7 @@ def main(argv: list[str]) -> None:
                 config,
                 seed=args.seed,
                 restart=args.restart,
-                start=np.zeros(parameter_count(models.features)),
+                start=np.zeros(basis.weights),
                 made_from={**models.made_from, "starts.npz": file_hash(run.starts)},
                 express=basis.express,
                 evaluate=evaluate,

@@ -25,7 +25,7 @@ def test_expressed_weights_do_on_features_what_theta_does_on_coordinates(
     seed: int, features: int, centre: bool, whiten: float
 ) -> None:
     x = drawn(seed, features)
-    basis = fit_basis(x, centre, whiten)
+    basis = fit_basis(x, centre=centre, whiten=whiten, components=0)
     theta = np.random.default_rng(seed).normal(0, 0.1, parameter_count(features))
     mean = x.mean(axis=0) if centre else np.zeros(features)
     folded = basis.express(theta)
@@ -38,13 +38,13 @@ def test_expressed_weights_do_on_features_what_theta_does_on_coordinates(
 
 def test_without_centre_and_whitening_nothing_changes() -> None:
     theta = np.random.default_rng(0).normal(0, 1, parameter_count(5))
-    np.testing.assert_array_equal(fit_basis(drawn(0, 5), False, 0.0).express(theta), theta)
+    np.testing.assert_array_equal(fit_basis(drawn(0, 5), centre=False, whiten=0.0, components=0).express(theta), theta)
 
 
 @pytest.mark.parametrize("whiten", [0.25, 0.5, 1.0])
 def test_whitening_evens_the_spreads_and_keeps_the_total(whiten: float) -> None:
     x = drawn(1, 12)
-    basis = fit_basis(x, True, whiten)
+    basis = fit_basis(x, centre=True, whiten=whiten, components=0)
     before = np.sqrt(np.linalg.eigvalsh(np.cov(x.T)))
     after = np.sqrt(np.linalg.eigvalsh(np.cov(basis.scale @ (x - basis.mean).T)))
     np.testing.assert_allclose(after / after[-1], (before / before[-1]) ** (1 - whiten), rtol=1e-6)
@@ -54,6 +54,22 @@ def test_whitening_evens_the_spreads_and_keeps_the_total(whiten: float) -> None:
 def test_directions_without_spread_are_not_blown_up() -> None:
     x = drawn(2, 6)
     x[:, 3] = 1.0
-    basis = fit_basis(x, True, 1.0)
+    basis = fit_basis(x, centre=True, whiten=1.0, components=0)
     assert np.isfinite(basis.scale).all()
-    assert np.abs(np.linalg.eigvalsh(basis.scale)).max() < 1e4
+    assert np.linalg.norm(basis.scale, 2) < 1e4
+
+
+@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
+def test_components_are_those_of_most_variance(whiten: float) -> None:
+    x = drawn(3, 10)
+    basis = fit_basis(x, centre=True, whiten=whiten, components=4)
+    assert basis.weights == 15
+    found = (x - basis.mean) @ basis.scale.T
+    before = np.linalg.eigvalsh(np.cov(x.T))[:-5:-1]
+    after = np.cov(found.T)
+    np.testing.assert_allclose(np.diag(after).sum(), before.sum())
+    np.testing.assert_allclose(np.diag(after) / after[0, 0], (before / before[0]) ** (1 - whiten), rtol=1e-6)
+    np.testing.assert_allclose(after, np.diag(np.diag(after)), atol=1e-9)
+    # What evolves there and back again is the same, and what lies in other directions is left out.
+    theta = np.random.default_rng(0).normal(0, 1, basis.weights)
+    np.testing.assert_allclose(basis.coordinates(basis.express(theta)), theta, atol=1e-9)

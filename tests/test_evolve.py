@@ -363,6 +363,7 @@ def test_a_removed_controller_is_made_again_from_the_checkpoint(tmp_path: Path, 
     [
         ({"popsize": 3}, "--popsize must be at least 4"),
         ({"whiten": 1.5}, "--whiten must be 0 to 1"),
+        ({"components": -1}, "--components must be at least 0"),
         ({"disturb": -0.1}, "--disturb must be 0 to 1"),
         ({"sigma0": 0.0}, "--sigma0 above 0"),
         ({"generations": 0}, r"--generations must be at least 1\."),

@@ -173,6 +173,9 @@ class EvolutionConfig:
     whiten: float = 0.0
     """Evolve on [z; h] whose principal directions are divided by their standard deviation to this power, 0 to 1, folded
     into the weights as well. Paper: 0."""
+    components: int = 0
+    """Evolve on so many principal directions of [z; h] only, those of most variance, folded into the weights as well.
+    0: on all. Paper: 0."""
     precision: Precision = "float32"
     """What V's encoder computes in whenever this controller acts on frames. int8: its convolutions in integers, which
     takes less than half the time and moves mu by a fraction of the posterior's sigma."""

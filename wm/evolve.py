@@ -94,6 +94,8 @@ def check_sizes(config: EvolutionConfig) -> None:
             raise UserError(f"--{name} must be 0 to 1.")
     if config.env_steps < 0:
         raise UserError("--env-steps must be at least 0.")
+    if config.components < 0:
+        raise UserError("--components must be at least 0.")
     for name in COUNTS:
         if getattr(config, name, 1) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
