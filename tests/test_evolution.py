@@ -72,6 +72,20 @@ def test_the_step_size_stays_below_its_bound_also_after_a_resume() -> None:
     assert es.mean.mean() > 0.2
 
 
+def test_the_step_size_stays_above_its_bound_also_after_a_resume() -> None:
+    found = {}
+    for sigma_min in (0.0, 0.09):
+        es: EvolutionStrategy = CMAES(np.zeros(5), sigma0=0.1, popsize=12, seed=0, sigma_min=sigma_min)
+        for generation in range(30):
+            if generation == 15:
+                es = restored(es.state())
+            es.tell(-(es.ask() ** 2).sum(axis=1))
+            assert es.sigma >= sigma_min
+        found[sigma_min] = es.sigma
+    assert found[0.0] < 0.05
+    assert found[0.09] == 0.09
+
+
 def test_the_average_of_the_last_means_also_after_a_resume() -> None:
     es: EvolutionStrategy = CMAES(np.zeros(5), sigma0=0.1, popsize=6, seed=0)
     assert not es.average(3).any()
@@ -87,7 +101,7 @@ def test_the_average_of_the_last_means_also_after_a_resume() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_maximises_a_noisy_function_and_goes_on_exactly(name: str) -> None:
     def make() -> EvolutionStrategy:
-        return make_es(name, np.full(30, -0.5), sigma0=0.1, sigma_max=0.5, popsize=16, seed=3, lr=0.05)
+        return make_es(name, np.full(30, -0.5), sigma0=0.1, sigma_min=0.0, sigma_max=0.5, popsize=16, seed=3, lr=0.05)
 
     whole, part = make(), make()
     assert isinstance(whole, STRATEGIES[name])

@@ -167,6 +167,9 @@ class EvolutionConfig:
     sigma_max: float = 1000.0
     """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default. openes
     keeps sigma0."""
+    sigma_min: float = 0.0
+    """Smallest step size: noise in the fitness lets it shrink too early, and a mean whose neighbours drive well
+    is a robust one. Paper: no bound, as this default."""
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data (in the dream over its starts), folded into b: it costs
     no weights. Paper: no."""

@@ -85,8 +85,14 @@ class Evolution:
 
 def check_sizes(config: EvolutionConfig) -> None:
     """UserError when a size makes no evolution."""
-    if config.popsize < LEAST_POPSIZE or not 0 < config.sigma0 <= config.sigma_max:
-        raise UserError(f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and not above --sigma-max.")
+    if (
+        config.popsize < LEAST_POPSIZE
+        or not 0 <= config.sigma_min <= config.sigma0 <= config.sigma_max
+        or not config.sigma0
+    ):
+        raise UserError(
+            f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and from --sigma-min to --sigma-max."
+        )
     if config.es == "openes" and (config.popsize % 2 or config.lr <= 0):
         raise UserError("--es openes takes an even --popsize, since it mirrors its samples, and an --lr above 0.")
     for name in SHARES:
@@ -162,6 +168,7 @@ def evolve(
             config.es,
             start,
             sigma0=config.sigma0,
+            sigma_min=config.sigma_min,
             sigma_max=config.sigma_max,
             popsize=config.popsize,
             seed=seed,

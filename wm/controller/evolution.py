@@ -120,10 +120,12 @@ class CMAES(EvolutionStrategy):
 
     DIAGONAL = False
 
-    def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int, sigma_max: float = np.inf) -> None:
-        """As any strategy; `sigma_max` is the largest step size."""
+    def __init__(
+        self, start: Array, *, sigma0: float, popsize: int, seed: int, sigma_max: float = np.inf, sigma_min: float = 0.0
+    ) -> None:
+        """As any strategy; `sigma_min` and `sigma_max` bound the step size."""
         super().__init__(start, sigma0=sigma0, popsize=popsize, seed=seed)
-        self._settings["sigma_max"] = sigma_max
+        self._settings |= {"sigma_max": sigma_max, "sigma_min": sigma_min}
         rng = np.random.default_rng(seed)
         self._es = cma.CMAEvolutionStrategy(
             start,
@@ -159,7 +161,7 @@ class CMAES(EvolutionStrategy):
     def _update(self, fitness: Array) -> None:
         self._one_thread(self._es.tell)(list(self._asked), list(-fitness))
         # Not pycma's "maxstd": that bounds each coordinate in a Python loop, 1.5 s for 867, and lets sigma grow on.
-        self._es.sigma = min(self._es.sigma, self._settings["sigma_max"])
+        self._es.sigma = min(max(self._es.sigma, self._settings["sigma_min"]), self._settings["sigma_max"])
 
 
 class SeparableCMAES(CMAES):
@@ -214,8 +216,8 @@ STRATEGIES: dict[str, type[EvolutionStrategy]] = {"cmaes": CMAES, "sep-cmaes": S
 
 
 def make_es(
-    name: str, start: Array, *, sigma0: float, sigma_max: float, popsize: int, seed: int, lr: float
+    name: str, start: Array, *, sigma0: float, sigma_min: float, sigma_max: float, popsize: int, seed: int, lr: float
 ) -> EvolutionStrategy:
     """A strategy of `STRATEGIES` with the settings of `ControllerConfig`, of which each takes what it knows."""
-    own = {"lr": lr} if name == "openes" else {"sigma_max": sigma_max}
+    own = {"lr": lr} if name == "openes" else {"sigma_max": sigma_max, "sigma_min": sigma_min}
     return STRATEGIES[name](start, sigma0=sigma0, popsize=popsize, seed=seed, **own)
