@@ -1,7 +1,7 @@
 """The run folder: its paths, lock, manifest, metrics and atomic files; progress lines and errors of all stages.
 
     RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz starts.npz dream.npz score.json scores.jsonl
-        videos/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/
+        videos/ play/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/
 
 A stage does all its work within `Run.stage(...)`: it locks the folder, and writes down in the manifest what
 was run with which versions, for how long and in how much memory.
@@ -267,6 +267,7 @@ class Run:
         self.manifest = self.folder / "manifest.json"
         self.plots = self.folder / "plots"
         self.videos = self.folder / "videos"
+        self.play = self.folder / "play"
         self.checkpoints = self.folder / "checkpoints"
 
     def read_manifest(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ inputs and outputs is the number of dreams.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class _Graph:
         self._nodes: list = []
         self._constants: list = []
 
-    def add(self, op: str, *inputs: str, name: str = "", **attributes: object) -> str:
+    def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds an operation with one output, and gives that a name: `name`, or one of its own."""
         output = name or f"{op}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, list(inputs), [output], **attributes))

@@ -71,6 +71,10 @@ class WorldModel:
         """A new agent, with a state of its own."""
         return Agent(self._encoder, self._cell, self._theta)
 
+    def encode(self, frame: Image) -> Vector:
+        """What V says of a frame u8[64, 64, 3]: z f32[Z]."""
+        return self._encoder(frame)
+
     @torch.inference_mode()
     def decode(self, z: Vector) -> Image:
         """V's picture of z f32[Z]: u8[64, 64, 3]."""

@@ -1,0 +1,66 @@
+"""Stage play: drive the dream in a browser, or the real environment by keyboard. Makes RUN/play/, a static page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from wm.cli import parse, run_stage
+from wm.config import EVALUATE_SEEDS
+from wm.run import Run, UserError
+from wm.show.keyboard import drive_by_keyboard
+from wm.show.server import LocalServer
+from wm.show.site import add_runtime, build_site
+
+
+@dataclass(frozen=True)
+class PlayArgs:
+    """What is driven, and where the page is served."""
+
+    world: Literal["dream", "real"] = "dream"
+    """dream: in a browser, as a page that any web server can serve. real: CarRacing in a window, by keyboard, with
+    V's reconstruction beside it."""
+    controller: Literal["controller", "dream"] = "controller"
+    """Whom the page lets drive; controller: evolved on real rollouts. dream: evolved in the dream."""
+    port: int = 8000
+    """Where the page is served, on this machine only; 0 takes any free port."""
+    serve: bool = True
+    """Serve the page until Ctrl-C; --no-serve only writes it."""
+    track: int = EVALUATE_SEEDS.start
+    """Seed of the real track. Default: the first one of the evaluation."""
+    car: Literal["stock", "fast"] = "stock"
+    """Pixels that V is given of the real track: stock, Gymnasium's own, or fast, ours."""
+    source: Path | None = None
+    """Folder of V, M and C, when it is not the run folder that the page goes to."""
+
+
+def main(argv: list[str]) -> None:
+    """Writes the page and serves it until Ctrl-C; or opens a window."""
+    args, config = parse(lambda preset: PlayArgs(), "Drive the dream, or the real track.", argv)
+    run = Run(config.source or args.run)
+    if config.world == "real":
+        if config.track < 0:
+            raise UserError(f"--track {config.track} is no seed: give 0 or more.")
+        drive_by_keyboard(run, config.track, config.car)
+        return
+    folder = Run(args.run).play
+    size = build_site(run, folder, config.controller)
+    add_runtime(folder / "runtime")
+    print(f"{folder}: {size / 1e6:.1f} MB of the run's own; any web server can serve this folder.")
+    if config.serve:
+        serve(folder, config.port)
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serves the page until it is interrupted."""
+    with LocalServer(folder, port) as server:
+        print(f"Drive at {server.url}  (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,93 @@
+"""The real environment by keyboard, in a window, with V's reconstruction beside the camera."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import product
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import pygame
+from numpy.typing import NDArray
+
+import wm.envs  # noqa: F401  registers wm/CarRacing-v3
+from wm.config import FAST_ENV, STOCK_ENV
+from wm.envs.preprocess import preprocess
+from wm.run import Run, UserError
+from wm.show.canvas import FPS, Image, Moment, Pane, side_by_side
+from wm.show.views import WorldModel
+
+Action = NDArray[np.float32]
+
+KEYS = ((pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN), tuple(map(ord, "adws")))
+"""Left, right, gas, brake."""
+
+GAS, BRAKE = 0.8, 0.8
+"""How far the pedals go: at full gas the car spins in every bend."""
+
+
+def keys_to_action() -> dict[tuple[int, ...], Action]:
+    """The action for each set of keys that can be held together; left and right at once is none."""
+    found = {}
+    for (left, right, gas, brake), steer, gives_gas, brakes in product(KEYS, (-1, 0, 1), (False, True), (False, True)):
+        held = [key for key, used in ((left, steer < 0), (right, steer > 0), (gas, gives_gas), (brake, brakes)) if used]
+        if held:
+            found[tuple(held)] = np.array([steer, GAS * gives_gas, BRAKE * brakes], np.float32)
+    return found
+
+
+class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
+    """CarRacing whose `render` gives the camera and V's reconstruction, with action bars, score and step below."""
+
+    def __init__(self, env: gym.Env[Any, Any], world: WorldModel) -> None:
+        """Takes an environment made with render_mode="rgb_array", and the models."""
+        super().__init__(env)
+        self._world = world
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode."""
+        self._observation, info = self.env.reset(**kwargs)
+        self._action, self._score, self._steps = np.zeros(3, np.float32), 0.0, 0
+        return self._observation, info
+
+    def step(self, action: Action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One step, remembered for `render`."""
+        self._observation, reward, terminated, truncated, info = self.env.step(action)
+        self._action, self._score, self._steps = action, self._score + float(reward), self._steps + 1
+        return self._observation, reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """u8[H, W, 3]."""
+        camera: Image = np.asarray(self.env.render(), np.uint8)
+        seen = self._world.decode(self._world.encode(preprocess(self._observation)))
+        panes = (Pane("camera", camera), Pane("V's reconstruction", seen))
+        return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}")))
+
+
+def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> None:
+    """Opens a window to drive a real track in, by the arrow keys or WASD, until it is closed or Escape is pressed.
+
+    Args:
+        run: The run whose V reconstructs.
+        track: The track's seed.
+        car: Whose pixels V is given.
+
+    Raises:
+        UserError: There is no display; or the run lacks something.
+    """
+    try:
+        pygame.display.init()
+    except pygame.error as error:
+        raise UserError(
+            f"there is no display to open a window on ({error}): run this in a desktop session, "
+            "or drive the dream in a browser with `make play`."
+        ) from error
+    env = gym.make(STOCK_ENV if car == "stock" else FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
+    with warnings.catch_warnings():  # it misses matplotlib's windows, which only its plots need
+        warnings.simplefilter("ignore")
+        from gymnasium.utils.play import play
+    print("Drive with the arrow keys or WASD; Escape closes the window.")
+    beside = BesideReconstruction(env, WorldModel(run))
+    play(beside, fps=FPS, keys_to_action=keys_to_action(), seed=track, noop=np.zeros(3, np.float32))
+    env.close()

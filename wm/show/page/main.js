@@ -1,0 +1,211 @@
+// The page: one loop that dreams, draws and shows; what is pressed only leaves wishes for it.
+
+import { Dream, World } from "./dream.js";
+import { Driver } from "./driver.js";
+import { Panel } from "./panel.js";
+
+const $ = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search); // ?start=7&seed=1&temperature=0.5&paused
+
+const MOST_LATE = 8; // steps that may be caught up with before the next picture; what is more is let go
+const PANEL_EVERY = 60; // milliseconds
+const NEXT_DEMO = 2500; // milliseconds that the end of the controller's own dream stays in sight
+
+let world, dream, driver, panel;
+let you = false; // whether you drive
+let paused = asked.has("paused") || matchMedia("(prefers-reduced-motion: reduce)").matches;
+let single = false; // one step though paused
+let wish = null; // {start, seed} to begin at
+let seed = Number(asked.get("seed")) || 0;
+let endedAt = 0;
+
+// --- what can be pressed -----------------------------------------------------------------------------------
+
+function takeOver() {
+  if (paused && !you) paused = false; // who grasps the wheel wants to go
+  you = true;
+}
+
+function handBack() {
+  you = false;
+  driver.letGo();
+}
+
+const restart = () => (wish = { start: dream.start, seed });
+const anotherStart = () => (wish = { start: Math.floor(Math.random() * world.about.starts), seed: Math.floor(Math.random() * 2 ** 31) });
+
+const BUTTONS = {
+  hand: () => (you ? handBack() : takeOver()),
+  pause: () => (paused = !paused),
+  step: () => ([paused, single] = [true, true]),
+  restart,
+  another: anotherStart,
+};
+const SHORTCUTS = { KeyC: "hand", KeyP: "pause", Period: "step", KeyR: "restart", KeyN: "another" };
+
+function listen() {
+  for (const [id, press] of Object.entries(BUTTONS)) {
+    $(id).disabled = false;
+    $(id).addEventListener("click", press);
+  }
+  addEventListener("keydown", (event) => {
+    const id = SHORTCUTS[event.code];
+    if (id && !event.ctrlKey && !event.altKey && !event.metaKey && !(event.repeat && id !== "step")) BUTTONS[id]();
+    if (event.code === "Enter" && dream.over && !(event.target instanceof HTMLButtonElement)) anotherStart();
+  });
+  const slider = $("temperature");
+  slider.disabled = false;
+  slider.addEventListener("input", showTemperature);
+  slider.addEventListener("pointerup", () => slider.blur()); // so that the arrows drive again
+}
+
+const temperature = () => Number($("temperature").value);
+
+function showTemperature() {
+  $("tau").textContent = temperature().toFixed(2);
+  const words = [[0.3, "frozen"], [0.75, "calm"], [1.25, "as learnt"], [1.75, "wild"], [Infinity, "feverish"]];
+  $("mood").textContent = words.find(([most]) => temperature() < most)[1];
+}
+
+// --- what is shown -----------------------------------------------------------------------------------------
+
+/** Writes only what changes: screen readers and layout are spared the rest. */
+function write(id, text) {
+  if ($(id).textContent !== text) $(id).textContent = text;
+}
+
+const points = (score) => score.toFixed(0).replace("-", "−");
+
+function say() {
+  if (dream.over) {
+    const why = dream.over === "terminated" ? "M thinks that the car has left the field" : `${dream.steps} steps are up`;
+    const result = dream.rival ? `You ${points(dream.score)}, controller ${points(dream.rival.score)}. ` : "";
+    return `The dream is over: ${why}. ${result}Once more (R), or from a new start (N)?`;
+  }
+  if (paused) return you ? "Paused. P goes on, . takes one step." : "Paused. P lets the dream run, an arrow key or W A S D takes the wheel.";
+  if (!you) return "The controller drives. Take the wheel: arrow keys, W A S D, or touch the picture.";
+  return dream.steps < 150 ? "You drive. C hands back to the controller." : "";
+}
+
+function show(rates) {
+  document.body.dataset.driver = you ? "you" : "controller";
+  document.body.dataset.paused = String(paused);
+  write("say", say());
+  $("say").hidden = $("say").textContent === "";
+  write("score-you", dream.rival || you ? points(dream.score) : "–");
+  write("score-controller", points(dream.controllerScore));
+  write("count", `step ${dream.steps}`);
+  write("where", `start ${dream.start + 1} of ${world.about.starts}`);
+  write("rate", paused ? "paused" : `${rates.steps.toFixed(0)} steps/s`);
+  $("rate").title = `${rates.pictures.toFixed(0)} pictures a second`;
+  write("hand-text", you ? "Hand back" : "Take the wheel");
+  write("pause-text", paused ? "Go on" : "Pause");
+  $("pause").setAttribute("aria-pressed", String(paused));
+  const [steer, gas, brake] = dream.action;
+  for (const [name, amount] of [["left", -steer], ["right", steer], ["gas", gas], ["brake", brake]]) {
+    $(`pad-${name}`).style.setProperty("--amount", Math.max(0, amount).toFixed(2));
+  }
+}
+
+function showPanel() {
+  panel.draw(dream.state.z, dream.said);
+  if (!dream.said) return;
+  write("reward-now", dream.said.reward.toFixed(2).replace("-", "−"));
+  const percent = 100 * dream.said.terminated;
+  write("end-now", percent < 0.01 ? "below 0.01%" : `${percent.toPrecision(2)}%`);
+}
+
+const picture = $("picture").getContext("2d");
+const pixels = picture.createImageData(64, 64);
+
+function paint(x) {
+  const size = 64 * 64;
+  for (let i = 0; i < size; i++) {
+    for (let colour = 0; colour < 3; colour++) pixels.data[4 * i + colour] = Math.round(255 * x[colour * size + i]);
+    pixels.data[4 * i + 3] = 255;
+  }
+  picture.putImageData(pixels, 0, 0);
+}
+
+/** Counts what happened within the last second. */
+class Rate {
+  times = [];
+  count(now, n) {
+    for (let i = 0; i < n; i++) this.times.push(now);
+    while (this.times.length && this.times[0] <= now - 1000) this.times.shift();
+    return this.times.length;
+  }
+}
+
+// --- the loop ----------------------------------------------------------------------------------------------
+
+async function begin({ start, seed: chosen }) {
+  [seed, single] = [chosen, false];
+  await dream.begin(start, seed);
+  panel.begin();
+}
+
+async function advance() {
+  if (you) dream.fork();
+  await dream.step(you ? driver.act() : null, temperature());
+  panel.add(dream.said);
+  if (dream.over) endedAt = performance.now();
+}
+
+async function live() {
+  const pace = 1000 / world.about.steps_per_second;
+  const [stepped, painted] = [new Rate(), new Rate()];
+  let [last, due, panelAt] = [performance.now(), 0, 0];
+  for (;;) {
+    const now = await new Promise(requestAnimationFrame);
+    due = Math.min(due + (now - last) / pace, MOST_LATE);
+    last = now;
+    if (dream.over && !dream.rival && now > endedAt + NEXT_DEMO && !paused) anotherStart();
+    let taken = 0;
+    let changed = false;
+    if (wish) {
+      const wanted = wish;
+      wish = null;
+      await begin(wanted);
+      changed = true;
+    }
+    if (paused || dream.over) due = 0;
+    if (single && !dream.over) [due, single] = [1, false];
+    for (; due >= 1 && !dream.over && !wish; due -= 1, taken += 1) await advance();
+    if (taken || changed) paint(await dream.picture());
+    const rates = { steps: stepped.count(now, taken), pictures: painted.count(now, taken ? 1 : 0) };
+    show(rates);
+    if ((taken || changed) && (now > panelAt + PANEL_EVERY || paused)) {
+      showPanel();
+      panelAt = now;
+    }
+  }
+}
+
+async function main() {
+  world = await World.load();
+  dream = new Dream(world);
+  const { about } = world;
+  panel = new Panel(about, { z: $("z"), mixture: $("mixture"), reward: $("reward"), end: $("end") });
+  const start = asked.has("start") ? Number(asked.get("start")) : Math.floor(Math.random() * about.starts);
+  if (!(Number.isInteger(start) && start >= 0 && start < about.starts)) throw new Error(`there is no start ${asked.get("start")}`);
+  if (asked.has("temperature")) $("temperature").value = asked.get("temperature");
+  if (!asked.has("seed")) seed = Math.floor(Math.random() * 2 ** 31);
+  await begin({ start, seed });
+  driver = new Driver([...document.querySelectorAll("[data-pad]")], $("picture"), takeOver);
+  const score = about.score ? `, which scores ${about.score.mean.toFixed(0)} on real tracks` : "";
+  write("about", `Run ${about.run}: ${(about.bytes / 1e6).toFixed(1)} MB of weights, computed in this browser (${about.runtime}); nothing leaves it. The controller has 867 of them${score}.`);
+  listen();
+  showTemperature();
+  paint(await dream.picture());
+  show({ steps: 0, pictures: 0 });
+  showPanel();
+  document.body.dataset.ready = "true";
+  await live();
+}
+
+main().catch((error) => {
+  console.error(error);
+  $("say").hidden = false;
+  write("say", `The dream cannot run here: ${error.message}.`);
+});

@@ -1,0 +1,145 @@
+"""The page to drive the dream on: a static folder of a run's graphs, the page's own files, and ONNX Runtime Web.
+
+RUN/play/ index.html style.css *.js    copied from wm/show/page/
+          starts.onnx dream.onnx controller.onnx decoder.onnx world.json    the run
+          runtime/ort.js ort.wasm    onnxruntime-web, fetched from npm once
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+from wm.agent import load_acting
+from wm.config import DreamConfig
+from wm.dream import find_starts, load_networks
+from wm.run import Run, UserError, atomic, file_hash, read_json, write_json
+from wm.show.canvas import FPS
+from wm.show.graphs import controller_graph, decoder_graph, dream_graph, spread, starts_graph
+
+PAGE = Path(__file__).parent / "page"
+"""The page's own files."""
+
+MOST_BYTES = 12_000_000
+"""What a run may add to a page; the runtime is not counted."""
+
+RUNTIME = "onnxruntime-web@1.30.0"
+"""What runs the graphs in a browser, as npm names it. It is fetched, not kept in git: it has 14 MB."""
+RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+"""npm's own integrity of that package."""
+RUNTIME_FILES = {
+    "ort.js": ("ort.wasm.bundle.min.mjs", "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90"),
+    "ort.wasm": ("ort-wasm-simd-threaded.wasm", "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"),
+}
+"""What of it the page needs: our name, its name in the package's dist/, its SHA-256. Every static host knows how to
+serve .js, not every one .mjs."""
+
+
+def build_site(run: Run, target: Path, controller: str = "controller") -> int:
+    """Writes the page of a run, but for the runtime.
+
+    Args:
+        run: The run folder.
+        target: The folder of the page; what is in it is replaced.
+        controller: "controller" or "dream", as `wm.agent.load_acting` has it.
+
+    Returns:
+        Bytes that are the run's own.
+
+    Raises:
+        UserError: The run lacks something, or what is in it does not fit together.
+    """
+    _, theta = load_acting(run, controller)
+    networks = load_networks(run)
+    starts = find_starts(run, networks, DreamConfig())
+    model = networks.mdnrnn
+    miss, hit, end = starts.rewards.tolist()
+    graphs = {
+        "starts": starts_graph(starts),
+        "dream": dream_graph(model, miss=miss, hit=hit),
+        "controller": controller_graph(theta, model.z, model.hidden),
+        "decoder": decoder_graph(networks.vae),
+    }
+    size = sum(map(len, graphs.values()))
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{run.folder} makes {size:,} bytes of graphs, more than {MOST_BYTES:,}: M is too large to share."
+        )
+    world = {
+        "run": run.folder.resolve().name,
+        "controller": controller,
+        "score": _score(run, controller),
+        "z": model.z,
+        "hidden": model.hidden,
+        "actions": model.actions,
+        "mixtures": model.mixtures,
+        "starts": len(starts),
+        "spread": [round(float(value), 4) for value in spread(starts)],
+        "rewards": {"miss": miss, "hit": hit, "end": end},
+        "horizon": DreamConfig.horizon,
+        "steps_per_second": FPS,
+        "bytes": size,
+        "runtime": RUNTIME,
+    }
+    for file in sorted(PAGE.iterdir()):
+        _write(target / file.name, file.read_bytes())
+    for name, graph in graphs.items():
+        _write(target / f"{name}.onnx", graph)
+    write_json(target / "world.json", world)
+    return size
+
+
+def _score(run: Run, controller: str) -> dict[str, float] | None:
+    """The controller's score on real tracks, if it has one."""
+    path = run.score if controller == "controller" else run.folder / "score-dream.json"
+    if not path.exists():
+        return None
+    score = read_json(path)
+    return {"mean": score["mean"], "std": score["std"], "episodes": len(score["returns"])}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+# --- the runtime -----------------------------------------------------------------------------------------
+
+
+def add_runtime(folder: Path) -> None:
+    """Puts the runtime into a folder, unless it is there; npm keeps what it has fetched for the next run.
+
+    Raises:
+        UserError: There is no npm, it cannot fetch the package, or gives another one.
+    """
+    if all((folder / name).exists() and file_hash(folder / name) == sha for name, (_, sha) in RUNTIME_FILES.items()):
+        return
+    with tempfile.TemporaryDirectory() as temporary, tarfile.open(_fetch(Path(temporary))) as package:
+        for name, (member, _) in RUNTIME_FILES.items():
+            file = package.extractfile(f"package/dist/{member}")
+            assert file is not None
+            _write(folder / name, file.read())
+
+
+def _fetch(folder: Path) -> Path:
+    """The package as npm has it, checked."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError(
+            f"npm is missing, which fetches {RUNTIME} for the page: install Node.js with npm "
+            "(https://nodejs.org; on Debian: apt-get install npm), then run the same command again."
+        )
+    command = [npm, "pack", RUNTIME, "--silent", "--prefer-offline", "--pack-destination", str(folder)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    packed = list(folder.glob("*.tgz"))
+    if done.returncode != 0 or len(packed) != 1:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"npm could not fetch {RUNTIME} ({said}): mend the network or npm, and run the command again.")
+    if base64.b64encode(hashlib.sha512(packed[0].read_bytes()).digest()).decode() != RUNTIME_SHA512:
+        raise UserError(f"npm gave another {RUNTIME} than the one that was published: look at npm's registry setting.")
+    return packed[0]
