@@ -11,6 +11,7 @@ CAR ?=
 VIEW ?=
 GRID ?=
 COMPARE ?=
+WORLD ?=
 ARGS ?=
 PYTHON ?= python3
 
@@ -28,14 +29,14 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report publish curves test lint bench
+.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report play publish curves test lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= COMPARE= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
 
@@ -80,6 +81,9 @@ replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fa
 
 report: $(VENV) ## one page of all that RUN tells (COMPARE="other-run ...": beside others) -> report.html
 	$(STAGE) $(SOURCE) $(if $(COMPARE),--compare $(foreach other,$(COMPARE),$(call folder,$(other)))) $(ARGS)
+
+play: $(VENV) ## drive the dream in a browser (WORLD=real: a real track by keyboard, SEED=, CAR=) -> play/
+	$(STAGE) $(SOURCE) $(if $(WORLD),--world $(WORLD)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) $(ARGS)
 
 publish: $(VENV) ## put V, M, starts, C, scores and curves of RUN into data/pretrained
 	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "report", "publish", "curves"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "report", "play", "publish", "curves"),
     *("test", "lint", "bench"),
 ]
 
@@ -20,7 +20,7 @@ TARGETS = [
 def make(*arguments: str, code: int = 0) -> str:
     """The output of make, run in the repository and free of the variables of a make around this test."""
     names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ARGS", "PYTHON"}
-    names |= {"VIEW", "SEED", "CAR", "GRID", "COMPARE"}
+    names |= {"VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD"}
     environment = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("MAKE")}
     done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout + done.stderr
@@ -120,6 +120,7 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     assert commands("report", runs, "COMPARE=other pretrained") == [
         f"report {folder} --compare {tmp_path}/other data/pretrained"
     ]
+    assert commands("play", runs, *given[2:4], "WORLD=real") == [f"play {folder} --world real --track 9 --car fast"]
     assert commands("publish", runs, *given) == [f"publish {folder} --restart"]
 
 
@@ -131,7 +132,7 @@ def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> 
 def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_path: Path) -> None:
     source = "--source data/pretrained"
     assert commands("evaluate", runs, "RUN=pretrained") == [f"evaluate {sizes(tmp_path, 'pretrained')} {source}"]
-    for target in ("replay", "report"):
+    for target in ("replay", "report", "play"):
         assert commands(target, runs, "RUN=pretrained") == [f"{target} --run {tmp_path}/pretrained {source}"]
 
 

@@ -9,6 +9,7 @@ const asked = new URLSearchParams(location.search); // ?start=7&seed=1&temperatu
 
 const MOST_LATE = 8; // steps that may be caught up with before the next picture; what is more is let go
 const PANEL_EVERY = 60; // milliseconds
+const touch = matchMedia("(pointer: coarse)").matches;
 const NEXT_DEMO = 2500; // milliseconds that the end of the controller's own dream stays in sight
 
 let world, dream, driver, panel;
@@ -16,14 +17,17 @@ let you = false; // whether you drive
 let paused = asked.has("paused") || matchMedia("(prefers-reduced-motion: reduce)").matches;
 let single = false; // one step though paused
 let wish = null; // {start, seed} to begin at
-let seed = Number(asked.get("seed")) || 0;
-let endedAt = 0;
+let seed = 0; // of the dream that is on
+let tookAt = 0; // when you took the wheel
+let endedAt = 0; // when the dream came to its end
 
 // --- what can be pressed -----------------------------------------------------------------------------------
 
 function takeOver() {
-  if (paused && !you) paused = false; // who grasps the wheel wants to go
+  if (you) return;
+  paused = false; // who grasps the wheel wants to go
   you = true;
+  tookAt = performance.now();
 }
 
 function handBack() {
@@ -32,7 +36,8 @@ function handBack() {
 }
 
 const restart = () => (wish = { start: dream.start, seed });
-const anotherStart = () => (wish = { start: Math.floor(Math.random() * world.about.starts), seed: Math.floor(Math.random() * 2 ** 31) });
+const below = (count) => Math.floor(Math.random() * count);
+const anotherStart = () => (wish = { start: below(world.about.starts), seed: below(2 ** 31) });
 
 const BUTTONS = {
   hand: () => (you ? handBack() : takeOver()),
@@ -51,7 +56,10 @@ function listen() {
   addEventListener("keydown", (event) => {
     const id = SHORTCUTS[event.code];
     if (id && !event.ctrlKey && !event.altKey && !event.metaKey && !(event.repeat && id !== "step")) BUTTONS[id]();
-    if (event.code === "Enter" && dream.over && !(event.target instanceof HTMLButtonElement)) anotherStart();
+    if (event.code === "Space" && event.target === document.body) {
+      event.preventDefault(); // it would scroll
+      BUTTONS.pause();
+    }
   });
   const slider = $("temperature");
   slider.disabled = false;
@@ -79,12 +87,13 @@ const points = (score) => score.toFixed(0).replace("-", "−");
 function say() {
   if (dream.over) {
     const why = dream.over === "terminated" ? "M thinks that the car has left the field" : `${dream.steps} steps are up`;
-    const result = dream.rival ? `You ${points(dream.score)}, controller ${points(dream.rival.score)}. ` : "";
-    return `The dream is over: ${why}. ${result}Once more (R), or from a new start (N)?`;
+    const result = dream.rival ? `You\u00a0${points(dream.score)}, controller\u00a0${points(dream.rival.score)}. ` : "";
+    return `The dream is over: ${why}. ${result}${touch ? "" : "R: again. N: new start."}`;
   }
-  if (paused) return you ? "Paused. P goes on, . takes one step." : "Paused. P lets the dream run, an arrow key or W A S D takes the wheel.";
-  if (!you) return "The controller drives. Take the wheel: arrow keys, W A S D, or touch the picture.";
-  return dream.steps < 150 ? "You drive. C hands back to the controller." : "";
+  const wheel = touch ? "touch the picture or the pads" : "arrow keys or W A S D";
+  if (paused) return you ? "Paused while you drive." : `Paused. To take the wheel: ${wheel}.`;
+  if (!you) return `The controller drives. Take the wheel: ${wheel}.`;
+  return performance.now() < tookAt + 4000 ? `You drive${touch ? "" : ". C hands back to the controller"}.` : "";
 }
 
 function show(rates) {
@@ -94,10 +103,10 @@ function show(rates) {
   $("say").hidden = $("say").textContent === "";
   write("score-you", dream.rival || you ? points(dream.score) : "–");
   write("score-controller", points(dream.controllerScore));
-  write("count", `step ${dream.steps}`);
+  write("count", `step ${dream.steps} of ${world.about.horizon}`);
   write("where", `start ${dream.start + 1} of ${world.about.starts}`);
   write("rate", paused ? "paused" : `${rates.steps.toFixed(0)} steps/s`);
-  $("rate").title = `${rates.pictures.toFixed(0)} pictures a second`;
+  write("pictures", rates.pictures.toFixed(0));
   write("hand-text", you ? "Hand back" : "Take the wheel");
   write("pause-text", paused ? "Go on" : "Pause");
   $("pause").setAttribute("aria-pressed", String(paused));
@@ -113,6 +122,12 @@ function showPanel() {
   write("reward-now", dream.said.reward.toFixed(2).replace("-", "−"));
   const percent = 100 * dream.said.terminated;
   write("end-now", percent < 0.01 ? "below 0.01%" : `${percent.toPrecision(2)}%`);
+}
+
+function aboutRun() {
+  const { run, bytes, runtime, score } = world.about;
+  const real = score ? ` On ${score.episodes} real tracks the controller scores ${score.mean.toFixed(0)} ± ${score.std.toFixed(0)}.` : "";
+  return `Run ${run}: ${(bytes / 1e6).toFixed(1)} MB of weights, computed in your browser by ${runtime}; nothing leaves it.${real}`;
 }
 
 const picture = $("picture").getContext("2d");
@@ -187,14 +202,16 @@ async function main() {
   dream = new Dream(world);
   const { about } = world;
   panel = new Panel(about, { z: $("z"), mixture: $("mixture"), reward: $("reward"), end: $("end") });
-  const start = asked.has("start") ? Number(asked.get("start")) : Math.floor(Math.random() * about.starts);
-  if (!(Number.isInteger(start) && start >= 0 && start < about.starts)) throw new Error(`there is no start ${asked.get("start")}`);
+  const start = asked.has("start") ? Number(asked.get("start")) : below(about.starts);
+  if (!(Number.isInteger(start) && start >= 0 && start < about.starts)) {
+    throw new Error(`there is no start ${asked.get("start")}, only 0 to ${about.starts - 1}`);
+  }
   if (asked.has("temperature")) $("temperature").value = asked.get("temperature");
-  if (!asked.has("seed")) seed = Math.floor(Math.random() * 2 ** 31);
-  await begin({ start, seed });
+  await begin({ start, seed: asked.has("seed") ? Number(asked.get("seed")) : below(2 ** 31) });
   driver = new Driver([...document.querySelectorAll("[data-pad]")], $("picture"), takeOver);
-  const score = about.score ? `, which scores ${about.score.mean.toFixed(0)} on real tracks` : "";
-  write("about", `Run ${about.run}: ${(about.bytes / 1e6).toFixed(1)} MB of weights, computed in this browser (${about.runtime}); nothing leaves it. The controller has 867 of them${score}.`);
+  write("numbers", String(about.z));
+  write("futures", String(about.mixtures));
+  write("about", aboutRun());
   listen();
   showTemperature();
   paint(await dream.picture());

@@ -54,7 +54,7 @@ export class Panel {
     ink.fillStyle = colour("you");
     for (let i = 0; i < count; i++) {
       // As strong as the dimension differs between moments: a dead one is noise that nobody sees.
-      ink.globalAlpha = 0.18 + 0.82 * Math.min(1, this.about.spread[i] / 0.5);
+      ink.globalAlpha = 0.12 + 0.88 * Math.min(1, this.about.spread[i] / 0.5) ** 2;
       const value = Math.min(Math.max(z[i] / 3, -1), 1) * (height / 2);
       ink.fillRect(i * pitch + 1, Math.min(height / 2, height / 2 - value), Math.max(pitch - 2, 1), Math.abs(value));
     }
