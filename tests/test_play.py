@@ -1,0 +1,228 @@
+"""Stage play: the page it writes and serves, and the real track by keyboard."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import gymnasium as gym
+import numpy as np
+import pygame
+import pytest
+
+import wm.envs  # noqa: F401
+from stages import play
+from tests.toy_dream import make_toy_run
+from wm.config import FAST_ENV
+from wm.controller.linear import parameter_count, save_controller
+from wm.run import Run, UserError, file_hash
+from wm.show import keyboard, site
+from wm.show.keyboard import BesideReconstruction, drive_by_keyboard, keys_to_action
+from wm.show.site import MOST_BYTES, RUNTIME, RUNTIME_FILES, add_runtime, build_site
+from wm.show.views import WorldModel
+
+ROOT = Path(__file__).parent.parent
+PRETRAINED = Run(ROOT / "data" / "pretrained")
+TRACK = 2_000_000_000
+GRAPHS = ("starts", "dream", "controller", "decoder")
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests need none of it, and no network."""
+    monkeypatch.setattr(play, "add_runtime", lambda folder: None)
+
+
+def test_the_committed_run_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], no_runtime: None) -> None:
+    play.main(["--run", str(tmp_path / "r"), "--source", str(PRETRAINED.folder), "--no-serve"])
+    folder = tmp_path / "r" / "play"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"{name}.onnx" for name in GRAPHS} | {"world.json"} | {path.name for path in site.PAGE.iterdir()}
+    size = sum((folder / f"{name}.onnx").stat().st_size for name in GRAPHS)
+    assert size < 2_500_000 < MOST_BYTES
+    assert capsys.readouterr().out == (
+        f"{folder}: {size / 1e6:.1f} MB of the run's own; any web server can serve this folder.\n"
+    )
+    world = json.loads((folder / "world.json").read_text())
+    assert (world["run"], world["bytes"], world["starts"], world["horizon"]) == ("pretrained", size, 512, 1000)
+    assert world["score"]["episodes"] == 100
+    assert len(world["spread"]) == world["z"] == 32
+
+
+def test_a_run_of_other_sizes(tmp_path: Path) -> None:
+    """V and M are smaller, the starts are drawn from its record, and the controller is the dream's."""
+    run = make_toy_run(tmp_path)
+    made_from = {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
+    theta = np.zeros(parameter_count(12), np.float32)
+    save_controller(run.dream, theta, {"made_from": made_from, "config": {"precision": "float32"}})
+    size = build_site(run, run.play, "dream")
+    world = json.loads((run.play / "world.json").read_text())
+    assert (world["z"], world["hidden"], world["mixtures"], world["score"]) == (4, 8, 3, None)
+    assert size < 10_000_000
+    with pytest.raises(UserError, match=r"controller\.npz is missing: make it with `make controller`"):
+        build_site(run, run.play)
+
+
+def test_a_run_that_is_too_large_for_a_page_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"pretrained makes 2,\d+,\d+ bytes of graphs, more than 1,000"):
+        build_site(PRETRAINED, tmp_path / "play")
+    assert not (tmp_path / "play").exists()
+
+
+def test_the_page_asks_nobody_else() -> None:
+    """Its policy forbids it, and no address of another place is in it."""
+    for path in site.PAGE.iterdir():
+        assert not re.search(r"https?:|//[a-z]+\.", path.read_text()), path
+    page = (site.PAGE / "index.html").read_text()
+    assert "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src 'self'" in page
+
+
+def test_every_element_that_the_script_looks_for_is_in_the_page() -> None:
+    page = (site.PAGE / "index.html").read_text()
+    for script in site.PAGE.glob("*.js"):
+        for name in re.findall(r"""(?:\$|write)\("([\w-]+)\"""", script.read_text()):
+            assert f'id="{name}"' in page, name
+
+
+SERVE = "import sys; from pathlib import Path; from stages.play import serve; serve(Path(sys.argv[1]), 0)"
+
+
+def test_serving_until_it_is_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("here")
+    command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler); {SERVE}"]
+    process = subprocess.Popen([*command, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = re.fullmatch(r"Drive at (http://127\.0\.0\.1:\d+/)  \(Ctrl-C ends it\)\n", process.stdout.readline())
+    assert said is not None
+    with urlopen(said[1], timeout=30) as answer:
+        assert answer.read() == b"here"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+# --- the runtime ------------------------------------------------------------------------------------------
+
+
+def put_npm(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A program called npm that stands before the real one."""
+    npm = folder / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{npm.parent}:{os.environ['PATH']}")
+
+
+def test_without_npm_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        add_runtime(tmp_path / "runtime")
+    assert str(error.value) == (
+        f"npm is missing, which fetches {RUNTIME} for the page: install Node.js with npm "
+        "(https://nodejs.org; on Debian: apt-get install npm), then run the same command again."
+    )
+
+
+def test_an_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_npm(tmp_path, monkeypatch, "echo first >&2; echo no network >&2; exit 1")
+    with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} \(no network\): mend the network"):
+        add_runtime(tmp_path / "runtime")
+
+
+def test_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_npm(tmp_path, monkeypatch, 'echo something else > "$6/onnxruntime-web-1.30.0.tgz"')
+    with pytest.raises(UserError, match=rf"npm gave another {RUNTIME} than the one that was published"):
+        add_runtime(tmp_path / "runtime")
+    assert not (tmp_path / "runtime").exists()
+
+
+def test_the_runtime_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def fetch(folder: Path) -> Path:
+        fetched.append(folder)
+        with tarfile.open(folder / "package.tgz", "w:gz") as package:
+            for name, (member, _) in RUNTIME_FILES.items():
+                (folder / name).write_text(name)
+                package.add(folder / name, f"package/dist/{member}")
+        return folder / "package.tgz"
+
+    runtime = tmp_path / "runtime"
+    monkeypatch.setattr(site, "_fetch", fetch)
+    add_runtime(runtime)
+    assert {path.name: path.read_text() for path in runtime.iterdir()} == {name: name for name in RUNTIME_FILES}
+    known = {name: (member, file_hash(runtime / name)) for name, (member, _) in RUNTIME_FILES.items()}
+    monkeypatch.setattr(site, "RUNTIME_FILES", known)
+    add_runtime(runtime)
+    assert len(fetched) == 1
+    (runtime / "ort.js").write_text("damaged")
+    add_runtime(runtime)
+    assert len(fetched) == 2
+
+
+# --- the real track ---------------------------------------------------------------------------------------
+
+
+def test_keys() -> None:
+    keys = keys_to_action()
+    assert keys[(pygame.K_LEFT,)].tolist() == keys[(ord("a"),)].tolist() == [-1, 0, 0]
+    np.testing.assert_allclose(keys[(pygame.K_RIGHT, pygame.K_UP)], [1, 0.8, 0])
+    np.testing.assert_allclose(keys[(ord("d"), ord("s"))], [1, 0, 0.8])
+    space = gym.make(FAST_ENV, disable_env_checker=True).action_space
+    assert all(action in space for action in keys.values())
+    assert len(keys) == 2 * (3 * 4 - 1)
+
+
+def test_the_reconstruction_is_of_the_frame_that_is_shown() -> None:
+    env = gym.make(FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
+    beside = BesideReconstruction(env, WorldModel(PRETRAINED))
+    beside.reset(seed=TRACK)
+    for _ in range(60):  # past the zoom-in
+        beside.step(np.array([0, 0.3, 0], np.float32))
+    shown = beside.render()
+    assert shown.dtype == np.uint8
+    half = shown.shape[1] // 2
+    grassy = [
+        ((part[..., 1] > 1.5 * part[..., 0]) & (part[..., 1] > 120)).mean()
+        for part in (shown[:, :half], shown[:, half:])
+    ]
+    assert min(grassy) > 0.2
+    assert abs(grassy[0] - grassy[1]) < 0.15
+    env.close()
+
+
+def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    actions: list[Any] = []
+
+    class Watched(BesideReconstruction):
+        def step(self, action: Any) -> Any:
+            actions.append(action.tolist())
+            if len(actions) == 3:
+                pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_UP))
+            if len(actions) == 6:
+                pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
+            return super().step(action)
+
+    monkeypatch.setattr(keyboard, "BesideReconstruction", Watched)
+    drive_by_keyboard(PRETRAINED, TRACK, "fast")
+    np.testing.assert_allclose(actions, [[0, 0, 0]] * 3 + [[0, 0.8, 0]] * 3)
+    assert capsys.readouterr().out == "Drive with the arrow keys or WASD; Escape closes the window.\n"
+
+
+def test_without_a_display_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "none-such")
+    with pytest.raises(UserError, match=r"^there is no display to open a window on \(.+\): .* with `make play`\.$"):
+        play.main(["--run", "x", "--source", str(PRETRAINED.folder), "--world", "real"])
+    with pytest.raises(UserError, match=r"--track -1 is no seed"):
+        play.main(["--run", "x", "--world", "real", "--track", "-1"])
