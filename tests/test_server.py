@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wm.run import UserError
-from wm.show.server import LocalServer
+from wm.show.server import ADDRESS, LocalServer
 
 SECRET = b"not to be served"
 
@@ -36,7 +36,7 @@ def server(tmp_path: Path) -> Iterator[LocalServer]:
 
 
 def get(server: LocalServer, path: str, method: str = "GET") -> tuple[int, str, bytes]:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+    connection = http.client.HTTPConnection(ADDRESS, server.server_port, timeout=30)
     connection.request(method, path)
     answer = connection.getresponse()
     body = answer.read()
@@ -46,7 +46,7 @@ def get(server: LocalServer, path: str, method: str = "GET") -> tuple[int, str, 
 
 def raw(server: LocalServer, request: bytes) -> bytes:
     """What comes back for these very bytes."""
-    with socket.create_connection(server.server_address[:2], timeout=30) as client:
+    with socket.create_connection((ADDRESS, server.server_port), timeout=30) as client:
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
         found = b""
@@ -64,7 +64,7 @@ def test_files_and_their_types(server: LocalServer) -> None:
 
 def test_only_this_machine_can_reach_it(server: LocalServer) -> None:
     assert server.server_address[0] == "127.0.0.1"
-    assert server.url == f"http://127.0.0.1:{server.server_address[1]}/"
+    assert server.url == f"http://127.0.0.1:{server.server_port}/"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_malformed_requests_are_survived(
 
 
 def test_a_client_that_only_waits_keeps_nobody_waiting(server: LocalServer) -> None:
-    with socket.create_connection(server.server_address[:2]) as idle:
+    with socket.create_connection((ADDRESS, server.server_port)) as idle:
         idle.sendall(b"GET / HT")
         assert get(server, "/")[0] == 200
 
@@ -121,7 +121,7 @@ def test_clients_that_go_away_are_no_errors(
     server: LocalServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "play" / "large.bin").write_bytes(bytes(20_000_000))
-    client = socket.create_connection(server.server_address[:2])
+    client = socket.create_connection((ADDRESS, server.server_port))
     client.sendall(b"GET /large.bin HTTP/1.0\r\n\r\n")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset instead of a farewell
     client.close()
@@ -130,7 +130,7 @@ def test_clients_that_go_away_are_no_errors(
 
 
 def test_ports(server: LocalServer, tmp_path: Path) -> None:
-    port = server.server_address[1]
+    port = server.server_port
     with pytest.raises(UserError, match=rf"^port {port} is taken: choose another one with --port, or --port 0"):
         LocalServer(tmp_path, port)
     for none in (-1, 65536):

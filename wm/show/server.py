@@ -99,7 +99,7 @@ class LocalServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where a browser finds it."""
-        return f"http://{ADDRESS}:{self.server_address[1]}/"
+        return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone away is no error; a defect of ours shows its traceback and ends that request only."""
