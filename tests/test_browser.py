@@ -6,6 +6,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,18 @@ def test_the_controller_drives_at_first_and_the_page_says_what_to_do(open_page: 
     keep(page, "desktop-whole")
 
 
+def test_it_runs_at_real_speed_and_not_faster(open_page: Open) -> None:
+    """Busy machines are slower, and say so; none is faster than 50 steps a second."""
+    page = ready(open_page("?start=3&seed=1"))
+    wait_for_step(page, 20)
+    before, since = steps(page), time.monotonic()
+    page.wait_for_timeout(3000)
+    taken, seconds = steps(page) - before, time.monotonic() - since
+    assert 0 < taken <= 50 * seconds + 10
+    shown = int(page.inner_text("#rate").removesuffix(" steps/s"))
+    assert 0 < shown <= 60
+
+
 def test_dreams_are_repeated_step_by_step(open_page: Open) -> None:
     """The same start with the same luck is the same dream; with other luck it is another one."""
     found = []
@@ -387,6 +401,18 @@ def test_everything_has_a_name(open_page: Open) -> None:
             )
     assert page.locator("#say[role=status]").count() == 1
     assert page.locator("h1").count() == 1
+
+
+def test_any_static_host_will_do_at_any_path(browser: Browser, site: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"http://127.0.0.1:{server.server_port}/play/?start=7")
+        wait_for_step(ready(page), 3)
+        page.close()
+        server.shutdown()
 
 
 # --- ends and errors --------------------------------------------------------------------------------------

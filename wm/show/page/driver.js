@@ -31,6 +31,8 @@ export class Driver {
     addEventListener("keyup", (event) => this.held.delete(event.code));
     addEventListener("blur", () => this.letGo()); // the keyup goes to another window
 
+    for (const each of [...pads, picture]) each.addEventListener("contextmenu", (event) => event.preventDefault()); // long presses
+
     for (const pad of pads) {
       pad.addEventListener("pointerdown", (event) => {
         event.preventDefault();
