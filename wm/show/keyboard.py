@@ -61,7 +61,7 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
         """u8[H, W, 3]."""
         camera: Image = np.asarray(self.env.render(), np.uint8)
         seen = self._world.decode(self._world.encode(preprocess(self._observation)))
-        panes = (Pane("camera", camera), Pane("V's reconstruction", seen))
+        panes = (Pane("camera", camera), Pane("V's reconstruction", seen, "of what is above the dashboard"))
         return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}")))
 
 

@@ -121,7 +121,7 @@ function showPanel() {
   if (!dream.said) return;
   write("reward-now", dream.said.reward.toFixed(2).replace("-", "−"));
   const percent = 100 * dream.said.terminated;
-  write("end-now", percent < 0.01 ? "below 0.01%" : `${percent.toPrecision(2)}%`);
+  write("end-now", percent < 0.01 ? "< 0.01%" : `${percent.toPrecision(2)}%`);
 }
 
 function aboutRun() {

@@ -34,10 +34,9 @@ export class Panel {
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     this.#bars(z, colour);
     this.#mixture(said, colour);
-    const { miss, hit } = this.about.rewards;
-    const [low, high] = [Math.min(miss, 0), Math.max(hit, 1)];
+    const [low, high] = [Math.min(...this.rewards, -0.1), Math.max(...this.rewards, 1)];
     this.#curve(this.canvases.reward, this.rewards, (r) => (r - low) / (high - low), colour("you"), colour, [
-      [0, "0"], [hit, hit.toFixed(1)],
+      [0, "0"], [1, "1"],
     ]);
     const log = (p) => 1 - Math.log(Math.max(p, LOWEST)) / Math.log(LOWEST);
     this.#curve(this.canvases.end, this.chances, log, colour("warn"), colour, [
