@@ -82,12 +82,13 @@ function write(id, text) {
   if ($(id).textContent !== text) $(id).textContent = text;
 }
 
-const points = (score) => score.toFixed(0).replace("-", "−");
+/** A number with a true minus sign, and none before a zero. */
+const written = (value, digits = 0) => value.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−");
 
 function say() {
   if (dream.over) {
     const why = dream.over === "terminated" ? "M thinks that the car has left the field" : `${dream.steps} steps are up`;
-    const result = dream.rival ? `You\u00a0${points(dream.score)}, controller\u00a0${points(dream.rival.score)}. ` : "";
+    const result = dream.rival ? `You\u00a0${written(dream.score)}, controller\u00a0${written(dream.rival.score)}. ` : "";
     return `The dream is over: ${why}. ${result}${touch ? "" : "R: again. N: new start."}`;
   }
   const wheel = touch ? "touch the picture or the pads" : "arrow keys or W A S D";
@@ -101,8 +102,8 @@ function show(rates) {
   document.body.dataset.paused = String(paused);
   write("say", say());
   $("say").hidden = $("say").textContent === "";
-  write("score-you", dream.rival || you ? points(dream.score) : "–");
-  write("score-controller", points(dream.controllerScore));
+  write("score-you", dream.rival || you ? written(dream.score) : "–");
+  write("score-controller", written(dream.controllerScore));
   write("count", `step ${dream.steps} of ${world.about.horizon}`);
   write("where", `start ${dream.start + 1} of ${world.about.starts}`);
   write("rate", paused ? "paused" : `${rates.steps.toFixed(0)} steps/s`);
@@ -119,7 +120,7 @@ function show(rates) {
 function showPanel() {
   panel.draw(dream.state.z, dream.said);
   if (!dream.said) return;
-  write("reward-now", dream.said.reward.toFixed(2).replace("-", "−"));
+  write("reward-now", written(dream.said.reward, 2));
   const percent = 100 * dream.said.terminated;
   write("end-now", percent < 0.01 ? "< 0.01%" : `${percent.toPrecision(2)}%`);
 }
