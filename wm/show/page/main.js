@@ -46,7 +46,7 @@ const BUTTONS = {
   restart,
   another: anotherStart,
 };
-const SHORTCUTS = { KeyC: "hand", KeyP: "pause", Period: "step", KeyR: "restart", KeyN: "another" };
+const SHORTCUTS = { c: "hand", p: "pause", ".": "step", r: "restart", n: "another" };
 
 function listen() {
   for (const [id, press] of Object.entries(BUTTONS)) {
@@ -54,7 +54,8 @@ function listen() {
     $(id).addEventListener("click", press);
   }
   addEventListener("keydown", (event) => {
-    const id = SHORTCUTS[event.code];
+    if (event.defaultPrevented) return; // it drives, by where it lies, whatever letter a layout has there
+    const id = SHORTCUTS[event.key.toLowerCase()];
     if (id && !event.ctrlKey && !event.altKey && !event.metaKey && !(event.repeat && id !== "step")) BUTTONS[id]();
     if (event.code === "Space" && event.target === document.body) {
       event.preventDefault(); // it would scroll
