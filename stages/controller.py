@@ -15,6 +15,7 @@ from wm.cli import parse, run_stage
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, fit_basis
 from wm.controller.linear import load_controller, parameter_count
+from wm.controller.revisit import track_group
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
@@ -63,8 +64,9 @@ def main(argv: list[str]) -> None:
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
-            def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                seeds = [tracks[(generation - 1) * config.tracks + t] for t in range(config.tracks)]
+            def evaluate(candidates: Array, history: list[float]) -> tuple[Array, int]:
+                group = track_group(history, args.seed, config.revisit)
+                seeds = [tracks[group * config.tracks + t] for t in range(config.tracks)]
                 trials = [
                     Trial(c, s, config.max_steps, config.cut_after, config.disturb) for c in candidates for s in seeds
                 ]

@@ -11,7 +11,20 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS: list[set[str]] = [
     {"stages"},
-    {"agent", "calibration", "collect", "dream", "evolve", "policies", "rollout", "show", "train", "trials", "workers"},
+    {
+        "agent",
+        "calibration",
+        "carry",
+        "collect",
+        "dream",
+        "evolve",
+        "policies",
+        "rollout",
+        "show",
+        "train",
+        "trials",
+        "workers",
+    },
     {"vision", "memory", "controller", "envs", "store", "artifact"},
     {"config", "run", "cli"},
 ]

@@ -202,6 +202,8 @@ class ControllerConfig(EvolutionConfig):
     cut_after: int = 100
     """Cut a training rollout short after so many steps without a new tile, and charge it 0.1 for each step not
     driven; 0: never. Selection and evaluation are never cut."""
+    revisit: float = 0.0
+    """Chance that a generation meets tracks once more on which an earlier population did badly. Paper: 0."""
     disturb: float = 0.0
     """Chance a step that a burst of brownian actions disturbs a training rollout, as in driven episodes: what follows
     is then practised. Paper: 0. Selection and evaluation are never disturbed."""
