@@ -101,7 +101,9 @@ def test_the_average_of_the_last_means_also_after_a_resume() -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_maximises_a_noisy_function_and_goes_on_exactly(name: str) -> None:
     def make() -> EvolutionStrategy:
-        return make_es(name, np.full(30, -0.5), sigma0=0.1, sigma_min=0.0, sigma_max=0.5, popsize=16, seed=3, lr=0.05)
+        return make_es(
+            name, np.full(30, -0.5), sigma0=0.1, sigma_min=0.0, sigma_max=0.5, popsize=16, seed=3, lr=0.05, ranks=True
+        )
 
     whole, part = make(), make()
     assert isinstance(whole, STRATEGIES[name])
@@ -128,6 +130,21 @@ def test_openes_samples_are_mirrored_and_its_step_is_adams() -> None:
             gradient = ranks @ (candidates - mean)
             np.testing.assert_allclose(es.mean, 0.05 * np.sign(gradient), rtol=1e-4)
     assert es.sigma == 0.2
+
+
+def test_openes_by_fitness_pulls_as_much_as_candidates_differ() -> None:
+    es = OpenES(np.zeros(4), sigma0=0.2, popsize=8, seed=0, lr=0.05, ranks=False)
+    m, v = np.zeros((2, 4))
+    for generation, spread in enumerate((1.0, 100.0), start=1):
+        before = es.mean
+        asked = es.ask()
+        fitness = 850 + spread * asked[:, 0]
+        gradient = np.mean((fitness - fitness.mean())[:, None] * (asked - before), axis=0) / 0.2**2
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        es.tell(fitness)
+        step = 0.05 * m / (1 - 0.9**generation) / (np.sqrt(v / (1 - 0.999**generation)) + 1e-8)
+        np.testing.assert_allclose(es.mean - before, step, rtol=1e-9)
+    np.testing.assert_array_equal(restored(es.state()).mean, es.mean)
 
 
 def test_openes_does_not_move_on_equal_fitness_and_wants_an_even_popsize() -> None:

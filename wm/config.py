@@ -160,6 +160,8 @@ class EvolutionConfig:
     samples, ranks, Adam). Paper: CMA-ES."""
     lr: float = 0.02
     """Learning rate of openes; the others have none."""
+    ranks: bool = True
+    """What openes weighs its candidates by: their ranks, as the others do, or the fitness itself (--no-ranks)."""
     popsize: int = 64
     """Candidates a generation. Paper: 64."""
     sigma0: float = 0.1

@@ -173,6 +173,7 @@ def evolve(
             popsize=config.popsize,
             seed=seed,
             lr=config.lr,
+            ranks=config.ranks,
         )
         state = Evolution(es, made_from=made_from)
 

@@ -176,16 +176,20 @@ class SeparableCMAES(CMAES):
 
 
 class OpenES(EvolutionStrategy):
-    """OpenAI's evolution strategy (Salimans et al., 2017): mirrored samples, ranks, Adam on the estimated gradient."""
+    """OpenAI's evolution strategy (Salimans et al., 2017): mirrored samples, ranks, Adam on the estimated gradient.
+
+    With ranks every generation pulls alike. With the fitness itself those pull more in which candidates differ more,
+    as the gradient of the expected fitness has it: a track that is lost by some, and not one that all drive as well.
+    """
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-    def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int, lr: float) -> None:
-        """As any strategy; the step size stays, `lr` is Adam's learning rate, and `popsize` has to be even."""
+    def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int, lr: float, ranks: bool = True) -> None:
+        """As any strategy; sigma stays, `lr` is Adam's learning rate, `popsize` has to be even, `ranks` or fitness."""
         if popsize % 2:
             raise ValueError(f"popsize {popsize} is not even: the samples are mirrored")
         super().__init__(start, sigma0=sigma0, popsize=popsize, seed=seed)
-        self._settings["lr"] = lr
+        self._settings |= {"lr": lr, "ranks": ranks}
         self._rng = np.random.default_rng(seed)
         self._mean = start.copy()
         self._m, self._v = np.zeros((2, len(start)))
@@ -205,10 +209,12 @@ class OpenES(EvolutionStrategy):
         return self._mean + self.sigma * np.concatenate([noise, -noise])
 
     def _update(self, fitness: Array) -> None:
-        # Equal fitness gets equal rank, so that candidates that all fail pull nowhere.
-        _, place, count = np.unique(fitness, return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(count) - (count + 1) / 2)[place] / (len(fitness) - 1) - 0.5
-        gradient = ranks @ (self._asked - self._mean) / (len(fitness) * self.sigma**2)
+        weights = fitness - fitness.mean()
+        if self._settings["ranks"]:
+            # Equal fitness gets equal rank, so that candidates that all fail pull nowhere.
+            _, place, count = np.unique(fitness, return_inverse=True, return_counts=True)
+            weights = (np.cumsum(count) - (count + 1) / 2)[place] / (len(fitness) - 1) - 0.5
+        gradient = weights @ (self._asked - self._mean) / (len(fitness) * self.sigma**2)
         steps = self.generation + 1
         self._m = self.BETA1 * self._m + (1 - self.BETA1) * gradient
         self._v = self.BETA2 * self._v + (1 - self.BETA2) * gradient**2
@@ -221,8 +227,19 @@ STRATEGIES: dict[str, type[EvolutionStrategy]] = {"cmaes": CMAES, "sep-cmaes": S
 
 
 def make_es(
-    name: str, start: Array, *, sigma0: float, sigma_min: float, sigma_max: float, popsize: int, seed: int, lr: float
+    name: str,
+    start: Array,
+    *,
+    sigma0: float,
+    sigma_min: float,
+    sigma_max: float,
+    popsize: int,
+    seed: int,
+    lr: float,
+    ranks: bool,
 ) -> EvolutionStrategy:
     """A strategy of `STRATEGIES` with the settings of `ControllerConfig`, of which each takes what it knows."""
-    own = {"lr": lr} if name == "openes" else {"sigma_max": sigma_max, "sigma_min": sigma_min}
+    own: dict[str, float] = (
+        {"lr": lr, "ranks": ranks} if name == "openes" else {"sigma_max": sigma_max, "sigma_min": sigma_min}
+    )
     return STRATEGIES[name](start, sigma0=sigma0, popsize=popsize, seed=seed, **own)
