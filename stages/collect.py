@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
-    with run.stage("collect", config, args.seed, args.restart):
+    with run.stage("collect", config, args.seed, args.restart) as begin:
         if args.restart and run.rollouts.exists():
             shutil.rmtree(run.rollouts)
         run.rollouts.mkdir(exist_ok=True)
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
         if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
             return
+        begin()
         summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]

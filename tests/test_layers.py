@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
         "workers",
     },
     {"vision", "memory", "controller", "envs", "store", "artifact"},
-    {"config", "run", "cli"},
+    {"config", "run", "cli", "signals"},
 ]
 """From the top; a module may import its own layer and those below."""
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import wm.train
 from wm.artifact import save_artifact
-from wm.run import Interrupted, Run, UserError, read_metrics
+from wm.run import Run, UserError, read_metrics
+from wm.signals import Interrupted
 from wm.train import Best, derived_seed, forget, is_finished, seeded, train
 
 CPU = torch.device("cpu")

@@ -20,9 +20,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wm.artifact import load_artifact, read_tensors
+from wm.artifact import load_artifact, read_tensors, write_tensors
 from wm.config import RUN_FORMAT, changed_fields
-from wm.run import Interrupted, Metrics, Progress, Run, UserError, atomic, check_made_from
+from wm.run import Metrics, Progress, Run, UserError, check_made_from
+from wm.signals import Interrupted
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -306,8 +307,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "state": asdict(state),
     }
-    with atomic(path) as temporary:
-        torch.save(checkpoint, temporary)
+    write_tensors(path, checkpoint)
 
 
 def _resume(

@@ -9,6 +9,7 @@ Every dataset is chunked and has fletcher32 checksums, so that a flipped bit is 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,41 @@ COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "sh
 """Chosen by `python -m tests.bench_store`; see the table in docs/formats.md."""
 
 
+class _Output(io.FileIO):
+    """A file that HDF5 writes through; it keeps the first failure for `check` and lets what follows go nowhere.
+
+    HDF5's own driver loses a full disk: h5py meets the error while it closes objects, where it can only be printed, the
+    file passes for whole, and the library may crash later.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Writes all of `content`."""
+        left = memoryview(content).cast("B")
+        size = len(left)
+        try:
+            while left and self.failure is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.failure = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Sets the length."""
+        if self.failure is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.failure = error
+        return size or 0
+
+    def check(self) -> None:
+        """Raises what a write has met."""
+        if self.failure is not None:
+            raise self.failure
+
+
 class ColumnWriter:
     """Appends episodes to a new file; memory is bounded by one episode. Use as a context manager."""
 
@@ -38,7 +74,8 @@ class ColumnWriter:
         `compression` is `COMPRESSION`, or empty where nothing is to be gained.
         """
         self._compression = compression
-        self._file = h5py.File(path, "w", libver="v110")
+        self._output = _Output(path, "wb+")
+        self._file = h5py.File(self._output, "w", libver="v110")
         self._file.attrs.update({"format": RUN_FORMAT, "kind": kind, **attributes})
         self._rows: list[Array] = []
 
@@ -52,12 +89,16 @@ class ColumnWriter:
             table = np.concatenate(self._rows)
             self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
         self._file.close()
+        self._output.close()
+        if kind is None:
+            self._output.check()
 
     def append(self, row: Array, frame: Mapping[str, Array], step: Mapping[str, Array]) -> None:
         """Adds an episode: its row of the table (structured, shape [1]), its frame columns and step columns."""
         for group, columns in (("frame", frame), ("step", step)):
             for name, values in columns.items():
                 self._extend(f"{group}/{name}", values)
+        self._output.check()
         self._rows.append(row)
 
     def _extend(self, name: str, values: Array) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic
+from wm.run import UserError, atomic, check_archive
 
 Floats = NDArray[np.float32]
 
@@ -62,6 +62,7 @@ def load_starts(path: Path) -> Starts:
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make dream`.")
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ARRAYS}
             meta = json.loads(str(file["meta"]))
