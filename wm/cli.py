@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, make_dataclass
-from itertools import pairwise, takewhile
+from itertools import dropwhile, pairwise, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -86,9 +86,11 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
 
 
 def _first_paragraph(panel: str) -> str:
-    """What one of tyro's error panels says above its first rule, in one line."""
-    lines = [line.strip(" │") for line in panel.splitlines()[1:]]
-    return " ".join(" ".join(takewhile(lambda line: line[:1] not in ("─", "╰"), lines)).split()).rstrip(".")
+    """What one of tyro's error panels says between its title and its first rule, in one line."""
+    frame = "─│╭╮╰╯-|+ "  # the last three where the terminal knows ASCII only
+    below_title = dropwhile(lambda line: not line.strip(frame), panel.splitlines()[1:])
+    said = takewhile(lambda line: line.strip(frame), below_title)
+    return " ".join(" ".join(line.strip("│| ") for line in said).split()).rstrip(".")
 
 
 def check_bounds(config: Any) -> None:
