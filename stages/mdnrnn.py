@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     with run.stage("mdnrnn", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
+        rollouts.check_car_racing()
         vae, meta = load_vae(run.vae)
         data = {"rollouts": rollouts.fingerprint()}
         check_made_from(run.vae, meta["made_from"], data)  # new rollouts under an old V

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
+        rollouts.check_car_racing()
         made_from = {"rollouts": rollouts.fingerprint()}
         if args.restart:
             forget(run, "vae", run.vae)
