@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wm.config import EvolutionConfig
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
-from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from
+from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from, in_short
 
 Array = NDArray[np.float64]
 
@@ -79,9 +79,11 @@ class Evolution:
             es = restored({name.removeprefix("es_"): value for name, value in arrays.items()})
             return cls(es, best_theta=theta, **plain)
         except ArithmeticError as error:
-            raise UserError(f"{path} cannot go on here ({error}): go on where it began, or --restart.") from error
+            reason = in_short(error)
+            raise UserError(f"{path} cannot go on here ({reason}): go on where it began, or --restart.") from error
         except Exception as error:  # whatever a damaged file leads numpy, zipfile or pycma to
-            raise UserError(f"{path} is damaged ({error}): remove it and begin anew with --restart.") from error
+            reason = in_short(error)
+            raise UserError(f"{path} is damaged ({reason}): remove it and begin anew with --restart.") from error
 
 
 def check_sizes(config: EvolutionConfig) -> None:

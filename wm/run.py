@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -148,7 +149,7 @@ def read_json(path: Path, **fields: type | tuple[type, ...]) -> Any:
     try:
         return _parsed(path.read_bytes(), fields)
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): remove it or restore it.") from error
+        raise UserError(f"{path} cannot be read as JSON ({in_short(error)}): remove it or restore it.") from error
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -179,13 +180,18 @@ def read_lines(path: Path, **fields: type | tuple[type, ...]) -> list[dict[str, 
     if not path.exists():
         return []
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): remove it or restore it.") from error
+    for number, line in enumerate(lines, 1):
         try:
             value = _parsed(line, fields)
             if not isinstance(value, dict):
                 raise ValueError("it is no object")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged in line {number} ({error}): restore the line or remove it.") from error
+            reason = in_short(error)
+            raise UserError(f"{path} is damaged in line {number} ({reason}): restore the line or remove it.") from error
         found.append(value)
     return found
 
@@ -206,9 +212,15 @@ def _parsed(content: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> An
     """The value of JSON text without its checksum; ValueError when it is none, or not what it was."""
     value = json.loads(content, parse_constant=_no_number)
     if isinstance(value, dict):
-        recorded = value.pop(CHECKSUM, None)
-        if recorded not in (None, _checksum(value)):
-            raise ValueError(f"it does not fit its {CHECKSUM}, so it was changed after it had been written")
+        last = value.popitem() if value else ("", None)
+        # By its value, since the name may be what is damaged.
+        if re.fullmatch("[0-9a-f]{8}", str(last[1])):
+            if last != (CHECKSUM, _checksum(value)):
+                raise ValueError(f"it does not fit its {CHECKSUM}, so it was changed after it had been written")
+        elif last[0]:
+            value[last[0]] = last[1]
+        if CHECKSUM in value:
+            raise ValueError(f"its {CHECKSUM} is damaged")
     for name, kind in fields.items():
         if not isinstance(value, dict) or not isinstance(value.get(name), kind):
             raise ValueError(f"it has no {name!r} of the right kind")
@@ -217,6 +229,12 @@ def _parsed(content: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> An
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def in_short(error: BaseException) -> str:
+    """What an exception says, in a part of one line; its kind if it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def check_archive(path: Path) -> None:

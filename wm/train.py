@@ -400,6 +400,24 @@ def _resume(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         found = checkpoint["state"]
-        return _State(**{**found, "best": Best(**found["best"])})
+        state = _State(**{**found, "best": Best(**found["best"])})
+        _check_state(state, model)
+        return state
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this network ({type(error).__name__}): {way_out}.") from error
+
+
+def _check_state(state: _State, model: nn.Module) -> None:
+    """TypeError or ValueError when a checkpoint's parts are not of their kinds."""
+    counts = (state.update, state.summed, state.retreat, state.best.update, state.best.done)
+    numbers = (*state.sums.values(), *state.best.metrics.values(), *([] if state.first is None else [state.first]))
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise TypeError("counts that are none")
+    if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+        raise TypeError("numbers that are none")
+    if state.best.weights:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if {name: value.shape for name, value in state.best.weights.items()} != shapes:
+            raise ValueError("other best weights")
+    if not all(value.isfinite().all() for value in (*model.state_dict().values(), *state.best.weights.values())):
+        raise ValueError("weights that are not finite")
