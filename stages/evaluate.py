@@ -11,7 +11,19 @@ import numpy as np
 from wm.agent import load_acting
 from wm.cli import parse, run_stage
 from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
-from wm.run import Progress, Run, UserError, append_line, commit, file_hash, now, read_json, versions, write_json
+from wm.run import (
+    Progress,
+    Run,
+    UserError,
+    append_line,
+    commit,
+    file_hash,
+    now,
+    read_json,
+    read_lines,
+    versions,
+    write_json,
+)
 from wm.show.plots import plot_score
 from wm.trials import Trial, make_player
 from wm.workers import make_workers
@@ -90,10 +102,12 @@ def main(argv: list[str]) -> None:
             "commit": commit(),
             "time": now(),
         }
-        write_json(out, score)
-        append_line(run.scores, score)
-        partial.unlink(missing_ok=True)
         plot_score(run.plots / f"{out.stem}.png", returns.tolist(), describe(score))
+        # The score comes last, since it says that all is done; a kill before it must not make two lines of one score.
+        if missing or not (lines := read_lines(run.scores)) or not is_of(lines[-1], what):
+            append_line(run.scores, score)
+        write_json(out, score)
+        partial.unlink(missing_ok=True)
         print(f"{out}: {describe(score)}")
 
 
