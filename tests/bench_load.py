@@ -65,7 +65,8 @@ def store(episodes: int) -> None:
 
 def population(popsize: int) -> None:
     """Asks and tells a few generations."""
-    es = make_es("cmaes", np.zeros(parameter_count(288)), sigma0=0.1, sigma_max=0.1, popsize=popsize, seed=0, lr=0.1)
+    start = np.zeros(parameter_count(288))
+    es = make_es("cmaes", start, sigma0=0.1, sigma_min=0.0, sigma_max=0.1, popsize=popsize, seed=0, lr=0.1)
     rng = np.random.default_rng(0)
     began = time.process_time()
     for _ in range(3):

@@ -141,7 +141,10 @@ def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.Monkey
     git("tag", "-a", "v1", "-m", "m")  # a tag must not take the commit's place
     assert re.fullmatch(r"[0-9a-f]{12}", commit())
     (tmp_path / "wm" / "run.py").write_text("changed")
+    locked = (tmp_path / ".git" / "index").stat()
     assert re.fullmatch(r"[0-9a-f]{12}-dirty", commit())
+    # The index was not written, for which git takes a lock that a kill would leave behind.
+    assert (tmp_path / ".git" / "index").stat().st_mtime_ns == locked.st_mtime_ns
 
 
 def test_peak_memory_is_in_megabytes() -> None:

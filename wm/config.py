@@ -351,6 +351,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
     **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
+    "sigma_min": (0, 10**6),
     "whiten": (0, 1),
     "disturb": (0, 1),
     "components": (0, 4096),

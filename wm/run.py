@@ -273,18 +273,22 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of this code, with '-dirty' when tracked files differ from it; 'unknown' outside of git."""
-    root = Path(__file__).parent.parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match", ""],
-            cwd=root,
+
+    def git(*arguments: str) -> str:
+        # Without its optional locks: a kill would leave .git/index.lock behind, and every commit would be refused.
+        return subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,
             check=True,
-        )
+        ).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
 
 
 def peak_memory_mb() -> float:
