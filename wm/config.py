@@ -365,6 +365,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "steps": (1, 10**12),
     "seeds": (0, 99),
     "grid": (1, 36),
+    "port": (0, 65_535),
 }
 """Least and most of each number that a stage can be given, by its name: what is outside is a slip of the finger."""
 
