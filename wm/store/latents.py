@@ -153,6 +153,7 @@ class Latents:
             rewards=self._file.read("step/rewards", episode, 0, steps),
             terminated=terminated,
         )
+        self._file.check_episode(episode, found.mu, found.logvar, found.actions, found.rewards)
         self._cache[episode] = found
         self._cached_bytes += found.bytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
