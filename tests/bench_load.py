@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import tyro
 
 from tests.soak import children, resident
 from tests.test_shards import drawn
+from wm.config import LAPTOP
 from wm.controller.evolution import make_es
 from wm.controller.linear import parameter_count
 from wm.store.frames import frame_batches
@@ -66,7 +67,18 @@ def store(episodes: int) -> None:
 def population(popsize: int) -> None:
     """Asks and tells a few generations."""
     start = np.zeros(parameter_count(288))
-    es = make_es("cmaes", start, sigma0=0.1, sigma_min=0.0, sigma_max=0.1, popsize=popsize, seed=0, lr=0.1)
+    sizes = replace(LAPTOP.controller, popsize=popsize)
+    es = make_es(
+        "cmaes",
+        start,
+        sigma0=sizes.sigma0,
+        sigma_min=sizes.sigma_min,
+        sigma_max=sizes.sigma_max,
+        popsize=sizes.popsize,
+        seed=0,
+        lr=sizes.lr,
+        ranks=True,
+    )
     rng = np.random.default_rng(0)
     began = time.process_time()
     for _ in range(3):

@@ -132,7 +132,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
     save_artifact(run.vae, "vae", nn.Linear(7, 5).state_dict(), {"z": 4, "ranges": [1.0] * 4}, {"rollouts": "r"})
     write_shard(run.rollouts / "a.h5", [drawn(0, steps=30), drawn(1, steps=3)])
     save_controller(run.controller, np.arange(39.0), {"made_from": {"vae.pt": "v"}, "generations": 3})
-    es = make_es("cmaes", np.zeros(5), sigma0=0.3, sigma_min=0.0, sigma_max=1.0, popsize=6, seed=1, lr=0.1)
+    es = make_es("cmaes", np.zeros(5), sigma0=0.3, sigma_min=0.0, sigma_max=1.0, popsize=6, seed=1, lr=0.1, ranks=True)
     for generation in range(3):
         es.tell(-np.square(es.ask()).sum(1) + generation)
     Evolution(es, env_steps=300, best_theta=np.arange(5.0), best_score=3.5, made_from={"vae.pt": "v"}).save(

@@ -354,6 +354,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),
     "disturb": (0, 1),
+    "revisit": (0, 1),
     "components": (0, 4096),
     "validation": (1e-6, 1 - 1e-6),
     "logsigma_floor": (-50, 0),
