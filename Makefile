@@ -29,13 +29,13 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report play publish curves test lint bench
+.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report play publish curves test test-faults lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
@@ -93,6 +93,9 @@ curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='-
 
 test: $(VENV) ## run all tests (about ten minutes on two cores)
 	$(PY) -m pytest $(ARGS)
+
+test-faults: $(VENV) ## kill, interrupt, starve and damage everything (about an hour on two cores)
+	$(PY) -m pytest -m faults $(ARGS)
 
 lint: $(VENV) ## ruff and mypy
 	$(PY) -m ruff check .

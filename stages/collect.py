@@ -12,7 +12,7 @@ import numpy as np
 
 from wm.agent import load_acting
 from wm.cli import parse, run_stage
-from wm.collect import make_collector, set_aside_damaged
+from wm.collect import make_collector, set_aside_damaged, strange
 from wm.config import DRIVEN_FROM, SEEDS_PER_RUN, CollectConfig
 from wm.run import Metrics, Progress, Run, UserError, read_json, write_json
 from wm.show.contact import plot_contact_sheet
@@ -42,16 +42,18 @@ def main(argv: list[str]) -> None:
         raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
-    with run.stage("collect", config, args.seed, args.restart):
+    with run.stage("collect", config, args.seed, args.restart) as begin:
         if args.restart and run.rollouts.exists():
             shutil.rmtree(run.rollouts)
         run.rollouts.mkdir(exist_ok=True)
-        there = set(set_aside_damaged(run.rollouts))
+        made_by = (args.env, config.policy, config.max_steps, args.seed)
+        there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))
         wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
         missing = [index for index in wanted if index not in there]
         if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
             return
+        begin()
         summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]

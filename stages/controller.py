@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     )
     config = ControllerConfig(**{f.name: getattr(given, f.name) for f in fields(ControllerConfig)})
     run, source = Run(args.run), Run(given.source or args.run)
-    with run.stage("controller", config, args.seed, args.restart):
+    with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
         basis = fit_basis(
             recorded_features(source, models),
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
                 config,
                 seed=args.seed,
                 restart=args.restart,
+                begin=begin,
                 start=start,
                 made_from=made_from,
                 express=basis.express,

@@ -7,7 +7,6 @@ on as any other, and leaves the same metrics. Without --name it draws what is th
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wm.cli import Common, parse, run_stage
-from wm.run import Run, UserError, commit, now, read_lines, read_metrics
+from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
 
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std")
@@ -46,8 +45,8 @@ def main(argv: list[str]) -> None:
     if config.name:
         if config.steps < 1 or not config.seeds:
             raise UserError("--steps must be at least 1, and --seeds must name at least one seed.")
-        if not all(letter.isalnum() or letter in "._+-" for letter in config.name):
-            raise UserError(f"--name {config.name!r} becomes a folder: give letters, digits, dots, _, + and - only.")
+        if config.name.startswith(".") or not all(letter.isalnum() or letter in "._+-" for letter in config.name):
+            raise UserError(f"--name {config.name!r} becomes a folder: letters, digits, _, +, - and inner dots only.")
         with run.lock():
             for seed in config.seeds:
                 evolve(args, run, config, seed)
@@ -76,7 +75,11 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     options |= {"workers": args.workers, "seed": seed, "env-steps": config.steps, "generations": 10**9}
     command = [sys.executable, "-m", "stages.controller"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen([*command, *shlex.split(config.options)]) as process:
+    try:
+        command += shlex.split(config.options)
+    except ValueError as error:
+        raise UserError(f"--options {config.options!r} cannot be taken apart ({error}): mend its quotes.") from error
+    with subprocess.Popen(command) as process:
         try:
             code = process.wait()
         except BaseException:
@@ -88,8 +91,7 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
     line["curve"] = [{field: row[field] for field in KEPT} for row in rows]
     line |= {"config": variant.read_manifest()["stages"]["controller"]["config"], "commit": commit(), "time": now()}
-    with run.curves.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(run.curves, line)
 
 
 if __name__ == "__main__":

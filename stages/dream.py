@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
             "--temperature must be above 0, --unpaid at least 0 and below --horizon, --start-after at least 20."
         )
     run, source = Run(args.run), Run(given.source or args.run)
-    with run.stage("dream", config, args.seed, args.restart):
+    with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
 
         from wm.dream import Population, load_networks
@@ -84,6 +84,7 @@ def main(argv: list[str]) -> None:
                 config,
                 seed=args.seed,
                 restart=args.restart,
+                begin=begin,
                 start=np.zeros(basis.weights),
                 made_from={**models.made_from, "starts.npz": file_hash(run.starts)},
                 express=basis.express,

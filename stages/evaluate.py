@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +11,22 @@ import numpy as np
 from wm.agent import load_acting
 from wm.cli import parse, run_stage
 from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
-from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
+from wm.run import (
+    Progress,
+    Run,
+    UserError,
+    append_line,
+    commit,
+    file_hash,
+    now,
+    read_json,
+    read_lines,
+    versions,
+    write_json,
+)
 from wm.show.plots import plot_score
 from wm.trials import Trial, make_player
 from wm.workers import make_workers
-
-SAVE_EVERY = 10
-"""Tracks between two saves of an evaluation under way."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ def main(argv: list[str]) -> None:
     if not args.restart and out.exists() and is_of(score := read_json(out), what):
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
         return
-    with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True):
+    with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
+        begin()
         played: dict[str, list[float]] = {}
         if not args.restart and partial.exists() and is_of(saved := read_json(partial), what):
             played = saved["played"]
@@ -78,8 +87,7 @@ def main(argv: list[str]) -> None:
         ):
             for i, outcome in workers.run([Trial(theta, seed, config.max_steps) for seed in missing]):
                 played[str(missing[i])] = [outcome.ret, outcome.steps]
-                if len(played) % SAVE_EVERY == 0:
-                    write_json(partial, {**what, "played": played})
+                write_json(partial, {**what, "played": played})
                 progress.update(mean=float(np.mean([ret for ret, _ in played.values()])))
         returns = np.array([played[str(seed)][0] for seed in seeds])
         score = {
@@ -94,11 +102,12 @@ def main(argv: list[str]) -> None:
             "commit": commit(),
             "time": now(),
         }
-        write_json(out, score)
-        with run.scores.open("a") as file:
-            file.write(json.dumps(score) + "\n")
-        partial.unlink(missing_ok=True)
         plot_score(run.plots / f"{out.stem}.png", returns.tolist(), describe(score))
+        # The score comes last, since it says that all is done; a kill before it must not make two lines of one score.
+        if missing or not (lines := read_lines(run.scores)) or not is_of(lines[-1], what):
+            append_line(run.scores, score)
+        write_json(out, score)
+        partial.unlink(missing_ok=True)
         print(f"{out}: {describe(score)}")
 
 

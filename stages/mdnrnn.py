@@ -44,8 +44,9 @@ def main(argv: list[str]) -> None:
     """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/mdnrnn.pt."""
     args, config = parse(lambda preset: preset.mdnrnn, "Encode all frames and train M, the MDN-RNN, on them.", argv)
     run = Run(args.run)
-    with run.stage("mdnrnn", config, args.seed, args.restart):
+    with run.stage("mdnrnn", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
+        rollouts.check_car_racing()
         vae, meta = load_vae(run.vae)
         data = {"rollouts": rollouts.fingerprint()}
         check_made_from(run.vae, meta["made_from"], data)  # new rollouts under an old V
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
             print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
             return
 
+        begin()
         torch.set_num_threads(max(1, args.workers))
         device = pick_device()
         vae.to(device)

@@ -27,8 +27,9 @@ def main(argv: list[str]) -> None:
     """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/vae.pt."""
     args, config = parse(lambda preset: preset.vae, "Train V, the VAE, on the frames of the rollouts.", argv)
     run = Run(args.run)
-    with run.stage("vae", config, args.seed, args.restart):
+    with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
+        rollouts.check_car_racing()
         made_from = {"rollouts": rollouts.fingerprint()}
         if args.restart:
             forget(run, "vae", run.vae)
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
             print(f"stage vae is finished: {run.vae} has its {config.updates} updates.")
             return
         training, held_out = rollouts.split(config.validation, args.seed)
+        begin()
         frames = validation_frames(rollouts, held_out, config.validation_frames)
 
         torch.set_num_threads(max(1, args.workers))

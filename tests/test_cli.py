@@ -8,18 +8,24 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import wm.controller.linear
 from wm.cli import Common, parse
 from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
+from wm.controller.linear import load_controller, save_controller
 from wm.run import UserError
+from wm.signals import Interrupted
 
 ROOT = Path(__file__).parent.parent
 
 STAGE = """
 import sys, time
 from wm.cli import parse, run_stage
+from wm.controller.linear import load_controller, save_controller
 from wm.run import UserError
+from wm.signals import Interrupted
 
 def main(argv):
     args, config = parse(lambda preset: preset.controller, "Test stage.", argv)
@@ -134,6 +140,16 @@ def test_a_defect_shows_its_traceback() -> None:
     done = stage("--run", "x", "--generations", "14")
     assert done.returncode == 1
     assert "RuntimeError: a defect" in done.stderr
+
+
+def test_a_signal_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path) -> None:
+        raise Interrupted
+
+    save_controller(tmp_path / "controller.npz", np.zeros(3), {"made_from": {}})
+    monkeypatch.setattr(wm.controller.linear, "check_archive", interrupted)
+    with pytest.raises(Interrupted):
+        load_controller(tmp_path / "controller.npz")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

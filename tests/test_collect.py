@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import gymnasium
@@ -211,6 +213,34 @@ def test_damage_is_set_aside_and_filled_up(
     assert read_json(copy.rollouts / "summary.json") == read_json(whole.rollouts / "summary.json") | {
         "bytes": sum(p.stat().st_size for p in copy.rollouts.glob("*.h5"))
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 3}, "track 3, which is not that of seed 0"),
+        ({"env_id": "CartPole-v1"}, "environment CartPole-v1, not wm/CarRacing-v3"),
+        ({"policy": "uniform"}, "policy uniform, not brownian"),
+        ({"index": 5_000_000}, "which is not that of seed 0"),
+        ({"shorter": 5}, "7 steps, where 12 are the most"),
+    ],
+)
+def test_a_shard_of_another_collection_is_set_aside(
+    whole: Run, copy: Run, change: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    episode = Rollouts(copy.rollouts).episode(0)
+    change = dict(change)
+    if steps := change.pop("shorter", 0):
+        parts: dict[str, Any] = {
+            name: getattr(episode, name)[steps:] for name in ("observations", "actions", "rewards")
+        }
+        episode = replace(episode, **parts)
+    path = sorted(copy.rollouts.glob("*.h5"))[0]
+    write_shard(path, [replace(episode, **change), Rollouts(whole.rollouts).episode(1)])
+    main(arguments(copy.folder))
+    assert reason in capsys.readouterr().out
+    assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
+    assert read_json(copy.rollouts / "summary.json")["episodes"] == 4
 
 
 def test_a_doubled_episode_is_set_aside(whole: Run, copy: Run) -> None:

@@ -1,6 +1,5 @@
 """The evolution loop with a toy task: resumed at any place it is as if it had never been interrupted."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import wm.evolve
 from wm.config import SMOKE, ControllerConfig
 from wm.controller.linear import load_controller
 from wm.evolve import Evolution, evolve
-from wm.run import Metrics, Run, UserError, read_metrics
+from wm.run import Metrics, Run, UserError, read_lines, read_metrics
 
 Array = NDArray[np.float64]
 
@@ -53,8 +52,8 @@ class Task:
 
 
 def go(run: Run, task: Task, config: ControllerConfig = CONFIG, **changes: Any) -> bool:
-    keywords: dict[str, Any] = {"seed": 5, "restart": False, "start": np.zeros(len(TARGET)), "made_from": MADE_FROM}
-    keywords |= changes
+    keywords: dict[str, Any] = {"seed": 5, "restart": False, "begin": lambda: None, "made_from": MADE_FROM}
+    keywords |= {"start": np.zeros(len(TARGET)), **changes}
     return evolve(run, "controller", run.controller, config, evaluate=task.evaluate, select=task.select, **keywords)
 
 
@@ -62,8 +61,7 @@ TIMES = ("time", "seconds", "steps_per_second")
 
 
 def lines(run: Run) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_lines(run.metrics)]
 
 
 def outcome(run: Run) -> tuple[bytes, dict[str, Any], list[dict[str, float]], bytes, float]:

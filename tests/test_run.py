@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,16 +22,19 @@ import wm.run
 from wm.config import RUN_FORMAT, SMOKE, VAEConfig
 from wm.run import (
     PACKAGES,
+    MachineError,
     Metrics,
     Progress,
     Run,
     UserError,
+    append_line,
     atomic,
     check_made_from,
     commit,
     file_hash,
     peak_memory_mb,
     read_json,
+    read_lines,
     read_metrics,
     versions,
     write_json,
@@ -83,6 +87,23 @@ def test_json_round_trip_and_a_damaged_file(tmp_path: Path) -> None:
         read_json(path)
 
 
+def test_json_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"seconds": 12.5, "names": ["é", None, True], "b": {"x": 1e-300}})
+    assert read_json(path, seconds=float, names=list)["seconds"] == 12.5
+    for change in (("12.5", "72.5"), ("true", "null"), ("x", "y")):
+        damaged = path.read_text().replace(*change)
+        (tmp_path / "b.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"b\.json cannot be read as JSON \(it does not fit its crc32"):
+            read_json(tmp_path / "b.json")
+    with pytest.raises(UserError, match="it has no 'mean' of the right kind"):
+        read_json(path, mean=float)
+    for foreign in ('{"a": NaN}', "[" * 100_000, '"' + "a" * 10):
+        path.write_text(foreign)
+        with pytest.raises(UserError, match=r"a\.json cannot be read as JSON"):
+            read_json(path)
+
+
 def test_json_that_is_no_json_is_not_written(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError, match="JSON"):
@@ -118,7 +139,12 @@ def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.Monkey
     git("add", ".")
     git("commit", "-m", "m")
     git("tag", "-a", "v1", "-m", "m")  # a tag must not take the commit's place
+    # Git would write the index anew for the other time of a file, under a lock that a kill leaves behind.
+    index = tmp_path / ".git" / "index"
+    before = index.stat().st_mtime_ns
+    os.utime(tmp_path / "wm" / "run.py", (1e9, 1e9))
     assert re.fullmatch(r"[0-9a-f]{12}", commit())
+    assert index.stat().st_mtime_ns == before
     (tmp_path / "wm" / "run.py").write_text("changed")
     assert re.fullmatch(r"[0-9a-f]{12}-dirty", commit())
 
@@ -156,7 +182,7 @@ def test_progress_is_silent_about_what_failed(capsys: pytest.CaptureFixture[str]
 
 
 def without_time(path: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_lines(path)]
 
 
 def log_steps(run: Run, stage: str, resume_at: int, steps: Iterator[int] | range) -> None:
@@ -197,6 +223,37 @@ def test_resumed_metrics_have_the_lines_of_an_uninterrupted_run(
     log_steps(twice, "controller", saved, range(saved + 1, 10))
     assert without_time(twice.metrics) == without_time(once.metrics)
     assert files(twice.folder) == {"metrics.jsonl", "tensorboard"}
+
+
+def test_what_a_kill_left_of_a_line_goes_before_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    for torn in (b"", b'{"mean": 1', b"x" * 10_000):
+        with path.open("ab") as file:
+            file.write(torn)
+        append_line(path, {"n": len(torn)})
+        assert read_lines(path)[-1] == {"n": len(torn)}
+    assert [line["n"] for line in read_lines(path)] == [0, 10, 10_000]
+
+
+def test_a_damaged_line_names_the_file_and_the_line(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    log_steps(run, "vae", 0, range(1, 4))
+    whole = run.metrics.read_bytes()
+    for damaged in (
+        whole.replace(b'"count": 2.0', b'"count": 3.0'),
+        whole.replace(b'{"stage": "vae", "step": 2', b"2"),
+    ):
+        run.metrics.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{run.metrics} is damaged in line 2 \("):
+            read_metrics(run.metrics, "vae")
+    run.metrics.write_bytes(b'{"a": 1}\n')
+    with pytest.raises(UserError, match="it has no 'stage'"), Metrics(run, "vae"):
+        pass
+
+
+def test_lines_of_before_the_checksums_are_read(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text('{"stage": "vae", "step": 1, "loss": 0.5}\n')
+    assert read_metrics(tmp_path / "m", "vae") == [{"stage": "vae", "step": 1, "loss": 0.5}]
 
 
 def test_a_torn_line_is_not_read(tmp_path: Path) -> None:
@@ -274,9 +331,18 @@ def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path: Path) -> None:
 # --- the manifest ----------------------------------------------------------------------------------------
 
 
+def worked(run: Run, stage: str, config: Any, seed: int = 0, error: UserError | None = None) -> None:
+    with run.stage(stage, config, seed) as begin:
+        begin()
+        if error is not None:
+            raise error
+
+
 def test_a_stage_is_recorded(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with run.stage("controller", CONFIG, seed=3):
+    with run.stage("controller", CONFIG, seed=3) as begin:
+        assert not run.manifest.exists()
+        begin()
         entry = run.read_manifest()["stages"]["controller"]
         assert (entry["ended"], entry["seconds"]) == (None, 0.0)
         time.sleep(0.15)
@@ -296,14 +362,16 @@ def test_seconds_add_up_over_calls_however_they_end(tmp_path: Path) -> None:
     run = Run(tmp_path)
 
     def interrupted() -> None:
-        with run.stage("controller", CONFIG, seed=0):
+        with run.stage("controller", CONFIG, seed=0) as begin:
+            begin()
             time.sleep(0.2)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     first = run.read_manifest()["stages"]["controller"]
-    with run.stage("controller", CONFIG, seed=0):
+    with run.stage("controller", CONFIG, seed=0) as begin:
+        begin()
         time.sleep(0.2)
     second = run.read_manifest()["stages"]["controller"]
     assert 0.2 <= first["seconds"] + 0.051 <= second["seconds"]
@@ -313,8 +381,10 @@ def test_seconds_add_up_over_calls_however_they_end(tmp_path: Path) -> None:
 
 def test_restart_forgets_the_record_even_when_it_is_killed(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.record("controller", {"config": asdict(CONFIG), "seed": 0, "seconds": 5000.0, "started": "2000-01-01"})
-    with run.stage("controller", replace(CONFIG, popsize=9), seed=1, restart=True):
+    worked(run, "controller", CONFIG)
+    run.record("controller", {"seconds": 5000.0, "started": "2000-01-01"})
+    with run.stage("controller", replace(CONFIG, popsize=9), seed=1, restart=True) as begin:
+        begin()
         entry = run.read_manifest()["stages"]["controller"]  # what a SIGKILL now would leave
         assert entry["seconds"] == 0.0
         assert entry["started"] > "2000-01-01"
@@ -323,8 +393,7 @@ def test_restart_forgets_the_record_even_when_it_is_killed(tmp_path: Path) -> No
 
 def test_changed_options_are_refused_by_name(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with run.stage("controller", CONFIG, seed=0):
-        pass
+    worked(run, "controller", CONFIG)
     before = run.manifest.read_bytes()
     changed = replace(CONFIG, popsize=9, sigma0=0.2)
     with (
@@ -333,8 +402,7 @@ def test_changed_options_are_refused_by_name(tmp_path: Path) -> None:
     ):
         pytest.fail("the stage ran")
     assert run.manifest.read_bytes() == before
-    with run.stage("vae", SMOKE.vae, seed=1):  # another stage has a record of its own
-        pass
+    worked(run, "vae", SMOKE.vae, seed=1)  # another stage has a record of its own
     assert run.read_manifest()["stages"]["controller"]["seed"] == 0
 
 
@@ -345,10 +413,8 @@ def test_changed_options_are_refused_by_name(tmp_path: Path) -> None:
 def test_totals_may_grow(tmp_path: Path, name: str, total: str) -> None:
     run = Run(tmp_path)
     config = getattr(SMOKE, name)
-    with run.stage(name, config, seed=0):
-        pass
-    with run.stage(name, replace(config, **{total: 1000}), seed=0):
-        pass
+    worked(run, name, config)
+    worked(run, name, replace(config, **{total: 1000}))
     assert run.read_manifest()["stages"][name]["config"][total] == 1000
 
 
@@ -385,18 +451,40 @@ def test_made_from_other_inputs_is_refused_in_one_sentence() -> None:
 
 def test_a_refused_first_call_leaves_no_options_behind(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with pytest.raises(UserError), run.stage("vae", VAEConfig(batch=-1), 0):
-        raise UserError("--batch must be at least 1.")
-    with run.stage("vae", VAEConfig(), 0):
-        pass
-    with pytest.raises(UserError), run.stage("vae", VAEConfig(), 0):
-        raise UserError("the disk is full.")
+    with pytest.raises(UserError):
+        worked(run, "vae", VAEConfig(batch=-1), error=UserError("--batch must be at least 1."))
+    assert run.read_manifest()["stages"] == {}
+    worked(run, "vae", VAEConfig())
+    with pytest.raises(UserError):
+        worked(run, "vae", VAEConfig(), error=UserError("the data does not fit."))
     assert "vae" in run.read_manifest()["stages"]
+
+
+def test_what_the_machine_refuses_leaves_the_options_of_the_work_so_far(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(MachineError):
+        worked(run, "vae", VAEConfig(), error=MachineError("the disk is full."))
+    with pytest.raises(UserError, match="batch was 100, is 7"), run.stage("vae", VAEConfig(batch=7), 0):
+        pytest.fail("the stage ran")
+
+
+def test_who_finds_nothing_to_do_leaves_the_record_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    worked(run, "vae", SMOKE.vae)
+    before = run.manifest.read_bytes()
+    monkeypatch.setattr(wm.run, "commit", lambda: "another")
+    with run.stage("vae", SMOKE.vae, 0):
+        pass
+    assert run.manifest.read_bytes() == before
+    worked(run, "vae", SMOKE.vae)
+    assert run.read_manifest()["stages"]["vae"]["commit"] == "another"
 
 
 def test_a_lock_clears_away_what_a_killed_writer_left(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     leftover = tmp_path / "checkpoints" / ".vae-x1y2.tmp.pt"
     leftover.write_bytes(b"half")
-    with Run(tmp_path).lock():
+    with atomic(tmp_path / "video.mp4") as temporary, Run(tmp_path).lock():
         assert not leftover.exists()
+        assert temporary.exists()  # of a replay that is at work meanwhile
+    assert (tmp_path / "video.mp4").exists()

@@ -1,6 +1,5 @@
 """The stage dream, run in this process on a toy run with real selection tracks: what it makes, refuses, and resumes."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from wm.controller.linear import load_controller
 from wm.dream import Population
 from wm.evolve import Evolution
 from wm.memory.mdnrnn import save_mdnrnn
-from wm.run import Run, UserError, file_hash, read_metrics
+from wm.run import Run, UserError, file_hash, read_lines, read_metrics
 from wm.store.starts import load_starts
 
 SMALL = [
@@ -52,8 +51,7 @@ def stage(run: Run, *arguments: str, pictures: bool = False) -> None:
 def outcome(run: Run) -> tuple[bytes, dict[str, Any], bytes, list[dict[str, float]]]:
     """All that an uninterrupted and a resumed run have to have in common."""
     theta, meta = load_controller(run.dream)
-    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    lines = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    lines = [{name: value for name, value in row.items() if name not in TIMES} for row in read_lines(run.metrics)]
     return theta.tobytes(), meta, Evolution.load(run.checkpoints / "dream.npz").es.mean.tobytes(), lines
 
 
@@ -154,13 +152,13 @@ def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--temperature", "0"), "--temperature must be above 0"),
+        (("--temperature", "0"), "--temperature 0.0 is out of range"),
         (("--unpaid", "20"), "--unpaid at least 0 and below --horizon"),
         (("--start-after", "19"), "--start-after at least 20"),
-        (("--dreams", "0"), "--dreams must be at least 1"),
-        (("--horizon", "0"), "--horizon must be at least 1"),
-        (("--starts", "0"), "--starts must be at least 1"),
-        (("--popsize", "3"), "--popsize must be at least 4"),
+        (("--dreams", "0"), "--dreams 0 is out of range"),
+        (("--horizon", "0"), "--horizon 0 is out of range"),
+        (("--starts", "0"), "--starts 0 is out of range"),
+        (("--popsize", "3"), "--popsize 3 is out of range"),
         (("--start-after", "90"), "no recorded episode is longer than --start-after 90"),
     ],
 )

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import stages.vae
 from stages.vae import main, report
 from wm.config import VAEConfig
 from wm.run import Run, UserError, read_metrics
@@ -155,6 +157,28 @@ def test_other_rollouts_are_refused(started: Run) -> None:
     for more in ([], ["--updates", "9"]):
         with pytest.raises(UserError, match=r"made from another rollouts .* `make vae ARGS=--restart`"):
             main(arguments(started, *SMALL, *more))
+
+
+def test_a_restart_that_is_killed_early_does_not_leave_old_work_under_new_options(
+    started: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.vae, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(arguments(started, *SMALL, "--restart", "--lr", "0.002"))
+    with pytest.raises(UserError, match=r"lr was 0\.001, is 0\.002"):
+        main(arguments(started, *SMALL, "--lr", "0.002"))
+
+
+def test_other_data_than_car_racings_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    small = [replace(e, observations=e.observations[:, :8, :8]) for e in map(drawn_episode, range(3))]
+    write_shard(run.rollouts / "a.h5", small)
+    with pytest.raises(UserError, match=r"a\.h5 holds no CarRacing to train V and M on"):
+        main(arguments(run, *SMALL))
 
 
 def test_damaged_artifact_is_one_sentence(started: Run) -> None:

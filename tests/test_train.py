@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import wm.train
 from wm.artifact import save_artifact
-from wm.run import Interrupted, Run, UserError, read_metrics
+from wm.run import Run, UserError, read_metrics
+from wm.signals import Interrupted
 from wm.train import Best, derived_seed, forget, is_finished, seeded, train
 
 CPU = torch.device("cpu")
@@ -231,26 +232,94 @@ def test_seed_makes_the_result() -> None:
     assert not torch.equal(one.state_dict()["0.weight"], other.state_dict()["0.weight"])
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_divergence_is_one_sentence_and_saves_nothing_bad(tmp_path: Path, bad: float) -> None:
-    def diverging(model: Any, batch: Any, generator: Any) -> tuple[Tensor, dict[str, Any]]:
-        value, numbers = loss(model, batch, generator)
-        return (value * bad if np.array_equal(batch, next(batches(17))) else value), numbers
+def diverging(at: dict[int, float]) -> Any:
+    """A loss that is multiplied by a number at some batches."""
 
+    def found(model: Any, batch: Any, generator: Any) -> tuple[Tensor, dict[str, Any]]:
+        value, numbers = loss(model, batch, generator)
+        for number, factor in at.items():
+            if np.array_equal(batch, next(batches(number))):
+                value = value * factor
+        return value, numbers
+
+    return found
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e5])
+def test_divergence_goes_back_to_the_best_once(tmp_path: Path, bad: float, capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path)
-    with pytest.raises(UserError, match=r"update 18.*learning rate 0\.0169.*--restart --lr 0\.006"):
-        go(run, loss=diverging)
+    best, model = go(run, loss=diverging({17: bad}))
+    found = lines(run)
+    back = 21 if bad == 1e5 else 18  # a loss that only grows is noticed at the next line
+    assert [line["step"] for line in found] == [step for step in (7, 14, 21, 28, 30) if step != back]
+    assert best.done == 30
+    for line in found:  # a third of the learning rate after it
+        assert line["lr"] == pytest.approx(0.02 * 0.99 ** (line["step"] - 1) / (3 if line["step"] > back else 1))
+    said = capsys.readouterr().err
+    assert said.count("warning: stage tiny has diverged (the ") == 1
+    assert f"at update {back}): on with the weights of update 14 and 0.33 of the learning rate." in said
+    state = torch.load(run.checkpoints / "tiny.pt", weights_only=True)["state"]
+    assert (state["retreat"], state["update"]) == (back, 30)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_divergence_before_the_first_validation_goes_back_to_the_start(tmp_path: Path) -> None:
+    seen = []
+
+    def spy(model: Any, batch: Any, generator: Any) -> tuple[Tensor, dict[str, Any]]:
+        seen.append(model[0].weight.detach().clone())
+        return diverging({3: float("nan")})(model, batch, generator)
+
+    go(Run(tmp_path), loss=spy)
+    assert torch.equal(seen[4], seen[0])
+    assert not torch.equal(seen[3], seen[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e5])
+def test_divergence_again_is_one_sentence_and_saves_nothing_bad(tmp_path: Path, bad: float) -> None:
+    run = Run(tmp_path)
+    where = "update 28" if bad == 1e5 else "update 24"
+    with pytest.raises(UserError, match=rf"{where}, learning rate 0\.005.*and before at update.*--restart --lr 0\.002"):
+        go(run, loss=diverging({17: bad, 23: bad}))
     assert not (run.checkpoints / "tiny.pt").exists()
-    assert [line["step"] for line in lines(run)] == [7, 14]
+    assert all(np.isfinite(line["loss"]) and line["loss"] < 10 for line in lines(run))
+
+
+@given(at=st.integers(0, 28), stop=st.integers(0, 29), kind=st.sampled_from([Interrupted, Killed]))
+@settings(deadline=None, max_examples=10)
+def test_a_resume_around_a_divergence_is_exact(
+    tmp_path_factory: pytest.TempPathFactory, at: int, stop: int, kind: type[BaseException]
+) -> None:
+    runs = [Run(tmp_path_factory.mktemp(name)) for name in ("plain", "stopped")]
+    bad = diverging({at: float("nan")})
+    go(runs[0], loss=bad)
+    with pytest.MonkeyPatch.context() as patch:
+        clock = iter(range(100_000_000))
+        patch.setattr(wm.train, "SAVE_SECONDS", 9)
+        patch.setattr(wm.train.time, "monotonic", lambda: next(clock))
+        with suppress(kind):
+            go(runs[1], loss=stop_in(bad, stop, kind))
+        go(runs[1], loss=bad)
+    assert_same(*runs)
+
+
+def test_a_checkpoint_of_before_that_rule_is_gone_on_with(plain: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    go(run, TinyConfig(updates=14))
+    checkpoint = torch.load(run.checkpoints / "tiny.pt", weights_only=True)
+    del checkpoint["state"]["first"], checkpoint["state"]["retreat"]
+    torch.save(checkpoint, run.checkpoints / "tiny.pt")
+    go(run)
+    assert lines(run) == lines(plain)
 
 
 def test_infinite_gradient_and_validation_are_diagnosed(tmp_path: Path) -> None:
     def steep(model: Any, batch: Any, generator: Any) -> tuple[Tensor, dict[str, Any]]:
         return model(torch.zeros(1, 3)).square().sum().mul(0).sqrt().sum(), {}  # 0, with an infinite slope
 
-    with pytest.raises(UserError, match="norm of the gradient is nan at update 1"):
+    with pytest.raises(UserError, match=r"norm of the gradient is nan at update 2, .* and before at update 1;"):
         go(Run(tmp_path), loss=steep)
-    with pytest.raises(UserError, match="validation loss is nan at update 7"):
+    with pytest.raises(UserError, match=r"validation loss is nan at update 14, .* and before at update 7;"):
         go(Run(tmp_path), validate=lambda model: {"loss": float("nan")})
 
 

@@ -1,11 +1,12 @@
 """Trained networks on disk (vae.pt, mdnrnn.pt): plain tensors and values, written whole, checked when read.
 
 An artifact is {"format", "kind", "config", "model", "made_from"}. It is read with weights_only, which refuses
-every pickle that could run code.
+every pickle that could run code, and only after the checksums of the archive around it fit.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic
+from wm.run import UserError, atomic, check_archive
 
 
 def save_artifact(
@@ -41,9 +42,7 @@ def save_artifact(
         "model": weights,
         "made_from": dict(made_from),
     }
-    # Given a path, torch.save writes its name into the file, and equal weights would have different hashes.
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        torch.save(artifact, file)
+    write_tensors(path, artifact)
 
 
 def load_artifact(path: Path, kind: str) -> dict[str, Any]:
@@ -72,9 +71,22 @@ def load_artifact(path: Path, kind: str) -> dict[str, Any]:
     return artifact
 
 
+def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a dict of tensors and plain values with torch.save, whole or not at all.
+
+    It goes through memory: given a path, torch.save writes its name into the file, so that equal weights would have
+    different hashes, and makes a full disk an error that names neither.
+    """
+    content = io.BytesIO()
+    torch.save(value, content)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
 def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
-    """Reads a dict of tensors and values that torch.save wrote; UserError with `way_out` if it cannot."""
+    """Reads a dict of tensors and values that `write_tensors` wrote; UserError with `way_out` if it cannot."""
     try:
+        check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file makes the reader fail anywhere: in the archive, the pickle, a storage, the encoding.
     except Exception as error:

@@ -6,20 +6,23 @@ those of the preset: `python -m stages.vae --help --preset paper` shows them all
 
 from __future__ import annotations
 
+import io
+import math
 import os
-import signal
 import sys
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
-from itertools import pairwise
+from contextlib import redirect_stderr
+from dataclasses import dataclass, fields, make_dataclass
+from itertools import dropwhile, pairwise, takewhile
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import tyro
 
-from wm.config import FAST_ENV, PRESETS, Config
-from wm.run import Interrupted, UserError
+from wm.config import BOUNDS, FAST_ENV, PRESETS, Config
+from wm.run import UNWRITABLE, UserError, writing
+from wm.signals import EXIT_CODE, INTERRUPTED, Interrupted, unwind
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,36 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     default = config_of(wanted.config())
 
     arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
-    found: Any = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            found: Any = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as left:
+        if left.code == 0:  # --help
+            raise
+        raise UserError(f"{_first_paragraph(said.getvalue())} (--help lists all options).") from left
     _check(found.common)
+    check_bounds(found.config)
     return found.common, found.config
+
+
+def _first_paragraph(panel: str) -> str:
+    """What one of tyro's error panels says between its title and its first rule, in one line."""
+    frame = "─│╭╮╰╯-|+ "  # the last three where the terminal knows ASCII only
+    below_title = dropwhile(lambda line: not line.strip(frame), panel.splitlines()[1:])
+    said = takewhile(lambda line: line.strip(frame), below_title)
+    return " ".join(" ".join(line.strip("│| ") for line in said).split()).rstrip(".")
+
+
+def check_bounds(config: Any) -> None:
+    """UserError when a number of a config dataclass is outside of its `BOUNDS`, or no number at all."""
+    for f in fields(config):
+        least, most = BOUNDS.get(f.name, (-math.inf, math.inf))
+        value = getattr(config, f.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not least <= number <= most:
+                option = f"--{f.name.replace('_', '-')}"
+                raise UserError(f"{option} {number} is out of range: give {least:,} to {most:,}.")
 
 
 def _option(argv: list[str], name: str, default: str) -> str:
@@ -97,17 +127,24 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     0: done; 2: the user can mend it (one sentence); 130: interrupted, the same command goes on. Anything else
     is a defect of ours and shows its traceback.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    unwind()
+    threading.excepthook = _say_of_thread
     try:
-        main(sys.argv[1:])
+        with writing(Path("a file of the run")):  # for what writes past `wm.run.atomic`
+            main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        print("error: the memory does not suffice: give smaller sizes or fewer --workers.", file=sys.stderr)
+        sys.exit(2)
     except (KeyboardInterrupt, Interrupted):
-        print("interrupted: the same command goes on where it stopped.", file=sys.stderr)
-        sys.exit(130)
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(EXIT_CODE)
     sys.exit(0)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted
+def _say_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Leaves a refusal to write, in TensorBoard's own thread, to the main one, which meets it at its next line."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in UNWRITABLE):
+        threading.__excepthook__(failed)

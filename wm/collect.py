@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.agent import Agent, Models
-from wm.config import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
+from wm.config import COLLECT_SEEDS, DRIVEN_FROM, SEEDS_PER_RUN, track_seeds
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.policies import POLICIES, Driven, choose
@@ -19,7 +19,7 @@ from wm.rollout import Policy, play
 from wm.run import Progress, UserError
 from wm.store.columns import ColumnFile
 from wm.store.episode import Episode
-from wm.store.shards import KIND, ROW, WAY_OUT, write_shard
+from wm.store.shards import KIND, ROW, WAY_OUT, read_episode, write_shard
 from wm.vision.encoder import Encoder
 
 
@@ -117,8 +117,28 @@ def is_on_road(env: gym.Env[Any, Any]) -> bool:
     return has_road(env) and any(wheel.tiles for wheel in env.unwrapped.car.wheels)  # type: ignore[attr-defined]
 
 
-def set_aside_damaged(folder: Path) -> list[int]:
-    """Reads every shard to its end, and moves damaged, foreign and doubled ones to folder/damaged/.
+def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int) -> str:
+    """Why an episode, a row of a shard's table, is none of the collection that these make; "" when it is."""
+    index, length = int(row["index"]), int(row["length"])
+    if row["env_id"].decode() != env_id:
+        return f"environment {row['env_id'].decode()}, not {env_id}"
+    if not 0 <= index < SEEDS_PER_RUN or row["seed"] != track_seeds(COLLECT_SEEDS, seed)[index]:
+        return f"track {row['seed']}, which is not that of seed {seed}"
+    wanted = choose(policy, np.random.default_rng([seed, index])) if index < DRIVEN_FROM else Driven.name
+    if row["policy"].decode() != wanted:
+        return f"policy {row['policy'].decode()}, not {wanted}"
+    limit = min(max_steps, gym.spec(env_id).max_episode_steps or max_steps)
+    if length > limit or (row["truncated"] and length < limit):
+        return f"{length} steps, where {limit} are the most"
+    return ""
+
+
+def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: "") -> list[int]:
+    """Reads every shard to its end, and moves damaged, foreign, strange and doubled ones to folder/damaged/.
+
+    Args:
+        folder: Where the shards are.
+        strange: Says of a row of a shard's table why that episode does not belong here; "" when it does.
 
     Returns:
         The indices of the episodes that are there and whole.
@@ -130,9 +150,10 @@ def set_aside_damaged(folder: Path) -> list[int]:
             progress.update()
             try:
                 shard = ColumnFile(path, KIND, ROW, WAY_OUT)
-                for row, length in enumerate(shard.table["length"].tolist()):
-                    for column in shard.columns:
-                        shard.read(column, row, 0, length + column.startswith("frame/"))
+                for row in range(len(shard.table)):
+                    index = read_episode(shard, row).index
+                    if reason := strange(shard.table[row]):
+                        raise UserError(f"{path} is of another collection (its episode {index} has {reason}).")
                 shard.close()
                 indices = set(shard.table["index"].tolist())
                 if len(indices) < len(shard.table) or found & indices:

@@ -341,6 +341,35 @@ SMOKE = Config(
 
 PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER}}
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("episodes", "max_steps", "updates", "generations", "validate_every"), (1, 10**9)),
+    **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks", "average"), (1, 10**6)),
+    **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
+    **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
+    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after"), (0, 10**6)),
+    **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error", "road_weight"), (0, 10**6)),
+    **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
+    **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip"), (1e-12, 10**6)),
+    **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
+    "sigma_min": (0, 10**6),
+    "whiten": (0, 1),
+    "disturb": (0, 1),
+    "revisit": (0, 1),
+    "components": (0, 4096),
+    "validation": (1e-6, 1 - 1e-6),
+    "logsigma_floor": (-50, 0),
+    "z": (1, 4096),
+    "hidden": (1, 65_536),
+    "mixtures": (1, 1024),
+    "popsize": (4, 10**5),
+    "env_steps": (0, 10**12),
+    "steps": (1, 10**12),
+    "seeds": (0, 99),
+    "grid": (1, 36),
+    "port": (0, 65_535),
+}
+"""Least and most of each number that a stage can be given, by its name: what is outside is a slip of the finger."""
+
 TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps"})
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -344,19 +345,24 @@ class Population:
         begin = [part[torch.from_numpy(night.starts).to(self._device)] for part in self._begin]
         uniform, noise = (torch.from_numpy(part).to(self._device) for part in (night.uniform, night.noise))
         size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(night.starts))
+        left = Event()
 
         def block(part: Tensor) -> Tensor:
-            return self._dream(part, begin, uniform, noise)
+            return self._dream(part, begin, uniform, noise, left)
 
         with ThreadPoolExecutor(self._threads) as threads:
-            returns = torch.cat(list(threads.map(block, weights.split(size))))
+            try:
+                returns = torch.cat(list(threads.map(block, weights.split(size))))
+            except BaseException:
+                left.set()  # a signal: nobody waits for these dreams any more, and the executor would
+                raise
         paid = self._config.horizon - self._config.unpaid
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
     @torch.inference_mode()
-    def _dream(self, theta: Tensor, begin: list[Tensor], uniform: Tensor, noise: Tensor) -> Tensor:
-        """The returns f32[P,S] of P candidates from S starts."""
+    def _dream(self, theta: Tensor, begin: list[Tensor], uniform: Tensor, noise: Tensor, left: Event) -> Tensor:
+        """The returns f32[P,S] of P candidates from S starts; not to their ends once `left` is set."""
         candidates, features = len(theta), self._dreamer.z + self._dreamer.hidden
         weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)
         bias = theta[:, None, ACTIONS * features :]
@@ -365,6 +371,8 @@ class Population:
         alive = torch.ones_like(total)
         end = torch.full_like(total, self._end)
         for t in range(self._config.horizon):
+            if left.is_set():
+                break
             action = squash(torch.baddbmm(bias, torch.cat([z, h], -1), weights))
             z, h, c, reward, terminated = self._dreamer.step(z, h, c, action, uniform[t], noise[t])
             if t >= self._config.unpaid:

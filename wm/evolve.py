@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wm.config import EvolutionConfig
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
-from wm.run import Metrics, Progress, Run, UserError, atomic, check_made_from
+from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from, in_short
 
 Array = NDArray[np.float64]
 
@@ -71,6 +71,7 @@ class Evolution:
     def load(cls, path: Path) -> Evolution:
         """Reads what `save` wrote; UserError when it is damaged or this machine cannot go on with it."""
         try:
+            check_archive(path)
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             plain = json.loads(str(arrays.pop("plain")))
@@ -78,9 +79,11 @@ class Evolution:
             es = restored({name.removeprefix("es_"): value for name, value in arrays.items()})
             return cls(es, best_theta=theta, **plain)
         except ArithmeticError as error:
-            raise UserError(f"{path} cannot go on here ({error}): go on where it began, or --restart.") from error
+            reason = in_short(error)
+            raise UserError(f"{path} cannot go on here ({reason}): go on where it began, or --restart.") from error
         except Exception as error:  # whatever a damaged file leads numpy, zipfile or pycma to
-            raise UserError(f"{path} is damaged ({error}): remove it and begin anew with --restart.") from error
+            reason = in_short(error)
+            raise UserError(f"{path} is damaged ({reason}): remove it and begin anew with --restart.") from error
 
 
 def check_sizes(config: EvolutionConfig) -> None:
@@ -115,6 +118,7 @@ def evolve(
     *,
     seed: int,
     restart: bool,
+    begin: Callable[[], None],
     start: Array,
     made_from: dict[str, str],
     evaluate: Evaluate,
@@ -134,6 +138,7 @@ def evolve(
         config: Sizes of the evolution.
         seed: The run's seed.
         restart: Throw earlier work of this stage away.
+        begin: Called once there is something to do, as `Run.stage` wants it.
         start: f64[N], the first mean of what evolves.
         made_from: Hashes of the models that C is evolved on.
         evaluate: Gives each candidate its fitness.
@@ -176,6 +181,8 @@ def evolve(
             ranks=config.ranks,
         )
         state = Evolution(es, made_from=made_from)
+
+    begin()
 
     def keep(generations: int) -> None:
         assert state.best_theta is not None

@@ -9,24 +9,28 @@ was run with which versions, for how long and in how much memory.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -39,6 +43,19 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "gymnasium", "box2d", "cma", "numpy", "h5py", "opencv-python-headless", "onnxruntime")
 """Packages whose versions go into the manifest and beside every score."""
 
+RECORD: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "seed": int,
+    "versions": dict,
+    "commit": str,
+    "cores": int,
+    "started": str,
+    "ended": (str, NoneType),
+    "seconds": (int, float),
+    "peak_memory_mb": (int, float),
+}
+"""What the manifest holds of each stage; `Run.stage` writes it."""
+
 NOTICE_SECONDS = 20.0
 """Without a terminal, a progress line is printed this often."""
 
@@ -47,8 +64,28 @@ class UserError(Exception):
     """What the user can mend: one sentence naming the file or option and the way out; exit code 2."""
 
 
-class Interrupted(Exception):
-    """SIGTERM: unwinds like Ctrl-C, so that everything open is closed and what is saved stays whole."""
+class MachineError(UserError):
+    """What the machine refuses (room, rights, memory): the options are not at fault, and the same command goes on."""
+
+
+UNWRITABLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
+    errno.EIO: "see to the disk, and the same command goes on",
+}
+"""What to do when the system refuses to write, by the number of its error."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, an OSError of writing `path` becomes one sentence, a MachineError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        reason = os.strerror(error.errno)
+        raise MachineError(f"{path} cannot be written ({reason}): {UNWRITABLE[error.errno]}.") from error
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -59,42 +96,159 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, else removed.
 
     The temporary name keeps the suffix, since writers choose formats by it. So `path` is whole or absent.
+
+    Raises:
+        MachineError: There is no room, or no right to write there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
+        temporary = Path(name)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # as long as this is held, `remove_leftovers` lets it be
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `atomic` leaves in a folder when its process is killed; files that are being written stay."""
+    for leftover in folder.rglob(".*.tmp*"):
+        with suppress(FileNotFoundError, BlockingIOError), leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+CHECKSUM = "crc32"
+"""The last field of every JSON object that is written: the CRC-32 of the others. Objects of before have none."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all."""
+    """Writes `value` as indented JSON, whole or not at all; an object with its checksum."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(_checked(value), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; UserError naming the file when it is damaged."""
+def read_json(path: Path, **fields: type | tuple[type, ...]) -> Any:
+    """Reads JSON.
+
+    Args:
+        path: The file.
+        **fields: Types of what it has to hold, by name; any make it an object.
+
+    Raises:
+        UserError: It is damaged, or lacks one of `fields`.
+    """
     try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): remove it or restore it.") from error
+        return _parsed(path.read_bytes(), fields)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({in_short(error)}): remove it or restore it.") from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line, without a line that a kill cut off; [] when it is missing."""
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Adds an object with its checksum to a file of one JSON object a line; what a kill left of a line goes first."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            end = file.tell()
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(_line(value).encode())
+
+
+def read_lines(path: Path, **fields: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; [] when it is missing.
+
+    A line counts once its end is written: what a kill cut off is left out.
+
+    Args:
+        path: The file.
+        **fields: Types of what each object has to hold, by name.
+
+    Raises:
+        UserError: A line is damaged, or lacks one of `fields`.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    found = []
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): remove it or restore it.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            value = _parsed(line, fields)
+            if not isinstance(value, dict):
+                raise ValueError("it is no object")
+        except (ValueError, RecursionError) as error:
+            reason = in_short(error)
+            raise UserError(f"{path} is damaged in line {number} ({reason}): restore the line or remove it.") from error
+        found.append(value)
+    return found
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(_checked(dict(value)), allow_nan=False) + "\n"
+
+
+def _checked(value: Any) -> Any:
+    return {**value, CHECKSUM: _checksum(value)} if isinstance(value, dict) else value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}"
+
+
+def _parsed(content: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> Any:
+    """The value of JSON text without its checksum; ValueError when it is none, or not what it was."""
+    value = json.loads(content, parse_constant=_no_number)
+    if isinstance(value, dict):
+        last = value.popitem() if value else ("", None)
+        # By its value, since the name may be what is damaged.
+        if re.fullmatch("[0-9a-f]{8}", str(last[1])):
+            if last != (CHECKSUM, _checksum(value)):
+                raise ValueError(f"it does not fit its {CHECKSUM}, so it was changed after it had been written")
+        elif last[0]:
+            value[last[0]] = last[1]
+        if CHECKSUM in value:
+            raise ValueError(f"its {CHECKSUM} is damaged")
+    for name, kind in fields.items():
+        if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+            raise ValueError(f"it has no {name!r} of the right kind")
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def in_short(error: BaseException) -> str:
+    """What an exception says, in a part of one line; its kind if it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def check_archive(path: Path) -> None:
+    """Compares every member of a zip archive (*.npz, *.pt) with the checksum that the archive holds of it.
+
+    numpy and torch read only what the archive's own headers tell them to, and torch checks nothing.
+
+    Raises:
+        Exception: Of some kind, when it is no whole archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None or not archive.namelist():
+            raise ValueError(f"the checksum of {damaged} is another")
 
 
 def file_hash(path: Path) -> str:
@@ -119,18 +273,22 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The commit of this code, with '-dirty' when tracked files differ from it; 'unknown' outside of git."""
-    root = Path(__file__).parent.parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match", ""],
-            cwd=root,
+
+    def git(*arguments: str) -> str:
+        # Without its optional locks: a kill would leave .git/index.lock behind, and every commit would be refused.
+        return subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,
             check=True,
-        )
+        ).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
 
 
 def peak_memory_mb() -> float:
@@ -209,9 +367,10 @@ class Metrics:
         self._folder, self._resume_at = run.folder / "tensorboard" / stage, resume_at
         self._board: SummaryWriter | None = None
         if self._path.exists():
-            kept = [line for line in read_lines(self._path) if line["stage"] != stage or line["step"] <= resume_at]
+            lines = read_lines(self._path, stage=str, step=int)
+            kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
             with atomic(self._path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                temporary.write_text("".join(map(_line, kept)))
         if resume_at == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -222,27 +381,26 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._board is not None:
-            self._board.close()
+            with writing(self._folder):
+                self._board.close()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Appends `values` (plain numbers) at `step`."""
         plain = {name: float(value) for name, value in values.items()}
-        line = {"stage": self._stage, "step": step, "time": round(time.time(), 3), **plain}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._board is None:
-            # Imports torch: seconds that a stage without numbers to log need not pay.
-            from torch.utils.tensorboard import SummaryWriter
+        append_line(self._path, {"stage": self._stage, "step": step, "time": round(time.time(), 3), **plain})
+        with writing(self._folder):
+            if self._board is None:
+                # Imports torch: seconds that a stage without numbers to log need not pay.
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1, flush_secs=10)
-        for name, value in plain.items():
-            self._board.add_scalar(f"{self._stage}/{name}", value, step)
+                self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1, flush_secs=10)
+            for name, value in plain.items():
+                self._board.add_scalar(f"{self._stage}/{name}", value, step)
 
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
     """The lines of one stage in metrics.jsonl, in order; [] when the file is missing."""
-    return [line for line in read_lines(path) if line["stage"] == stage]
+    return [line for line in read_lines(path, stage=str, step=int) if line["stage"] == stage]
 
 
 # --- the folder ------------------------------------------------------------------------------------------
@@ -279,6 +437,9 @@ class Run:
             raise UserError(
                 f"{self.manifest} is not of format {RUN_FORMAT}, which this version writes: choose another RUN."
             )
+        stages = manifest.get("stages")
+        if not isinstance(stages, dict) or not all(map(_is_record, stages.values())):
+            raise UserError(f"{self.manifest} is damaged (it holds no records of stages): restore it.")
         return manifest
 
     def record(self, stage: str, entry: dict[str, Any]) -> None:
@@ -304,13 +465,13 @@ class Run:
                 raise UserError(
                     f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
                 ) from error
-            for leftover in self.folder.rglob(".*.tmp*"):  # of a command that was killed while it wrote
-                leftover.unlink()
+            with writing(self.folder):
+                remove_leftovers(self.folder)
             yield
 
     @contextmanager
-    def stage(self, stage: str, config: Any, seed: int, restart: bool = False) -> Iterator[None]:
-        """Locks the folder for a stage and records it in the manifest.
+    def stage(self, stage: str, config: Any, seed: int, restart: bool = False) -> Iterator[Callable[[], None]]:
+        """Locks the folder for a stage, which is recorded in the manifest once it begins to work.
 
         Args:
             stage: Its name.
@@ -318,11 +479,17 @@ class Run:
             seed: The run's seed; a change is refused, too.
             restart: Forget the earlier record instead of refusing.
 
+        Yields:
+            begin(), to be called as soon as it is known that there is something to do, and after a restart has thrown
+            the earlier work away. Who finds nothing to do does not call it: the record stays that of the work.
+
         Raises:
             UserError: Config or seed are not those of the work that is already there.
         """
         with self.lock():
-            entry = {} if restart else self.read_manifest()["stages"].get(stage, {})
+            entry = self.read_manifest()["stages"].get(stage, {})
+            if restart:
+                entry = {}
             if entry:
                 changes = list(changed_fields(entry["config"], config))
                 if entry["seed"] != seed:
@@ -334,33 +501,42 @@ class Run:
                     )
             before = entry.get("seconds", 0.0)
             start = time.monotonic()
-            base = {
-                "config": asdict(config),
-                "seed": seed,
-                "versions": versions(),
-                "commit": commit(),
-                "cores": os.cpu_count(),
-                "started": entry.get("started", now()),
-                "ended": None,
-                "seconds": before,
-                "peak_memory_mb": entry.get("peak_memory_mb", 0.0),
-            }
-            self.record(stage, base)
-            refused = False
+            begun = refused = False
+
+            def begin() -> None:
+                nonlocal begun
+                base = {
+                    "config": asdict(config),
+                    "seed": seed,
+                    "versions": versions(),
+                    "commit": commit(),
+                    "cores": os.cpu_count(),
+                    "started": entry.get("started", now()),
+                    "ended": None,
+                    "seconds": before,
+                    "peak_memory_mb": entry.get("peak_memory_mb", 0.0),
+                }
+                self.record(stage, base)
+                begun = True
+
             try:
-                yield
-            except UserError:
-                refused = True
+                yield begin
+            except UserError as error:
+                refused = not isinstance(error, MachineError)
                 raise
             finally:
-                if refused and not entry:  # its first call: there are no options yet that the next one must keep to
+                if begun and refused and not entry:  # its first work: the next call need not keep to its options
                     manifest = self.read_manifest()
                     del manifest["stages"][stage]
                     write_json(self.manifest, manifest)
-                else:
+                elif begun:
                     seconds = round(before + time.monotonic() - start, 1)
                     peak = max(peak_memory_mb(), entry.get("peak_memory_mb", 0.0))
                     self.record(stage, {"seconds": seconds, "peak_memory_mb": peak, "ended": now()})
+
+
+def _is_record(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in RECORD.items())
 
 
 def now() -> str:

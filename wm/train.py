@@ -1,5 +1,8 @@
 """The one gradient loop of V and M: Adam, validation, the best weights kept, and a resume that is exact.
 
+A training that diverges goes back to its best weights once, and on from there with a lower learning rate; the second
+time it ends with a diagnosis.
+
 A checkpoint holds weights, optimiser, update count, the best weights and the running sums of the log.
 Nothing else is random or remembered: the noise of update n is seeded by (stage, seed, n), and batch n is a
 function of the data, the seed and n. So a run that was killed anywhere goes on to the same numbers, bit for
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,9 +24,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wm.artifact import load_artifact, read_tensors
+from wm.artifact import load_artifact, read_tensors, write_tensors
 from wm.config import RUN_FORMAT, changed_fields
-from wm.run import Interrupted, Metrics, Progress, Run, UserError, atomic, check_made_from
+from wm.run import Metrics, Progress, Run, UserError, check_made_from
+from wm.signals import Interrupted
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,6 +35,13 @@ Weights = dict[str, Tensor]
 
 LOG_EVERY = 50
 """Updates between lines of metrics; a line holds the means over the updates since the one before."""
+
+LOWERED = 1 / 3
+"""Factor on the learning rate after a training has diverged and gone back."""
+
+GROWN = 2.0
+"""A training has diverged, too, when its mean loss since the line before is so many times that of the first update, and
+1 or more above it, since a loss may be around 0: it is far worse than a network that has learnt nothing."""
 
 SAVE_SECONDS = 60.0
 """Seconds between checkpoints, so what a kill costs at most."""
@@ -66,12 +78,30 @@ class Best:
 
 @dataclass
 class _State:
-    """What a checkpoint holds beside model and optimiser: count, the best, sums for the next line."""
+    """What a checkpoint holds beside model and optimiser.
+
+    Attributes:
+        update: Updates done.
+        best: The best so far.
+        sums: Sums for the next line of metrics.
+        summed: Updates in them.
+        first: The loss of the first update, of a network that has learnt nothing.
+        retreat: The update at which it had diverged and went back; 0: it has not.
+    """
 
     update: int = 0
     best: Best = field(default_factory=Best)
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
+    first: float | None = None
+    retreat: int = 0
+
+
+class _Diverged(Exception):
+    """A number that says that training has gone wrong."""
+
+    def __init__(self, what: str, value: float) -> None:
+        super().__init__(f"the {what} is {value:.4g}")
 
 
 # --- device, precision, randomness ------------------------------------------------------------------------
@@ -184,15 +214,15 @@ def train(
         The best weights on validation.
 
     Raises:
-        UserError: The loss is not a finite number any more (nothing of that is saved), or the checkpoint is
-            damaged, or made with other options or from other inputs.
+        UserError: It has diverged a second time (nothing of that is saved), or the checkpoint is damaged, or made with
+            other options or from other inputs.
     """
     for name in ("updates", "validate_every"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1.")
     model.to(device).train()
-    fused = device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr(0), fused=fused)
+    initial = _copy(model)
+    optimizer = _optimizer(model, lr(0))
     path = _checkpoint(run, stage)
     state = _resume(path, stage, model, optimizer, config, made_from) if path.exists() else _State()
     if state.update > config.updates or (state.update == config.updates and not state.best.weights):
@@ -209,39 +239,60 @@ def train(
     ):
         try:
             while state.update < config.updates:
+                rate = lr(state.update) * (LOWERED if state.retreat else 1)
                 batch = next(source)
-                generator.manual_seed(derived_seed(stage, seed, state.update))
-                optimizer.zero_grad(set_to_none=True)
-                value, numbers = loss(model, batch, generator)
-                value.backward()
-                number, rate = value.item(), lr(state.update)
-                if not math.isfinite(number):
-                    raise _diverged(stage, "loss", number, state.update + 1, rate)
-                if clip is not None:
-                    norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-                    if not math.isfinite(norm):
-                        raise _diverged(stage, "norm of the gradient", norm, state.update + 1, rate)
+                try:
+                    generator.manual_seed(derived_seed(stage, seed, state.update))
+                    optimizer.zero_grad(set_to_none=True)
+                    value, numbers = loss(model, batch, generator)
+                    value.backward()
+                    number = value.item()
+                    _check_finite("loss", number)
+                    if clip is not None:
+                        norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+                        _check_finite("norm of the gradient", norm.item())
+                    if state.first is None and state.update == 0:
+                        state.first = number
 
-                whole = False
-                optimizer.param_groups[0]["lr"] = rate
-                optimizer.step()
-                state.update += 1
-                for name, extra in {"loss": number, **numbers}.items():
-                    state.sums[name] = state.sums.get(name, 0.0) + float(extra)
-                state.summed += 1
-                timed += 1
+                    whole = False
+                    optimizer.param_groups[0]["lr"] = rate
+                    optimizer.step()
+                    state.update += 1
+                    for name, extra in {"loss": number, **numbers}.items():
+                        state.sums[name] = state.sums.get(name, 0.0) + float(extra)
+                    state.summed += 1
+                    timed += 1
 
-                last = state.update == config.updates
-                validating = last or state.update % config.validate_every == 0
-                if validating or state.update % LOG_EVERY == 0:
-                    line = {name: total / state.summed for name, total in state.sums.items()}
-                    line["lr"] = rate
-                    line[f"{unit}_per_second"] = timed * per_update / (time.monotonic() - timed_at)
-                    state.sums, state.summed = {}, 0
-                    if validating:
-                        line |= _validate(stage, model, validate, state, rate)
-                    metrics.log(state.update, line)
-                    timed, timed_at = 0, time.monotonic()
+                    last = state.update == config.updates
+                    validating = last or state.update % config.validate_every == 0
+                    if validating or state.update % LOG_EVERY == 0:
+                        line = {name: total / state.summed for name, total in state.sums.items()}
+                        _check_growth(line["loss"], state.first)
+                        line["lr"] = rate
+                        line[f"{unit}_per_second"] = timed * per_update / (time.monotonic() - timed_at)
+                        state.sums, state.summed = {}, 0
+                        if validating:
+                            line |= _validate(model, validate, state)
+                        metrics.log(state.update, line)
+                        timed, timed_at = 0, time.monotonic()
+                except _Diverged as trouble:
+                    update = state.update + whole  # the one that went wrong, which may not be counted yet
+                    if state.retreat or update == config.updates:
+                        raise _given_up(stage, trouble, update, rate, state) from trouble
+                    whole = False
+                    # A function of what a checkpoint holds; batch and noise of this update are not met again.
+                    model.load_state_dict(state.best.weights or initial)
+                    model.train()
+                    optimizer = _optimizer(model, rate)
+                    state = replace(state, update=update, sums={}, summed=0, retreat=update)
+                    print(
+                        f"warning: stage {stage} has diverged ({trouble} at update {update}): on with the weights of "
+                        f"update {state.best.update} and {LOWERED:.2g} of the learning rate.",
+                        file=sys.stderr,
+                    )
+                    whole = True
+                    progress.update()
+                    continue
                 if last or time.monotonic() - saved_at > SAVE_SECONDS:
                     _save(path, stage, model, optimizer, state, config, made_from)
                     saved, saved_at = state.update, time.monotonic()
@@ -254,29 +305,46 @@ def train(
     return replace(state.best, done=state.update)
 
 
-def _validate(
-    stage: str, model: nn.Module, validate: Callable[[Any], Mapping[str, float]], state: _State, rate: float
-) -> dict[str, float]:
+def _copy(model: nn.Module) -> Weights:
+    """The state_dict on the CPU: clones, since the optimiser writes into the weights; contiguous, as they are kept."""
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+
+
+def _optimizer(model: nn.Module, rate: float) -> torch.optim.Adam:
+    device = next(model.parameters()).device
+    return torch.optim.Adam(model.parameters(), lr=rate, fused=device.type in ("cpu", "cuda"))
+
+
+def _validate(model: nn.Module, validate: Callable[[Any], Mapping[str, float]], state: _State) -> dict[str, float]:
     """Validates, keeps the weights if they are the best so far, and returns the numbers as val_<name>."""
     model.eval()
     with torch.no_grad():
         found = {name: float(value) for name, value in validate(model).items()}
     model.train()
-    if not math.isfinite(found["loss"]):
-        raise _diverged(stage, "validation loss", found["loss"], state.update, rate)
+    _check_finite("validation loss", found["loss"])
     if not state.best.metrics or found["loss"] < state.best.metrics["loss"]:
-        # Clones, since the optimiser writes into the weights; contiguous, whatever the layout of training.
-        weights = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in model.state_dict().items()
-        }
-        state.best = Best(weights, state.update, found)
+        state.best = Best(_copy(model), state.update, found)
     return {f"val_{name}": value for name, value in found.items()}
 
 
-def _diverged(stage: str, what: str, value: float, update: int, rate: float) -> UserError:
+def _check_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise _Diverged(what, value)
+
+
+def _check_growth(loss: float, first: float | None) -> None:
+    """Diverged when the mean loss is far above that of the first update; None: an older checkpoint does not know it."""
+    if first is not None and loss > first + max(1.0, (GROWN - 1) * abs(first)):
+        raise _Diverged(f"mean loss, {first:.4g} at the first update,", loss)
+
+
+def _given_up(stage: str, trouble: _Diverged, update: int, rate: float, state: _State) -> UserError:
+    before = f", and before at update {state.retreat}" if state.retreat else ""
     return UserError(
-        f"stage {stage} has diverged: the {what} is {value} at update {update}, learning rate {rate:.3g}; "
+        f"stage {stage} has diverged: {trouble} at update {update}, learning rate {rate:.3g}{before}; "
         f'redo it with a lower one, `make {stage} ARGS="--restart --lr {rate / 3:.1g}"`.'
     )
 
@@ -306,8 +374,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "state": asdict(state),
     }
-    with atomic(path) as temporary:
-        torch.save(checkpoint, temporary)
+    write_tensors(path, checkpoint)
 
 
 def _resume(
@@ -333,6 +400,24 @@ def _resume(
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         found = checkpoint["state"]
-        return _State(**{**found, "best": Best(**found["best"])})
+        state = _State(**{**found, "best": Best(**found["best"])})
+        _check_state(state, model)
+        return state
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this network ({type(error).__name__}): {way_out}.") from error
+
+
+def _check_state(state: _State, model: nn.Module) -> None:
+    """TypeError or ValueError when a checkpoint's parts are not of their kinds."""
+    counts = (state.update, state.summed, state.retreat, state.best.update, state.best.done)
+    numbers = (*state.sums.values(), *state.best.metrics.values(), *([] if state.first is None else [state.first]))
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise TypeError("counts that are none")
+    if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+        raise TypeError("numbers that are none")
+    if state.best.weights:
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if {name: value.shape for name, value in state.best.weights.items()} != shapes:
+            raise ValueError("other best weights")
+    if not all(value.isfinite().all() for value in (*model.state_dict().values(), *state.best.weights.values())):
+        raise ValueError("weights that are not finite")

@@ -21,6 +21,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
+from wm.run import MachineError
+
 Task = Any
 Result = Any
 Work = Callable[[Task], Result]
@@ -29,7 +31,7 @@ MOST_DEATHS = 5
 """Deaths of workers in a row, without a finished task between them, after which a run is given up."""
 
 
-class WorkersDied(RuntimeError):
+class WorkersDied(MachineError):
     """Workers die again and again without finishing anything, for want of memory perhaps."""
 
 
@@ -126,7 +128,10 @@ class ProcessPool:
                 deaths += 1
                 self._stop(kill=True)
                 if deaths >= MOST_DEATHS:
-                    raise WorkersDied(f"workers died {deaths} times in a row without finishing a task") from error
+                    raise WorkersDied(
+                        f"workers died {deaths} times in a row without finishing a task, for want of memory perhaps: "
+                        "give fewer --workers, and the same command goes on."
+                    ) from error
                 print(
                     f"a worker died: its work is done again ({len(todo)} tasks left)",
                     file=sys.stderr,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic
+from wm.run import UserError, atomic, check_archive, in_short
 
 ACTIONS = 3
 """CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""
@@ -55,10 +55,11 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
         raise UserError(f"{path} is missing: make it with `make {path.stem}`.")
     redo = f"remove it and run `make {path.stem}`, which makes it anew from its checkpoint if that is there"
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
-        raise UserError(f"{path} is damaged or no controller ({error}): {redo}.") from error
+        raise UserError(f"{path} is damaged or no controller ({in_short(error)}): {redo}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo}.")
     if not isinstance(meta.get("made_from"), dict):

@@ -36,5 +36,6 @@ def plot_contact_sheet(path: Path, rollouts: Rollouts) -> None:
             frame = cv2.resize(rollouts.read(episode, step, step + 1)[0], (FRAME, FRAME))
             top, left = row * cell + GAP, column * cell + GAP
             sheet[top : top + FRAME, left : left + FRAME] = frame
-    with atomic(path) as temporary:
-        cv2.imwrite(str(temporary), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    _, content = cv2.imencode(path.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    with atomic(path) as temporary:  # cv2.imwrite would keep a full disk to itself
+        temporary.write_bytes(content.tobytes())

@@ -21,6 +21,9 @@ KIND = "latents"
 WAY_OUT = "redo it with `make mdnrnn ARGS=--restart`"
 ROW = np.dtype([("index", "i8"), ("length", "i8"), ("terminated", "?")])
 
+COLUMNS = {"frame/mu": (1, "f4"), "frame/logvar": (1, "f4"), "step/actions": (1, "f4"), "step/rewards": (0, "f4")}
+"""Dimensions of a row, and dtype."""
+
 CACHE_BYTES = 512 * 2**20
 """Episodes kept in memory, for a batch of clips is hundreds of small reads; about 2 million steps of z 32."""
 
@@ -114,9 +117,7 @@ class Latents:
         if not path.exists():
             raise UserError(f"{path} is missing: make it with `make mdnrnn`.")
         self._file = ColumnFile(path, KIND, ROW, WAY_OUT)
-        wanted = {"frame/mu", "frame/logvar", "step/actions", "step/rewards"}
-        if set(self._file.columns) != wanted:
-            raise UserError(f"{path} is damaged (its columns are not latents): {WAY_OUT}.")
+        self._file.check_columns(COLUMNS)
         self.table: Array = self._file.table
         prefix = "made_from "
         self.made_from = {
@@ -125,6 +126,8 @@ class Latents:
         self._cache, self._cached_bytes = OrderedDict[int, LatentEpisode](), 0
         self.z = self._file.columns["frame/mu"][0][0]
         self.actions = self._file.columns["step/actions"][0][0]
+        if self._file.columns["frame/logvar"][0] != (self.z,):
+            raise UserError(f"{path} is damaged (its mu and logvar have other sizes): {WAY_OUT}.")
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -150,6 +153,7 @@ class Latents:
             rewards=self._file.read("step/rewards", episode, 0, steps),
             terminated=terminated,
         )
+        self._file.check_episode(episode, found.mu, found.logvar, found.actions, found.rewards)
         self._cache[episode] = found
         self._cached_bytes += found.bytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:

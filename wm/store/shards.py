@@ -32,6 +32,9 @@ ROW = np.dtype(
 )
 """A shard's table of episodes; see `Episode` for the meanings."""
 
+FRAME = (64, 64, 3)
+"""What V sees of CarRacing."""
+
 OPEN_FILES = 128
 """Shards kept open at a time; there may be thousands."""
 
@@ -50,6 +53,31 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
                 {"observations": e.observations},
                 {"actions": e.actions, "rewards": e.rewards},
             )
+
+
+def read_episode(shard: ColumnFile, row: int) -> Episode:
+    """The episode in a row of a shard; UserError when it is not what its digest says."""
+    about = shard.table[row]
+    index, steps = int(about["index"]), int(about["length"])
+    try:
+        episode = Episode(
+            index=index,
+            seed=int(about["seed"]),
+            policy=about["policy"].decode(),
+            env_id=about["env_id"].decode(),
+            env_version=about["env_version"].decode(),
+            observations=shard.read("frame/observations", row, 0, steps + 1),
+            actions=shard.read("step/actions", row, 0, steps),
+            rewards=shard.read("step/rewards", row, 0, steps),
+            terminated=bool(about["terminated"]),
+            truncated=bool(about["truncated"]),
+            on_road=float(about["on_road"]),
+        )
+    except ValueError as error:
+        raise UserError(f"{shard.path} is damaged (episode {index}: {error}): {WAY_OUT}.") from error
+    if episode.digest().encode() != about["digest"]:
+        raise UserError(f"{shard.path} is damaged (episode {index} does not fit its digest): {WAY_OUT}.")
+    return episode
 
 
 class Rollouts:
@@ -102,6 +130,13 @@ class Rollouts:
         """Training and validation episodes; see `wm.store.columns.split`."""
         return split(len(self), validation, seed)
 
+    def check_car_racing(self) -> None:
+        """UserError unless these are frames u8[64,64,3] and actions f32[3], which is what V and M are made for."""
+        found = {name: (shape, dtype.str.lstrip("<|=")) for name, (shape, dtype) in self._shard(0).columns.items()}
+        wanted = {"frame/observations": (FRAME, "u1"), "step/actions": ((3,), "f4"), "step/rewards": ((), "f4")}
+        if found != wanted:
+            raise UserError(f"{self._paths[0]} holds no CarRacing to train V and M on ({found}): {WAY_OUT}.")
+
     def read(self, episode: int, start: int, stop: int) -> Array:
         """Observations start..stop-1 of an episode of T+1; UserError when the shard is damaged there."""
         return self._read("frame/observations", episode, start, stop)
@@ -111,22 +146,8 @@ class Rollouts:
         return self._read("step/actions", episode, 0, int(self.table["length"][episode]))
 
     def episode(self, episode: int) -> Episode:
-        """The whole record of an episode."""
-        row = self.table[episode]
-        steps = int(row["length"])
-        return Episode(
-            index=int(row["index"]),
-            seed=int(row["seed"]),
-            policy=row["policy"].decode(),
-            env_id=row["env_id"].decode(),
-            env_version=row["env_version"].decode(),
-            observations=self.read(episode, 0, steps + 1),
-            actions=self._read("step/actions", episode, 0, steps),
-            rewards=self._read("step/rewards", episode, 0, steps),
-            terminated=bool(row["terminated"]),
-            truncated=bool(row["truncated"]),
-            on_road=float(row["on_road"]),
-        )
+        """The whole record of an episode; UserError when the shard is damaged there."""
+        return read_episode(self._shard(int(self._shard_of[episode])), int(self._row_of[episode]))
 
     def __iter__(self) -> Iterator[Episode]:
         """All episodes, in order of their index."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic
+from wm.run import UserError, atomic, check_archive, in_short
 
 Floats = NDArray[np.float32]
 
@@ -62,6 +62,7 @@ def load_starts(path: Path) -> Starts:
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make dream`.")
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ARRAYS}
             meta = json.loads(str(file["meta"]))
@@ -76,7 +77,7 @@ def load_starts(path: Path) -> Starts:
             and all(np.isfinite(arrays[name]).all() for name in ARRAYS)
         )
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
-        raise UserError(f"{path} is damaged or holds no starts ({error}): {way_out}.") from error
+        raise UserError(f"{path} is damaged or holds no starts ({in_short(error)}): {way_out}.") from error
     if meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {way_out}.")
     if not fits:

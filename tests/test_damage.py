@@ -1,0 +1,366 @@
+"""Bad files: each is refused in a sentence that names it, or changes nothing; nothing in a file is ever run.
+
+A few dozen mutations of each kind here, hundreds by `make test-faults`.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.damage import damaged, malicious
+from tests.test_shards import drawn
+from tests.toy_dream import make_toy_run, toy_mdnrnn
+from wm.artifact import load_artifact, save_artifact
+from wm.collect import set_aside_damaged
+from wm.config import SMOKE
+from wm.controller.evolution import make_es
+from wm.controller.linear import load_controller, save_controller
+from wm.evolve import Evolution
+from wm.memory.mdnrnn import load_mdnrnn
+from wm.run import Metrics, Run, UserError, append_line, read_json, read_lines, read_metrics, write_json
+from wm.store.latents import Latents
+from wm.store.shards import Rollouts, write_shard
+from wm.store.starts import Starts, load_starts, save_starts
+from wm.train import train
+
+FEW, MANY = 40, 600
+"""Mutations of each kind."""
+
+
+def plain(value: Any) -> Any:
+    """Something that can be compared of whatever a loader gives."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().numpy()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: its place in the run folder, its loader as the code uses it, and names of arrays in it."""
+
+    path: str
+    load: Callable[[Run], Any]
+    names: tuple[str, ...] = ()
+
+
+def train_tiny(run: Run) -> Any:
+    """Goes on from a checkpoint that is finished, which only reads it."""
+
+    @dataclass(frozen=True)
+    class Config:
+        updates: int = 3
+        validate_every: int = 3
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    x = torch.ones(4, 3)
+    best = train(
+        run,
+        "tiny",
+        model,
+        config=Config(),
+        seed=0,
+        made_from={"data": "d"},
+        batches=lambda start: iter([x] * 3),
+        loss=lambda model, batch, generator: (model(batch).square().mean(), {}),
+        validate=lambda model: {"loss": model(x).square().mean().item()},
+        lr=lambda update: 0.1,
+        device=torch.device("cpu"),
+    )
+    return [best.weights, best.metrics, best.update, best.done, model.state_dict()]
+
+
+def read_latents(run: Run) -> Any:
+    latents = Latents(run.latents)
+    return [latents.made_from, latents.table, *(list(vars(latents.episode(i)).values()) for i in range(len(latents)))]
+
+
+def read_model(run: Run) -> Any:
+    model, meta = load_mdnrnn(run.mdnrnn)
+    return [model.state_dict(), meta]
+
+
+def read_evolution(run: Run) -> Any:
+    state = Evolution.load(run.checkpoints / "controller.npz")
+    return [{name: getattr(state, name) for name in (*Evolution._PLAIN, "best_theta")}, state.es.state()]
+
+
+KINDS = {
+    "shard": Kind("rollouts/a.h5", lambda run: [e.digest() for e in Rollouts(run.rollouts)] + [run_table(run)]),
+    "latents": Kind("latents.h5", read_latents),
+    "vae": Kind("vae.pt", lambda run: load_artifact(run.vae, "vae")),
+    "mdnrnn": Kind("mdnrnn.pt", read_model),
+    "training": Kind("checkpoints/tiny.pt", train_tiny),
+    "controller": Kind("controller.npz", lambda run: load_controller(run.controller), ("theta", "meta")),
+    "evolution": Kind("checkpoints/controller.npz", read_evolution, ("plain", "es_start", "es_fitness", "es_es")),
+    "starts": Kind("starts.npz", lambda run: vars(load_starts(run.starts)), ("z", "h", "c", "episode", "step", "meta")),
+    "manifest": Kind("manifest.json", lambda run: run.read_manifest()),
+    "summary": Kind("rollouts/summary.json", lambda run: read_json(run.rollouts / "summary.json", episodes=int)),
+    "score": Kind("score.json", lambda run: read_json(run.score, returns=list, made_from=dict)),
+    "metrics": Kind("metrics.jsonl", lambda run: read_metrics(run.metrics, "vae")),
+    "scores": Kind("scores.jsonl", lambda run: read_lines(run.scores, mean=float)),
+    "curves": Kind("curves.jsonl", lambda run: read_lines(run.curves, name=str, curve=list)),
+}
+
+
+def run_table(run: Run) -> Any:
+    """What the digests do not cover."""
+    table = Rollouts(run.rollouts).table
+    return [table["ret"].tolist(), table["on_road"].tolist()]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run folder with a small file of each kind."""
+    run = make_toy_run(tmp_path_factory.mktemp("whole"))
+    torch.manual_seed(0)
+    save_artifact(run.vae, "vae", nn.Linear(7, 5).state_dict(), {"z": 4, "ranges": [1.0] * 4}, {"rollouts": "r"})
+    write_shard(run.rollouts / "a.h5", [drawn(0, steps=30), drawn(1, steps=3)])
+    save_controller(run.controller, np.arange(39.0), {"made_from": {"vae.pt": "v"}, "generations": 3})
+    es = make_es("cmaes", np.zeros(5), sigma0=0.3, sigma_min=0.0, sigma_max=1.0, popsize=6, seed=1, lr=0.1, ranks=True)
+    for generation in range(3):
+        es.tell(-np.square(es.ask()).sum(1) + generation)
+    Evolution(es, env_steps=300, best_theta=np.arange(5.0), best_score=3.5, made_from={"vae.pt": "v"}).save(
+        run.checkpoints / "controller.npz"
+    )
+    rng = np.random.default_rng(0)
+    z, h, c = (rng.normal(size=(6, n)).astype(np.float32) for n in (4, 8, 8))
+    numbers = np.arange(6)
+    save_starts(run.starts, Starts(z, h, c, numbers, numbers, np.array([-0.1, 3, -100], np.float32), {"vae.pt": "v"}))
+    with run.stage("vae", SMOKE.vae, 0) as begin:
+        begin()
+    write_json(run.rollouts / "summary.json", {"episodes": 2, "return_mean": -3.25, "policies": {"brownian": 2}})
+    score = {"mean": 834.25, "returns": [834.25, 1.5e-7], "made_from": {"vae.pt": "v"}, "ci95": None}
+    write_json(run.score, score)
+    with Metrics(run, "vae") as metrics:
+        for step in range(1, 6):
+            metrics.log(step, {"loss": 1 / step, "val_loss": 2.0 / step})
+    for n in range(4):
+        append_line(run.scores, {**score, "n": n})
+        append_line(run.curves, {"name": "one", "seed": n, "curve": [{"select": 1.0 * n}]})
+    train_tiny(run)
+    return run
+
+
+@pytest.fixture
+def copy(source: Run, tmp_path: Path) -> Run:
+    """A folder of the same files, linked: who changes one replaces it."""
+    run = Run(tmp_path / "run")
+    for path in source.folder.rglob("*"):
+        if path.is_file():
+            link = run.folder / path.relative_to(source.folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    return run
+
+
+def put(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def refusal(kind: Kind, run: Run) -> str | None:
+    """The sentence that a loader refuses its file with; None when it reads it."""
+    try:
+        kind.load(run)
+    except UserError as error:
+        sentence = str(error)
+        assert str(run.folder / kind.path) in sentence
+        assert "\n" not in sentence
+        assert len(sentence) < 600
+        return sentence
+    return None
+
+
+def is_what_was_written(kind: Kind, found: Any, wanted: Any) -> bool:
+    """Whether a damaged file gave its content; of lines, a torn end leaves some out."""
+    return all(line in wanted for line in found) if kind.path.endswith("jsonl") else bool(found == wanted)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("mutations", [FEW, pytest.param(MANY, marks=[pytest.mark.faults, pytest.mark.slow])])
+def test_damage_is_refused_or_harmless(source: Run, copy: Run, name: str, mutations: int) -> None:
+    kind = KINDS[name]
+    wanted = plain(kind.load(source))
+    path = copy.folder / kind.path
+    whole = path.read_bytes()
+    refused = 0
+    for seed in range(mutations):
+        content = damaged(whole, seed)
+        put(path, content)
+        if refusal(kind, copy) is not None:
+            refused += 1
+        else:
+            assert is_what_was_written(kind, plain(kind.load(copy)), wanted), f"mutation {seed} passes unnoticed"
+    put(path, whole)
+    assert plain(kind.load(copy)) == wanted
+    assert refused > mutations / 3
+    print(f"{name}: {refused} of {mutations} mutations refused, the others changed nothing")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_foreign_file_is_refused(source: Run, copy: Run, name: str) -> None:
+    kind = KINDS[name]
+    path = copy.folder / kind.path
+    others = [(source.folder / other.path).read_bytes() for other in KINDS.values() if other.path != kind.path]
+    lines = kind.path.endswith("jsonl")
+    for content in [*others, b"[]", b'"text"', b"null", b"1", b'{"crc32": 3}', b"\0" * 3000, b"[" * 100_000]:
+        put(path, content + b"\n" * lines)
+        assert refusal(kind, copy) is not None, content[:50]
+    put(path, b"")
+    assert lines or refusal(kind, copy) is not None  # no lines are the lines of a stage that has just begun
+    path.unlink()
+    path.mkdir()
+    assert refusal(kind, copy) is not None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_malicious_pickle_is_not_run(copy: Run, name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    for content in malicious(tmp_path / "flag", kind.names):
+        put(copy.folder / kind.path, content)
+        assert refusal(kind, copy) is not None or kind.path.endswith("jsonl")
+        assert not (tmp_path / "flag").exists()
+
+
+# --- well-formed files with the wrong content --------------------------------------------------------------
+
+
+def odd_arrays(array: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Other dtypes and shapes, and what is no number."""
+    yield array[None]
+    yield array.reshape(-1)[:0]
+    yield array.reshape(-1)[:-1]
+    yield np.zeros((), array.dtype)
+    yield np.array("text")
+    if array.dtype.kind in "fi":
+        yield array.astype(np.int8)
+        yield array.astype(np.complex64)
+        for bad in (np.nan, np.inf):
+            changed = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
+            changed.reshape(-1)[rng.integers(changed.size)] = bad
+            yield changed
+
+
+@pytest.mark.parametrize("name", ["controller", "evolution", "starts"])
+def test_arrays_of_other_shapes_and_dtypes_are_refused(source: Run, copy: Run, name: str) -> None:
+    kind, rng = KINDS[name], np.random.default_rng(0)
+    with np.load(source.folder / kind.path) as file:
+        arrays = {member: file[member] for member in file.files}
+    refused = count = 0
+    for member, array in arrays.items():
+        for odd in (None, *odd_arrays(array, rng)):
+            changed = {n: a for n, a in arrays.items() if n != member} | ({member: odd} if odd is not None else {})
+            content = io.BytesIO()
+            np.savez(content, **changed)
+            put(copy.folder / kind.path, content.getvalue())
+            refused += refusal(kind, copy) is not None
+            count += 1
+    assert refused > count / 2  # the number of weights of C is compared where V and M are known
+
+
+def odd_values(value: Any) -> Iterator[Any]:
+    yield from ([], {}, None, "x", -1, 1e308, True, [[[]]], {"a": {}})
+    if isinstance(value, torch.Tensor):
+        yield value[None]
+        yield value.flatten()[:-1]
+        yield value.to(torch.int32)
+        yield torch.full_like(value, float("nan"))
+        yield torch.full_like(value, float("inf"))
+
+
+def changed_trees(tree: Any) -> Iterator[Any]:
+    """`tree` with one part replaced by something odd, or left out."""
+    if isinstance(tree, dict):
+        for name, part in tree.items():
+            others = {n: p for n, p in tree.items() if n != name}
+            yield others
+            for odd in [*odd_values(part), *changed_trees(part)]:
+                yield {**others, name: odd}
+    elif isinstance(tree, list):
+        for i, part in enumerate(tree[:2]):
+            for odd in [*odd_values(part), *changed_trees(part)]:
+                yield [*tree[:i], odd, *tree[i + 1 :]]
+
+
+@pytest.mark.parametrize("name", ["vae", "mdnrnn", "training"])
+def test_tensors_of_other_shapes_and_dtypes_are_refused(source: Run, copy: Run, name: str) -> None:
+    kind = KINDS[name]
+    tree = torch.load(source.folder / kind.path, weights_only=True)
+    refused = 0
+    trees = [[], 3, *changed_trees(tree)][:: 1 if name != "training" else 7]
+    for changed in trees:
+        content = io.BytesIO()
+        torch.save(changed, content)
+        put(copy.folder / kind.path, content.getvalue())
+        refused += refusal(kind, copy) is not None
+    assert refused > len(trees) / 3  # what is not used, or fits by chance, is nobody's harm
+
+
+@pytest.mark.parametrize("name", ["manifest", "summary", "score", "metrics", "scores", "curves"])
+def test_objects_of_other_fields_are_refused_or_read(source: Run, copy: Run, name: str) -> None:
+    kind = KINDS[name]
+    text = (source.folder / kind.path).read_text()
+    lines = kind.path.endswith("jsonl")
+    tree = json.loads(text.splitlines()[0] if lines else text)
+    del tree["crc32"]
+    for changed in changed_trees(tree):
+        put(copy.folder / kind.path, (json.dumps(changed) + "\n").encode())
+        refusal(kind, copy)
+
+
+def test_a_stage_refuses_a_manifest_that_holds_no_records(copy: Run) -> None:
+    odd: list[Any] = [[], None, {"vae": 3}, {"vae": {}}, {"vae": {"config": []}}]
+    for stages in odd:
+        put(copy.manifest, json.dumps({"format": 1, "stages": stages}).encode())
+        with pytest.raises(UserError, match=r"manifest\.json is damaged"), copy.stage("vae", SMOKE.vae, 0):
+            pytest.fail("the stage ran")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_no_numbers_do_not_get_into_the_data(bad: float) -> None:
+    episode = drawn(0, steps=5)
+    for name in ("rewards", "actions"):
+        values = getattr(episode, name).copy()
+        values[2] = bad
+        with pytest.raises(ValueError, match="not finite"):
+            replace(episode, **{name: values})
+
+
+def test_shards_whose_digests_do_not_fit_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """HDF5's checksums cover chunks; the digest covers that they are the chunks of this episode."""
+    import h5py
+
+    write_shard(tmp_path / "a.h5", [drawn(0, steps=5), drawn(1, steps=5)])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["step/rewards"][3] += 1
+    assert set_aside_damaged(tmp_path) == []
+    assert "a.h5 is damaged (episode 0 does not fit its digest)" in capsys.readouterr().out
+    assert (tmp_path / "damaged" / "a.h5").exists()
+
+
+def test_an_m_that_is_not_finite_is_refused(source: Run, copy: Run) -> None:
+    weights = toy_mdnrnn().state_dict()
+    tree = torch.load(source.mdnrnn, weights_only=True)
+    for bad in (float("nan"), float("inf")):
+        name = next(iter(weights))
+        changed = {**weights, name: torch.full_like(weights[name], bad)}
+        copy.mdnrnn.unlink(missing_ok=True)
+        save_artifact(copy.mdnrnn, "mdnrnn", changed, tree["config"], tree["made_from"])
+        with pytest.raises(UserError, match=r"mdnrnn\.pt is damaged"):
+            load_mdnrnn(copy.mdnrnn)

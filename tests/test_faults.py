@@ -1,0 +1,421 @@
+"""Faults: every stage, killed, interrupted, out of disk or robbed of its workers, ends with the same contents.
+
+The real commands at the least sizes that do something. A small dose here, all of it by `make test-faults`.
+"""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_damage import plain, read_latents
+from wm.artifact import load_artifact
+from wm.controller.linear import load_controller
+from wm.evolve import Evolution
+from wm.run import Run, read_json, read_lines, read_metrics
+from wm.signals import EXIT_CODE, INTERRUPTED
+from wm.store.shards import Rollouts
+from wm.store.starts import load_starts
+
+ROOT = Path(__file__).parent.parent
+SPAWNED = "from multiprocessing.spawn import spawn_main"
+
+pytestmark = pytest.mark.timeout(3000)
+
+STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "report")
+POOLED = ("collect", "controller", "dream", "evaluate")
+"""Stages with worker processes."""
+
+EVOLUTION = "--generations 3 --popsize 4 --max-steps 40 --select-every 2 --select-tracks 2"
+OPTIONS = {
+    "collect": "--episodes 6 --episodes-per-shard 1 --max-steps 60 --policy brownian",
+    "vae": "--updates 12 --validate-every 4 --batch 8 --validation-frames 16 --shuffle-frames 64",
+    "mdnrnn": "--updates 12 --validate-every 4 --batch 4 --length 16 --hidden 16 --validation-clips 8",
+    "controller": f"{EVOLUTION} --tracks 1",
+    "dream": f"{EVOLUTION} --start-after 20 --horizon 12 --starts 8",
+    "evaluate": "--episodes 4 --max-steps 40 --fast",
+    "report": "--no-videos",
+}
+
+SAVING = (
+    "import wm.train; wm.train.SAVE_SECONDS = 0.1\n"
+    "from wm.cli import run_stage; from stages.{stage} import main; run_stage(main)"
+)
+"""A gradient loop that saves so often that kills meet checkpoints of all ages."""
+
+SECONDS = 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+"""What a signal may take, on a machine that has something else to do in proportion."""
+
+ALL = [pytest.mark.faults, pytest.mark.slow]
+"""Marks of what only `make test-faults` runs."""
+
+
+def stages(*dose: str, among: tuple[str, ...] = STAGES) -> list[Any]:
+    """Parameters: those of `dose` are run always, the others by `make test-faults`."""
+    return [pytest.param(stage, marks=[pytest.mark.slow] if stage in dose else ALL) for stage in among]
+
+
+def command(stage: str, folder: Path, workers: int = 2) -> list[str]:
+    start = ["-c", SAVING.format(stage=stage)] if stage in ("vae", "mdnrnn") else ["-m", f"stages.{stage}"]
+    where = ["--run", str(folder), "--preset", "smoke", "--workers", str(workers if stage in POOLED else 1)]
+    return [sys.executable, *start, *where, *OPTIONS[stage].split()]
+
+
+def start(stage: str, folder: Path, limit: int | None = None) -> subprocess.Popen[str]:
+    """Starts a stage in a process group of its own; `limit` is the largest file that it may write, in bytes."""
+
+    def bounded() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.Popen(
+        command(stage, folder),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=bounded,
+    )
+
+
+def finish(stage: str, folder: Path) -> None:
+    done = subprocess.run(command(stage, folder), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@contextmanager
+def at_work(stage: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A stage that has begun to work."""
+    process = start(stage, folder)
+    try:
+        until(lambda: process.poll() is not None or has_begun(stage, folder))
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def has_begun(stage: str, folder: Path) -> bool:
+    manifest = folder / "manifest.json"
+    if stage == "report" or not manifest.exists():
+        return stage == "report"
+    record = json.loads(manifest.read_text())["stages"].get(stage)
+    return record is not None and record["ended"] is None
+
+
+def until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def descendants(pid: int) -> list[int]:
+    """Worker processes of a command."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [child for child in children if SPAWNED in Path(f"/proc/{child}/cmdline").read_text()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+# --- what a stage has come to ------------------------------------------------------------------------------
+
+TIMES = ("time", "seconds", "steps_per_second", "frames_per_second")
+
+
+def rows(run: Run, stage: str) -> list[dict[str, Any]]:
+    return [{n: v for n, v in row.items() if n not in TIMES} for row in read_metrics(run.metrics, stage)]
+
+
+def contents(stage: str, folder: Path) -> Any:
+    """Everything that has to be equal whatever happened on the way."""
+    run = Run(folder)
+    if stage == "collect":
+        summary = read_json(run.rollouts / "summary.json")
+        # What goes into which shard, and so their bytes, depends on where a kill left gaps.
+        return Rollouts(run.rollouts).fingerprint(), {**summary, "bytes": 0}, rows_without(run, stage, "bytes")
+    if stage in ("vae", "mdnrnn"):
+        artifact = getattr(run, stage)
+        found: list[Any] = [plain(load_artifact(artifact, stage)), rows(run, stage)]
+        return found if stage == "vae" else [*found, plain(read_latents(run))]
+    if stage in ("controller", "dream"):
+        theta, meta = load_controller(getattr(run, stage))
+        state = Evolution.load(run.checkpoints / f"{stage}.npz")
+        starts = [plain(vars(load_starts(run.starts)))] if stage == "dream" else []
+        return [plain(theta), meta, plain(state.es.state()), state.env_steps, rows(run, stage), *starts]
+    if stage == "evaluate":
+        found = [read_json(run.folder / "score-fast.json"), *read_lines(run.scores)]
+        return [{n: v for n, v in score.items() if n != "time"} for score in found]
+    page = (folder / "report.html").read_text()
+    return re.sub(r"\d\d\d\d-\d\d-\d\dT[\d:]+(\+00:00)?", "", page)
+
+
+def rows_without(run: Run, stage: str, name: str) -> list[dict[str, Any]]:
+    return [{n: v for n, v in row.items() if n != name} for row in rows(run, stage)]
+
+
+def assert_tidy(folder: Path) -> None:
+    """No half-written file is left, and nothing was taken for damaged."""
+    assert not [path for path in folder.rglob("*") if ".tmp" in path.name or path.name == "damaged"]
+
+
+class Pipeline:
+    """Run folders of uninterrupted stages: `before` each stage, and what it comes to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done: dict[str, tuple[Path, float]] = {}
+
+    def after(self, stage: str) -> Path:
+        """The folder in which this stage and all before it were left alone."""
+        if stage not in self._done:
+            folder = self.copy(stage, self._folder / stage)
+            began = time.monotonic()
+            finish(stage, folder)
+            self._done[stage] = folder, time.monotonic() - began
+        return self._done[stage][0]
+
+    def seconds(self, stage: str) -> float:
+        """How long the stage takes."""
+        self.after(stage)
+        return self._done[stage][1]
+
+    def copy(self, stage: str, target: Path) -> Path:
+        """A folder in which this stage comes next."""
+        earlier = STAGES[: STAGES.index(stage)]
+        if earlier:
+            shutil.copytree(self.after(earlier[-1]), target)
+        return target
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return Pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+# --- kills -------------------------------------------------------------------------------------------------
+
+
+def killed(process: subprocess.Popen[str], folder: Path, seconds: float, rng: random.Random) -> bool:
+    """Kills the whole group at a moment, or right after one of the next changes in the folder; False: it was done."""
+    if rng.random() < 0.4:
+        end = time.monotonic() + rng.uniform(0, seconds)
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+    else:
+        for _ in range(rng.randint(1, 12)):
+            seen = snapshot(folder)
+            while process.poll() is None and snapshot(folder) == seen:
+                time.sleep(0.001)
+    done = process.poll() is not None
+    if not done:
+        os.killpg(process.pid, signal.SIGKILL)
+    _, said = process.communicate()
+    assert "Traceback" not in said, said
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return not done
+
+
+def snapshot(folder: Path) -> list[tuple[str, int]]:
+    found = []
+    for path in folder.rglob("*"):
+        try:
+            found.append((str(path), path.stat().st_size))
+        except FileNotFoundError:
+            found.append((str(path), -1))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("stage", stages("collect"))
+@pytest.mark.parametrize("kills", [pytest.param(3), pytest.param(20, marks=ALL)])
+def test_kills_change_nothing(pipeline: Pipeline, tmp_path: Path, stage: str, kills: int) -> None:
+    wanted, seconds = contents(stage, pipeline.after(stage)), pipeline.seconds(stage)
+    rng = random.Random(f"{stage} {kills}")
+    survived = turn = 0
+    while survived < kills:
+        folder = pipeline.copy(stage, tmp_path / f"run{turn}")
+        folder.mkdir(exist_ok=True)
+        while survived < kills and killed(start(stage, folder), folder, seconds, rng):
+            survived += 1
+        finish(stage, folder)
+        assert contents(stage, folder) == wanted
+        assert_tidy(folder)
+        turn += 1
+        assert turn < 3 * kills, "it ends before it can be killed"
+    print(f"{stage}: {survived} kills survived in {turn} runs")
+
+
+# --- signals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", stages("collect"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_within_seconds_and_the_same_command_goes_on(
+    pipeline: Pipeline, tmp_path: Path, stage: str, number: signal.Signals
+) -> None:
+    wanted = contents(stage, pipeline.after(stage))
+    folder = pipeline.copy(stage, tmp_path / "run")
+    rng = random.Random(f"{stage} {number}")
+    longest = 0.0
+    for _ in range(3):
+        with at_work(stage, folder) as process:
+            time.sleep(rng.uniform(0, 0.3) * pipeline.seconds(stage))
+            began = time.monotonic()
+            workers = descendants(process.pid)
+            if number == signal.SIGINT:
+                os.killpg(process.pid, number)  # as a terminal does it
+            else:
+                process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+            took = time.monotonic() - began
+            longest = max(longest, took)
+            if process.returncode != 0:  # it was done before
+                assert (process.returncode, said.splitlines()[-1]) == (EXIT_CODE, INTERRUPTED), said
+            assert took < SECONDS
+            assert "Traceback" not in said, said
+            assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    print(f"{stage}: out after {longest:.1f} s at most")
+    finish(stage, folder)
+    assert contents(stage, folder) == wanted
+    assert_tidy(folder)
+
+
+@pytest.mark.parametrize("stage", stages("collect"))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_imports(tmp_path: Path, stage: str, number: signal.Signals) -> None:
+    where = ["--run", str(tmp_path / "run"), *OPTIONS[stage].split()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}", *where], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: "multiarray" in Path(f"/proc/{process.pid}/maps").read_text())  # numpy is being imported
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (EXIT_CODE, f"{INTERRUPTED}\n")
+    assert not (tmp_path / "run").exists()
+
+
+# --- workers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", stages("collect", among=POOLED))
+def test_workers_killed_one_by_one(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
+    wanted = contents(stage, pipeline.after(stage))
+    folder = pipeline.copy(stage, tmp_path / "run")
+    rng = random.Random(stage)
+    victims = 0
+    with at_work(stage, folder) as process:
+        for _ in range(4):
+            until(lambda: process.poll() is not None or len(descendants(process.pid)) == 2)
+            time.sleep(rng.uniform(0, 0.5))
+            for pid in descendants(process.pid)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                until(lambda pid=pid: process.poll() is not None or pid not in descendants(process.pid))  # type: ignore[misc]
+                victims += 1
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+    assert victims
+    assert "Traceback" not in said, said
+    assert contents(stage, folder) == wanted
+    assert_tidy(folder)
+
+
+# --- a full disk -------------------------------------------------------------------------------------------
+
+LIMITS = (0, 300, 4_000, 100_000, 3_000_000)
+"""Bytes of the largest file that can be written; the least artifact has 1,000, V's checkpoint 52 million."""
+
+
+@pytest.mark.parametrize("stage", stages("collect"))
+def test_no_room_is_one_sentence_and_nothing_half_written(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
+    """Writes fail in whatever library they happen: the kernel refuses them beyond a size."""
+    wanted = contents(stage, pipeline.after(stage))
+    folder = pipeline.copy(stage, tmp_path / "run")
+    refused = 0
+    for limit in LIMITS if stage != "collect" else LIMITS[:4]:
+        process = start(stage, folder, limit)
+        _, said = process.communicate(timeout=600)
+        if process.returncode:
+            refused += 1
+            (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert process.returncode == 2
+            assert "cannot be written (File too large): make room, and the same command goes on." in sentence
+            assert "Traceback" not in said, said
+    assert refused
+    finish(stage, folder)
+    assert contents(stage, folder) == wanted
+    assert_tidy(folder)
+
+
+@pytest.mark.parametrize("stage", stages())
+@pytest.mark.parametrize("room", [0.05, 0.5, 0.9])
+def test_a_small_disk(pipeline: Pipeline, tmp_path: Path, stage: str, room: float) -> None:
+    """A disk that is full after a share of what the stage writes; where one may be mounted."""
+    wanted = contents(stage, pipeline.after(stage))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    before = pipeline.copy(stage, tmp_path / "before")
+    there = sum(path.stat().st_size for path in before.rglob("*")) if before.exists() else 0
+    whole = sum(path.stat().st_size for path in pipeline.after(stage).rglob("*"))
+    size = int(there + 150_000 + room * (whole - there))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        folder = pipeline.copy(stage, disk / "run")
+        process = start(stage, folder)
+        _, said = process.communicate(timeout=600)
+        assert process.returncode in (0, 2), said
+        assert "Traceback" not in said, said
+        if process.returncode:
+            assert "cannot be written (No space left on device): make room, and the same command goes on." in said
+        shutil.copytree(folder, tmp_path / "larger")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    finish(stage, tmp_path / "larger")
+    assert contents(stage, tmp_path / "larger") == wanted
+
+
+# --- two at once -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", stages("collect", among=STAGES[:-1]))
+def test_a_second_command_is_refused_and_does_no_harm(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
+    wanted = contents(stage, pipeline.after(stage))
+    folder = pipeline.copy(stage, tmp_path / "run")
+    with at_work(stage, folder) as process:
+        os.kill(process.pid, signal.SIGSTOP)  # so that it is still there when the second one has imported
+        second = subprocess.run(command(stage, folder), cwd=ROOT, capture_output=True, text=True, check=False)
+        os.kill(process.pid, signal.SIGCONT)
+        assert second.returncode == 2, second.stderr
+        assert f"error: another command is at work in {folder}: wait until it has ended" in second.stderr
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+    assert contents(stage, folder) == wanted
+
+
+# --- options -----------------------------------------------------------------------------------------------
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        done = subprocess.run(command("collect", folder, 0), cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {folder} cannot be written (")
+        assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,101 @@
+"""Absurd options: each stage refuses each of them in one sentence that names it, before it touches anything."""
+
+import importlib
+import math
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wm.cli import check_bounds
+from wm.config import BOUNDS, PRESETS
+from wm.run import UserError
+
+STAGES = (
+    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "report", "play", "publish", "curves"),
+)
+ABSURD = ("-1", "0", "nan", "inf", "-inf", "1e400", "-0.5", "1" * 30, "", "many", "0x10", "1,5", "None", "../..", "é")
+
+
+def options(stage: str) -> Any:
+    """The dataclass whose fields are a stage's options."""
+    module = importlib.import_module(f"stages.{stage}")
+    found = [
+        value
+        for name, value in vars(module).items()
+        if is_dataclass(value) and name.lower() in (f"{stage}args", f"{stage}config")
+    ]
+    return max(found, key=lambda kind: len(fields(kind)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_number_has_bounds_that_hold_its_defaults(stage: str) -> None:
+    for f in fields(options(stage)):
+        if f.type in ("int", "float", "tuple[int, ...]"):
+            assert f.name in BOUNDS, f"--{f.name} of stage {stage} has no bounds in wm/config.py"
+    for preset in next(iter(PRESETS.values())).values():
+        for config in vars(preset).values():
+            check_bounds(config)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=[pytest.mark.faults, pytest.mark.slow])])
+def test_absurd_values_are_refused_in_a_sentence(
+    stage: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module(f"stages.{stage}").main
+    where = ["--run", str(tmp_path / "run"), "--preset", "smoke", "--workers", "0"]
+    for i, f in enumerate(fields(options(stage))):
+        option = f"--{f.name.replace('_', '-')}"
+        for value in ABSURD[i % every :: every]:
+            if f.type in ("bool", "str") or "Path" in str(f.type) or is_in_bounds(f.name, f.type, value):
+                continue
+            with pytest.raises(UserError) as raised:
+                main([*where, f"{option}={value}"])
+            assert option.lstrip("-") in str(raised.value).replace("no-", ""), (option, value)
+            assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""
+
+
+def is_in_bounds(name: str, kind: object, value: str) -> bool:
+    """Whether it is none of the absurd values for this option after all."""
+    least, most = BOUNDS.get(name, (math.inf, -math.inf))
+    try:
+        return least <= (float(value) if kind == "float" else int(value)) <= most
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], r"Missing from .*: --run PATH .*\(--help lists all options\)\."),
+        (["--run", "x", "--unknown", "1"], r"Unrecognized options: --unknown, 1 \("),
+        (["--run", "x", "--popsize", "many"], r"Error parsing --popsize: invalid literal .* 'many' \("),
+        (
+            ["--run", "x", "--es", "luck"],
+            r"invalid choice 'luck' for argument '--es'\. Expected one of \('cmaes', .* \(",
+        ),
+        (["--run"], r"Missing value for argument '--run'\. Expected 1 values \("),
+        (["--run", "x", "--seed", "1.5"], r"--seed"),
+        (["--run", "x", "--workers=-3"], r"--workers -3 is not a number of processes"),
+        (["--run", "x", "--preset="], r"--preset  is unknown"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    main = importlib.import_module("stages.controller").main
+    with pytest.raises(UserError, match=sentence):
+        main(["--preset", "smoke", *arguments])
+
+
+def test_a_name_of_a_variant_stays_in_its_folder(tmp_path: Path) -> None:
+    main = importlib.import_module("stages.curves").main
+    for name in ("..", ".", "a/b", "../x", ".hidden"):
+        with pytest.raises(UserError, match=r"--name '.*' becomes a folder"):
+            main(["--run", str(tmp_path / "run"), "--name", name])
+    with pytest.raises(UserError, match=r"--options .* cannot be taken apart \(No closing quotation\)"):
+        main(["--run", str(tmp_path / "run"), "--name", "a", "--options=--tracks '2"])
+    assert not (tmp_path / "run" / "variants").exists()
