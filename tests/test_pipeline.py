@@ -202,6 +202,21 @@ def test_an_evolution_that_starts_from_a_controller(run: Path, tmp_path: Path) -
     assert "made from another start" in evolve(tmp_path / "other.npz", code=2)
 
 
+def test_another_round_on_the_controllers_own_driving(run: Path, make: Make) -> None:
+    make("collect", "RUN=second", f"ARGS=--driven 3 --source {run}")
+    make("vae", "mdnrnn", "RUN=second")
+    make("controller", "RUN=second", f"ARGS=--carry {run} --components 8 --whiten 1 --revisit 0.5 --disturb 0.01")
+    second = run.parent / "second"
+    summary = json.loads((second / "rollouts" / "summary.json").read_text())
+    assert summary["policies"]["driven"] == 3
+    theta, meta = load_controller(second / "controller.npz")
+    assert theta.shape == (867,)
+    assert meta["made_from"]["start"] == file_hash(run / "controller.npz")
+    load_agent(second)
+    both = make("controller", "RUN=second", f"ARGS=--restart --carry {run} --start {run / 'controller.npz'}", code=2)
+    assert "--start and --carry" in both.stderr
+
+
 def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
     done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options=--tracks=2")
