@@ -58,9 +58,9 @@ def main(argv: list[str]) -> None:
             whiten=config.whiten,
             components=config.components,
         )
+        start = first_mean(given, source, models, basis)
         before = given.start or (Run(given.carry).controller if given.carry else None)
         made_from = models.made_from | ({"start": file_hash(before)} if before else {})
-        start = first_mean(given, source, models, basis)
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from wm.cli import parse, run_stage
 from wm.config import EVALUATE_SEEDS
-from wm.run import Run, UserError
+from wm.run import Run
 from wm.show.keyboard import drive_by_keyboard
 from wm.show.server import LocalServer
 from wm.show.site import add_runtime, build_site
@@ -40,8 +40,6 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: PlayArgs(), "Drive the dream, or the real track.", argv)
     run = Run(config.source or args.run)
     if config.world == "real":
-        if config.track < 0:
-            raise UserError(f"--track {config.track} is no seed: give 0 or more.")
         drive_by_keyboard(run, config.track, config.car)
         return
     folder = Run(args.run).play

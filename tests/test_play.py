@@ -224,5 +224,5 @@ def test_without_a_display_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SDL_VIDEODRIVER", "none-such")
     with pytest.raises(UserError, match=r"^there is no display to open a window on \(.+\): .* with `make play`\.$"):
         play.main(["--run", "x", "--source", str(PRETRAINED.folder), "--world", "real"])
-    with pytest.raises(UserError, match=r"--track -1 is no seed"):
+    with pytest.raises(UserError, match=r"--track -1 is out of range"):
         play.main(["--run", "x", "--world", "real", "--track", "-1"])

@@ -467,7 +467,10 @@ class Run:
                 ) from error
             with writing(self.folder):
                 remove_leftovers(self.folder)
-            yield
+            try:
+                yield
+            finally:
+                remove_leftovers(self.folder)  # of workers that were killed on the way
 
     @contextmanager
     def stage(self, stage: str, config: Any, seed: int, restart: bool = False) -> Iterator[Callable[[], None]]:
