@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from wm.agent import load_acting
-from wm.cli import parse, run_stage
+from wm.cli import narrowed, parse, run_stage
 from wm.collect import make_collector, set_aside_damaged, strange
 from wm.config import DRIVEN_FROM, SEEDS_PER_RUN, CollectConfig
 from wm.run import Metrics, Progress, Run, UserError, read_json, write_json
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: CollectArgs(**vars(preset.collect)), "Collect episodes to train V and M on.", argv
     )
-    config = CollectConfig(**{f.name: getattr(given, f.name) for f in fields(CollectConfig)})
+    config = narrowed(given, CollectConfig)
     if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
     if config.max_steps < 1 or config.episodes_per_shard < 1:
@@ -53,11 +53,13 @@ def main(argv: list[str]) -> None:
         if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
             return
+        # Before anything is changed: who is to drive may be missing.
+        drives = any(index >= DRIVEN_FROM for index in missing)
+        driver = load_acting(Run(given.source or args.run), given.driver) if drives else None
         begin()
         summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]
-        driver = load_acting(Run(given.source or args.run), given.driver) if missing[-1:] >= [DRIVEN_FROM] else None
         start, steps = time.monotonic(), 0
         with (
             make_workers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from wm.agent import Models, load_acting, load_models
 from wm.carry import carry
-from wm.cli import parse, run_stage
+from wm.cli import narrowed, parse, run_stage
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
-from wm.controller.basis import Basis, fit_basis
+from wm.controller.basis import Basis, fit_basis, plain_basis
 from wm.controller.linear import load_controller, parameter_count
 from wm.controller.revisit import track_group
 from wm.evolve import evolve
@@ -48,16 +48,18 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: ControllerArgs(**vars(preset.controller)), "Evolve the controller C on real rollouts.", argv
     )
-    config = ControllerConfig(**{f.name: getattr(given, f.name) for f in fields(ControllerConfig)})
+    config = narrowed(given, ControllerConfig)
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
-        basis = fit_basis(
-            recorded_features(source, models),
-            centre=config.centre,
-            whiten=config.whiten,
-            components=config.components,
-        )
+        basis = plain_basis(models.features)
+        if config.centre or config.whiten or config.components:  # else the record is not needed
+            basis = fit_basis(
+                recorded_features(source, models),
+                centre=config.centre,
+                whiten=config.whiten,
+                components=config.components,
+            )
         start = first_mean(given, source, models, basis)
         before = given.start or (Run(given.carry).controller if given.carry else None)
         made_from = models.made_from | ({"start": file_hash(before)} if before else {})

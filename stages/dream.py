@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.agent import load_models
-from wm.cli import parse, run_stage
+from wm.cli import narrowed, parse, run_stage
 from wm.config import SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
 from wm.evolve import check_sizes, evolve
@@ -43,7 +43,7 @@ class DreamArgs(DreamConfig):
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command goes on after an interruption."""
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
-    config = DreamConfig(**{f.name: getattr(given, f.name) for f in fields(DreamConfig)})
+    config = narrowed(given, DreamConfig)
     check_sizes(config)
     if not config.temperature > 0 or not 0 <= config.unpaid < config.horizon or config.start_after < 20:
         raise UserError(

@@ -290,6 +290,8 @@ def test_who_is_to_drive_has_to_be_there(copy: Run) -> None:
     with pytest.raises(UserError, match=r"controller\.npz is missing.*make controller"):
         main(arguments(copy.folder, "--driven", "2"))
     assert Rollouts(copy.rollouts).fingerprint() == before
+    assert (copy.rollouts / "summary.json").exists()
+    assert copy.read_manifest()["stages"]["collect"]["config"]["driven"] == 0
 
 
 @pytest.mark.parametrize(

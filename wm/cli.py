@@ -16,13 +16,16 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, make_dataclass
 from itertools import dropwhile, pairwise, takewhile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from wm.config import BOUNDS, FAST_ENV, PRESETS, Config
 from wm.run import UNWRITABLE, UserError, writing
 from wm.signals import EXIT_CODE, INTERRUPTED, Interrupted, unwind
+
+Sizes = TypeVar("Sizes")
+"""A stage's config dataclass."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     _check(found.common)
     check_bounds(found.config)
     return found.common, found.config
+
+
+def narrowed(given: Any, kind: type[Sizes]) -> Sizes:
+    """The part of a stage's arguments that its config dataclass `kind` has, which is what is recorded and compared."""
+    return kind(**{f.name: getattr(given, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
 def _first_paragraph(panel: str) -> str:

@@ -51,6 +51,11 @@ class Basis:
         return np.concatenate([(weights @ np.linalg.pinv(self.scale)).ravel(), bias + weights @ self.mean])
 
 
+def plain_basis(features: int) -> Basis:
+    """The features themselves as coordinates."""
+    return Basis(np.zeros(features), np.eye(features))
+
+
 def fit_basis(features: NDArray[np.floating], *, centre: bool, whiten: float, components: int) -> Basis:
     """Coordinates for features like these.
 
@@ -62,10 +67,10 @@ def fit_basis(features: NDArray[np.floating], *, centre: bool, whiten: float, co
             so that a step size moves the actions as much as before.
         components: K, how many of the principal directions to take, those of most variance; 0: all.
     """
-    size = features.shape[1]
-    mean = features.mean(axis=0, dtype=np.float64) if centre else np.zeros(size)
+    plain = plain_basis(features.shape[1])
+    mean = features.mean(axis=0, dtype=np.float64) if centre else plain.mean
     if whiten == 0 and not components:
-        return Basis(mean, np.eye(size))
+        return Basis(mean, plain.scale)
     variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(features.T.astype(np.float64))))
     kept = slice(None, -components - 1 if components else None, -1)  # eigh sorts them upwards
     variance, directions = variance[kept], directions[:, kept]

@@ -29,11 +29,15 @@ def track_group(earlier: Sequence[float], seed: int, revisit: float) -> int:
         Without revisits the number of generations so far.
     """
     met: list[int] = []
+    new = 0
     for generation in range(len(earlier) + 1):
         rng = np.random.default_rng([seed, generation])
-        since = max(0, generation - WINDOW)
-        fitness = dict(zip(met[since:], earlier[since:generation], strict=True))  # of a group met twice, the later one
-        again = rng.random() < revisit
-        hard = sorted(fitness, key=lambda group: fitness[group])[: max(1, len(fitness) // HARDEST)]
-        met.append(hard[rng.integers(len(hard))] if again and hard else max(met, default=-1) + 1)
+        if rng.random() < revisit and met:
+            since = max(0, generation - WINDOW)
+            fitness = dict(zip(met[since:], earlier[since:generation], strict=True))  # the latest of each group
+            hard = sorted(fitness, key=lambda group: fitness[group])[: max(1, len(fitness) // HARDEST)]
+            met.append(hard[rng.integers(len(hard))])
+        else:
+            met.append(new)
+            new += 1
     return met[-1]
