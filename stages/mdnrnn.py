@@ -22,6 +22,7 @@ from wm.memory.mdnrnn import (
     gaussian_nll,
     mean_losses,
     mixture_moments,
+    outlook_targets,
     save_mdnrnn,
     tile_hit,
     total_loss,
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> None:
                 mixtures=config.mixtures,
                 reward=config.reward,
                 logsigma_floor=config.logsigma_floor,
+                outlook=config.outlook,
             ),
             args.seed,
         )
@@ -160,9 +162,21 @@ def loss(
     batch = to_tensors(clips, device)
     mask = batch.pop("mask")
     with autocast(device):
-        losses, _, _ = clip_losses(model, **batch, generator=generator)
+        losses, prediction, _ = clip_losses(model, **batch, generator=generator)
     means = mean_losses(losses, mask)
-    return total_loss(means, config.head_weight), {name: value.detach() for name, value in means._asdict().items()}
+    total = total_loss(means, config.head_weight)
+    parts = {name: value.detach() for name, value in means._asdict().items()}
+    if config.outlook:
+        targets, known = outlook_targets(batch["r"], mask, config.outlook, config.reward)
+        outlook = mean_square(prediction.outlook - targets, known)
+        total = total + config.outlook_weight * outlook
+        parts["outlook"] = outlook.detach()
+    return total, parts
+
+
+def mean_square(error: Tensor, known: Tensor) -> Tensor:
+    """Mean of the squares where `known` is set; 0 where it is nowhere."""
+    return error.square().where(known, 0).sum() / known.sum().clamp(min=1)
 
 
 class Constants(NamedTuple):
@@ -210,15 +224,18 @@ def validate(
     """Means over all steps of the validation clips, in float32 and with the same draws of z each time.
 
     Returns:
-        "loss" and its parts "nll" (nats a latent dimension), "reward" and "terminated"; beside nll, of the same
-        draws: "nll_one", of the single Gaussian that has the mean and the variance of M's mixture;
+        "loss" and its parts "nll" (nats a latent dimension), "reward", "terminated" and, if M has one, "outlook" (mean
+        square over its horizons, where they are known); beside nll, of the same draws: "nll_one", of the single
+        Gaussian that has the mean and the variance of M's mixture;
         "nll_marginal", of one fixed Gaussian for each dimension, fitted to the training frames; "nll_unit", of
-        N(0, 1); beside the heads' losses, "reward_constant" and "terminated_constant" of predicting the training rate.
+        N(0, 1); beside the heads' losses, "reward_constant", "terminated_constant" and "outlook_constant" of predicting
+        the training rate.
     """
     generator = torch.Generator(device).manual_seed(derived_seed("mdnrnn validation", seed))
     z_mu, z_logsigma = constants.z_mu.to(device), constants.z_logsigma.to(device)
     everything = to_tensors(clips, device)
     sums: dict[str, float] = {}
+    outlook, outlook_constant, knowns = 0.0, 0.0, 0
     for part in zip(*(value.split(config.batch) for value in everything.values()), strict=True):
         batch = dict(zip(everything, part, strict=True))
         mask = batch.pop("mask")
@@ -236,9 +253,17 @@ def validate(
         }
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value[mask].double().sum().item()
+        targets, known = outlook_targets(r, mask, config.outlook, config.reward)
+        outlook += (prediction.outlook - targets)[known].double().square().sum().item()
+        outlook_constant += (constants.reward - targets)[known].double().square().sum().item()
+        knowns += int(known.sum())
     means = {name: value / int(clips.mask.sum()) for name, value in sums.items()}
     parts = StepLosses(*(torch.tensor(means[name]) for name in StepLosses._fields))
-    return {"loss": total_loss(parts, config.head_weight).item(), **means}
+    total = total_loss(parts, config.head_weight).item()
+    if knowns:
+        means |= {"outlook": outlook / knowns, "outlook_constant": outlook_constant / knowns}
+        total += config.outlook_weight * means["outlook"]
+    return {"loss": total, **means}
 
 
 def binary(target: Tensor, rate: float) -> Tensor:
@@ -276,7 +301,8 @@ def report(config: MDNRNNConfig, best: Best) -> None:
         f"M is trained, best at update {best.update} (validation): {m['nll']:.3f} nats a dimension "
         f"(its one Gaussian {m['nll_one']:.3f}, no memory {m['nll_marginal']:.3f}, N(0, 1) {m['nll_unit']:.3f}); "
         f"{config.reward} {m['reward']:.4f} (constant {m['reward_constant']:.4f}), "
-        f"terminated {m['terminated']:.5f} (constant {m['terminated_constant']:.5f})."
+        f"terminated {m['terminated']:.5f} (constant {m['terminated_constant']:.5f})"
+        + (f", outlook {m['outlook']:.5f} (constant {m['outlook_constant']:.5f})." if "outlook" in m else ".")
     )
 
 

@@ -21,6 +21,7 @@ from wm.memory.mdnrnn import (
     mean_losses,
     mixture_moments,
     mixture_nll,
+    outlook_targets,
     sample,
     save_mdnrnn,
     step_losses,
@@ -48,6 +49,7 @@ def mixture(b: int, t: int, z: int, k: int, seed: int, spread: float = 1.0) -> P
         logsigma=normal(b, t, z, k).clamp(-5, 5),
         reward=normal(b, t),
         terminated=normal(b, t),
+        outlook=torch.empty(b, t, 0),
     )
 
 
@@ -337,6 +339,48 @@ def test_no_temperature_is_refused(temperature: float) -> None:
         sample(mixture(1, 1, 1, 1, seed=0), temperature, torch.Generator())
 
 
+# --- outlook ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    t=st.integers(1, 12),
+    real=st.integers(1, 12),
+    horizons=st.lists(st.integers(1, 13), max_size=3),
+    reward=st.sampled_from(["tile", "value"]),
+    seed=st.integers(0, 1000),
+)
+def test_outlook_targets_against_a_plain_loop(t: int, real: int, horizons: list[int], reward: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    r = torch.where(torch.rand(2, t, generator=generator) < 0.4, 3.2, -0.1)
+    mask = torch.arange(t).expand(2, t) < min(real, t)
+    targets, known = outlook_targets(r, mask, horizons, reward)
+    assert targets.shape == known.shape == (2, t, len(horizons))
+    for b in range(2):
+        steps = r[b][mask[b]].tolist()
+        for i in range(t):
+            for k, n in enumerate(horizons):
+                after = steps[i + 1 : i + 1 + n]
+                assert bool(known[b, i, k]) == (len(after) == n)
+                if len(after) == n:
+                    wanted = sum(x > 0 for x in after) if reward == "tile" else sum(after)
+                    assert targets[b, i, k].item() == pytest.approx(wanted / n, abs=1e-4)
+
+
+def test_an_outlook_is_one_linear_map_of_h(tmp_path: Path) -> None:
+    model = small(outlook=(3, 7))
+    prediction, (h, _) = model(torch.ones(2, 1, 4), torch.ones(2, 1, 2))
+    wanted = h[0] @ model.outlook_head.weight.T + model.outlook_head.bias
+    torch.testing.assert_close(prediction.outlook[:, 0], wanted)
+    assert small()(torch.ones(2, 5, 4), torch.ones(2, 5, 2))[0].outlook.shape == (2, 5, 0)
+    save_mdnrnn(tmp_path / "mdnrnn.pt", model.state_dict(), {**CONFIG, "outlook": (3, 7)}, {})
+    loaded, _ = load_mdnrnn(tmp_path / "mdnrnn.pt")
+    assert loaded.outlook == (3, 7)
+    assert torch.equal(loaded.outlook_head.weight, model.outlook_head.weight)
+    with pytest.raises(ValueError, match="outlook"):
+        small(outlook=(0,))
+
+
 # --- mdnrnn.pt -------------------------------------------------------------------------------------------
 
 
@@ -357,7 +401,8 @@ def test_saved_and_loaded(tmp_path: Path, half: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden": 9}, {"mixtures": 0}, {"z": "4"}, {"reward": "pulse"}, {"logsigma_floor": None}]
+    "changes",
+    [{"hidden": 9}, {"mixtures": 0}, {"z": "4"}, {"reward": "pulse"}, {"logsigma_floor": None}, {"outlook": 3}],
 )
 def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     save_mdnrnn(tmp_path / "mdnrnn.pt", small().state_dict(), {**CONFIG, **changes}, {})

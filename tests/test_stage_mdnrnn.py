@@ -209,6 +209,24 @@ def test_baselines_are_the_ones_they_say(run: Run, reward: str) -> None:
     assert found["loss"] == pytest.approx(found["nll"] + found["reward"] + found["terminated"], rel=1e-5)
 
 
+def test_the_outlook_is_in_the_loss_and_has_its_constant(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--validate-every", "2", "--outlook", "2", "5")
+    stage(run, "--updates", "2", *options)
+    assert "outlook" in capsys.readouterr().out
+    stage(run, "--updates", "4", *options)  # the horizons compare equal to those in the files
+    line = read_metrics(run.metrics, "mdnrnn")[-1]
+    assert line["step"] == 4
+    assert line["outlook"] > 0
+    parts = sum(line[f"val_{name}"] for name in ("nll", "reward", "terminated"))
+    assert line["val_loss"] == pytest.approx(parts + 100 * line["val_outlook"], rel=1e-5)
+    # Rewards of the toy world come as by a coin: the rate over 2 steps has a variance of 1/8, over 5 of 1/20.
+    assert line["val_outlook_constant"] == pytest.approx((1 / 8 + 1 / 20) / 2, rel=0.4)
+    model, _ = load_mdnrnn(run.mdnrnn)
+    assert model.outlook == (2, 5)
+    with pytest.raises(UserError, match="outlook"):
+        stage(run, "--updates", "4", "--validate-every", "2")
+
+
 def test_cross_entropy_of_a_constant() -> None:
     target = torch.tensor([1.0, 0.0])
     torch.testing.assert_close(binary(target, 0.25), torch.tensor([-np.log(0.25), -np.log(0.75)]).float())

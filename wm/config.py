@@ -138,6 +138,11 @@ class MDNRNNConfig:
     """Lower bound on log sigma: without one, sigma goes to 0 and the loss explodes."""
     head_weight: float = 1.0
     """Weight of the reward and termination losses (nats a step) beside the NLL (nats a latent dimension)."""
+    outlook: tuple[int, ...] = ()
+    """Horizons in steps over which a linear head predicts the mean rate of tiles (or the mean reward), so that h holds
+    what C needs, such as the speed, where a linear map finds it. Paper: none."""
+    outlook_weight: float = 100.0
+    """Weight of the outlook's squared error (tiles a step; their variance is about 0.01) beside the NLL."""
     validation: float = 0.05
     """Share of the episodes that are held out; the same ones as V's for equal shares and seeds."""
     validate_every: int = 500
@@ -347,7 +352,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
     **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after"), (0, 10**6)),
-    **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error", "road_weight"), (0, 10**6)),
+    **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
+    **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
     **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
@@ -365,6 +371,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),
+    "outlook": (1, 10**6),
     "grid": (1, 36),
     "port": (0, 65_535),
 }
@@ -382,5 +389,6 @@ def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
     """
     for f in fields(new):
         before = old.get(f.name, f.default)
+        before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
         if f.name not in TOTALS and before != getattr(new, f.name):
             yield f"{f.name} was {before}, is {getattr(new, f.name)}"

@@ -1,14 +1,16 @@
 """M, the MDN-RNN (paper, section 2.2 and appendix A.2), its loss, sampling from it, and mdnrnn.pt.
 
-    [z_t, a_t], (h, c) ─LSTM→ (h, c);  h ─→ K Gaussians for each dimension of z_{t+1}, r_t, terminated_t
+    [z_t, a_t], (h, c) ─LSTM→ (h, c);  h ─→ K Gaussians for each dimension of z_{t+1}, r_t, terminated_t, outlook_t
 
-r_t and terminated_t are what the environment answered to a_t, together with the frame of z_{t+1}.
+r_t and terminated_t are what the environment answered to a_t, together with the frame of z_{t+1}. outlook_t (ours,
+optional) is what the steps after that bring. Nothing reads that prediction: it is there for what h must hold to make it
+by a linear map, such as the speed and the bend ahead, since C is a linear map of h as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +36,8 @@ class Prediction(NamedTuple):
         logsigma: f32[B,T,Z,K], log standard deviations, above the floor.
         reward: f32[B,T]: the logit of touching a new tile in this step; for a value head the reward itself.
         terminated: f32[B,T], logit of the episode's terminating with this step.
+        outlook: f32[B,T,N], for each of N horizons of n steps: new tiles touched a step on average over the n steps
+            after this one; for a value head their mean reward.
     """
 
     logmix: Tensor
@@ -41,13 +45,17 @@ class Prediction(NamedTuple):
     logsigma: Tensor
     reward: Tensor
     terminated: Tensor
+    outlook: Tensor
 
 
 class MDNRNN(nn.Module):
-    """The paper's M, with two heads more. One forward serves whole sequences and single steps.
+    """The paper's M, with two heads more, and a third for the outlook if there are horizons.
+
+    One forward serves whole sequences and single steps.
 
     Attributes:
         reward: "tile" or "value", what the reward head predicts (see `wm.config.MDNRNNConfig`).
+        outlook: The horizons in steps.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class MDNRNN(nn.Module):
         mixtures: int = 5,
         reward: str = "tile",
         logsigma_floor: float = -7.0,
+        outlook: Sequence[int] = (),
     ) -> None:
         """Builds M with torch's own initial weights, which the global torch seed fixes.
 
@@ -68,16 +77,21 @@ class MDNRNN(nn.Module):
             mixtures: K, Gaussians per latent dimension.
             reward: What the reward head predicts.
             logsigma_floor: Lower bound of log sigma.
+            outlook: Horizons of the outlook in steps, each >= 1.
         """
         super().__init__()
         if reward not in ("tile", "value"):
             raise ValueError(f"reward is {reward!r}, neither 'tile' nor 'value'")
+        if any(steps < 1 for steps in outlook):
+            raise ValueError(f"outlook is {tuple(outlook)}, not steps of at least 1")
         self.z, self.actions, self.hidden, self.mixtures = z, actions, hidden, mixtures
-        self.reward, self.logsigma_floor = reward, logsigma_floor
+        self.reward, self.logsigma_floor, self.outlook = reward, logsigma_floor, tuple(outlook)
         self.lstm = nn.LSTM(z + actions, hidden, batch_first=True)
         self.mixture_head = nn.Linear(hidden, 3 * mixtures * z)
         self.reward_head = nn.Linear(hidden, 1)
         self.terminated_head = nn.Linear(hidden, 1)
+        if self.outlook:
+            self.outlook_head = nn.Linear(hidden, len(self.outlook))
 
     def forward(self, z: Tensor, a: Tensor, state: State | None = None) -> tuple[Prediction, State]:
         """Advances over T >= 1 steps.
@@ -103,6 +117,7 @@ class MDNRNN(nn.Module):
                 logsigma=self.logsigma_floor + softplus(logsigma - self.logsigma_floor),
                 reward=self.reward_head(h)[..., 0].float(),
                 terminated=self.terminated_head(h)[..., 0].float(),
+                outlook=(self.outlook_head(h) if self.outlook else h[..., :0]).float(),
             ),
             state,
         )
@@ -177,6 +192,29 @@ def step_losses(prediction: Prediction, z: Tensor, r: Tensor, terminated: Tensor
         reward=reward_loss,
         terminated=binary_cross_entropy_with_logits(prediction.terminated, terminated.float(), reduction="none"),
     )
+
+
+def outlook_targets(r: Tensor, mask: Tensor, horizons: Sequence[int], reward: str) -> tuple[Tensor, Tensor]:
+    """What the outlook is compared with, and where: only a step whose whole horizon lies in the clip has a target.
+
+    Args:
+        r: f32[B,T], the environment's own rewards.
+        mask: bool[B,T], where there are steps; what comes after them is padding.
+        horizons: N numbers of steps.
+        reward: "tile" or "value", what the reward head predicts.
+
+    Returns:
+        f32[B,T,N], means over the steps t+1 to t+n, and bool[B,T,N], where they are known.
+    """
+    steps = r.shape[1]
+    paid = torch.where(mask, tile_hit(r) if reward == "tile" else r, 0)
+    before = torch.nn.functional.pad(paid.cumsum(1), (1, 0))  # [B,T+1]: the sum of all steps before t
+    targets, known = r.new_zeros(*r.shape, len(horizons)), mask.new_zeros(*r.shape, len(horizons))
+    for i, n in enumerate(horizons):
+        if n < steps:
+            targets[:, : steps - n, i] = (before[:, n + 1 :] - before[:, 1 : steps - n + 1]) / n
+            known[:, : steps - n, i] = mask[:, n:]
+    return targets, known
 
 
 def clip_losses(
@@ -259,8 +297,8 @@ def save_mdnrnn(
     Args:
         path: The file.
         model: M's state_dict; float32, or float16 to halve the file.
-        config: Must hold what M is rebuilt from: "z", "actions", "hidden", "mixtures", "reward" and
-            "logsigma_floor".
+        config: Must hold what M is rebuilt from: "z", "actions", "hidden", "mixtures", "reward", "logsigma_floor" and,
+            if it has one, "outlook".
         made_from: Hashes: "rollouts" and "vae.pt".
     """
     save_artifact(path, "mdnrnn", model, config, made_from)
@@ -281,7 +319,10 @@ def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
     floor = config.get("logsigma_floor")
     if config.get("reward") not in ("tile", "value") or not isinstance(floor, float):
         raise damaged
+    outlook = config.get("outlook", ())  # before there was one: none
+    if not isinstance(outlook, list | tuple) or not all(isinstance(n, int) and 1 <= n <= 65536 for n in outlook):
+        raise damaged
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
-        model = MDNRNN(**sizes, reward=config["reward"], logsigma_floor=floor)
+        model = MDNRNN(**sizes, reward=config["reward"], logsigma_floor=floor, outlook=outlook)
     fill(model, weights, path, "mdnrnn")
     return model.eval(), meta
