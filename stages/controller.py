@@ -15,7 +15,6 @@ from wm.cli import narrowed, parse, run_stage
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, fit_basis, plain_basis
 from wm.controller.linear import load_controller, parameter_count
-from wm.controller.revisit import track_group
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
@@ -66,9 +65,8 @@ def main(argv: list[str]) -> None:
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
-            def evaluate(candidates: Array, history: list[float]) -> tuple[Array, int]:
-                group = track_group(history, args.seed, config.revisit)
-                seeds = [tracks[group * config.tracks + t] for t in range(config.tracks)]
+            def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
+                seeds = [tracks[t] for t in met_tracks(config, generation)]
                 trials = [
                     Trial(c, s, config.max_steps, config.cut_after, config.disturb) for c in candidates for s in seeds
                 ]
@@ -77,7 +75,7 @@ def main(argv: list[str]) -> None:
                 for i, outcome in workers.run(trials):
                     found[i] = fitness(outcome, config.max_steps, config.step_cost)
                     steps += outcome.steps
-                return found.reshape(len(candidates), config.tracks).mean(axis=1), steps
+                return found.reshape(len(candidates), len(seeds)).mean(axis=1), steps
 
             worked = evolve(
                 run,
@@ -110,6 +108,17 @@ def main(argv: list[str]) -> None:
             f"{kept['select_std']:.0f} on {config.select_tracks} selection tracks "
             f"({rows[-1]['env_steps']:,.0f} environment steps, {rows[-1]['seconds'] / 60:.1f} minutes)."
         )
+
+
+def met_tracks(config: ControllerConfig, generation: int) -> range:
+    """Numbers of the tracks that a generation, the first is 1, meets: new ones each time."""
+
+    def rollouts(earlier: int) -> int:
+        doubled = earlier // config.double_every if config.double_every else config.tracks
+        return min(config.tracks, 2 ** min(doubled, 30))
+
+    first = sum(rollouts(earlier) for earlier in range(generation - 1))
+    return range(first, first + rollouts(generation - 1))
 
 
 def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:

@@ -72,8 +72,8 @@ def main(argv: list[str]) -> None:
         tracks = [SELECT_SEEDS[t] for t in range(config.select_tracks)]
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
-            def evaluate(candidates: Array, history: list[float]) -> tuple[Array, int]:
-                scores = population.score(candidates, population.night(args.seed, len(history) + 1))
+            def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
+                scores = population.score(candidates, population.night(args.seed, generation))
                 return scores, len(candidates) * config.dreams * config.horizon
 
             fixed = population.night(args.seed, 0, dreams=SCORE_DREAMS)

@@ -34,8 +34,7 @@ class Task:
         self.evaluated: list[int] = []
         self.selected: list[Array] = []
 
-    def evaluate(self, candidates: Array, history: list[float]) -> tuple[Array, int]:
-        generation = len(history) + 1
+    def evaluate(self, candidates: Array, generation: int) -> tuple[Array, int]:
         assert candidates.shape == (CONFIG.popsize, len(TARGET))
         if self.fail == "evaluate" and generation == self.at:
             raise Boom
@@ -96,8 +95,8 @@ def test_what_evolves_is_expressed_before_it_is_used_or_kept(tmp_path: Path) -> 
 
     # In shifted coordinates the same candidates stand for other thetas; shifting those back, nothing may differ.
     class Shifted(Task):
-        def evaluate(self, candidates: Array, history: list[float]) -> tuple[Array, int]:
-            return shifted.evaluate(candidates - shift, history)
+        def evaluate(self, candidates: Array, generation: int) -> tuple[Array, int]:
+            return shifted.evaluate(candidates - shift, generation)
 
         def select(self, theta: Array) -> tuple[Array, int]:
             return shifted.select(theta - shift)

@@ -205,7 +205,11 @@ def test_an_evolution_that_starts_from_a_controller(run: Path, tmp_path: Path) -
 def test_another_round_on_the_controllers_own_driving(run: Path, make: Make) -> None:
     make("collect", "RUN=second", f"ARGS=--driven 3 --source {run}")
     make("vae", "mdnrnn", "RUN=second")
-    make("controller", "RUN=second", f"ARGS=--carry {run} --components 8 --whiten 1 --revisit 0.5 --disturb 0.01")
+    make(
+        "controller",
+        "RUN=second",
+        f"ARGS=--carry {run} --components 8 --whiten 1 --tracks 2 --double-every 1 --disturb 0.01",
+    )
     second = run.parent / "second"
     summary = json.loads((second / "rollouts" / "summary.json").read_text())
     assert summary["policies"]["driven"] == 3

@@ -206,11 +206,12 @@ class ControllerConfig(EvolutionConfig):
 
     tracks: int = 16
     """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
+    double_every: int = 0
+    """Generations after which the rollouts a candidate double, from 1 up to `tracks`: one track tells who stays on the
+    road at all, many tell who is lost on one of them. 0: `tracks` in all generations. Paper: 0."""
     cut_after: int = 100
     """Cut a training rollout short after so many steps without a new tile, and charge it 0.1 for each step not
     driven; 0: never. Selection and evaluation are never cut."""
-    revisit: float = 0.0
-    """Chance that a generation meets tracks once more on which an earlier population did badly. Paper: 0."""
     disturb: float = 0.0
     """Chance a step that a burst of brownian actions disturbs a training rollout, as in driven episodes: what follows
     is then practised. Paper: 0. Selection and evaluation are never disturbed."""
@@ -351,7 +352,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks", "average"), (1, 10**6)),
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
-    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after"), (0, 10**6)),
+    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "double_every"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
     **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
@@ -360,7 +361,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),
     "disturb": (0, 1),
-    "revisit": (0, 1),
     "components": (0, 4096),
     "validation": (1e-6, 1 - 1e-6),
     "logsigma_floor": (-50, 0),

@@ -32,11 +32,11 @@ COUNTS = (
 )
 """Sizes of an evolution that must be at least 1, where its config has them."""
 
-SHARES = ("whiten", "disturb", "revisit")
+SHARES = ("whiten", "disturb")
 """Numbers of an evolution that must be 0 to 1, where its config has them."""
 
-Evaluate = Callable[[Array, list[float]], tuple[Array, int]]
-"""(candidates f64[P, N], mean fitness of each population before them) to (fitness f64[P], steps that it took)."""
+Evaluate = Callable[[Array, int], tuple[Array, int]]
+"""(candidates f64[P, N], number of their generation from 1 on) to (fitness f64[P], steps that it took)."""
 Select = Callable[[Array], tuple[Array, int]]
 """theta f64[N] to (returns f64[tracks] on the selection tracks, environment steps it took)."""
 
@@ -213,7 +213,7 @@ def evolve(
         while not ended():
             generation = state.es.generation + 1
             began = time.monotonic()
-            fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), state.es.history)
+            fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), generation)
             state.es.tell(fitness)
             rate = steps / (time.monotonic() - began)
             state.env_steps += steps

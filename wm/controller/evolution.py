@@ -46,11 +46,6 @@ class EvolutionStrategy(ABC):
         return len(self._fitness)
 
     @property
-    def history(self) -> list[float]:
-        """The mean fitness of each generation so far."""
-        return [float(fitness.mean()) for fitness in self._fitness]
-
-    @property
     @abstractmethod
     def mean(self) -> Array:
         """f64[N], the mean of the distribution: what to keep (a lucky best sample's fitness is biased)."""
