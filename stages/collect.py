@@ -1,4 +1,8 @@
-"""Stage collect: plays episodes with untrained policies, or with a controller, on workers. Makes RUN/rollouts/*.h5."""
+"""Stage collect: plays episodes with untrained policies, then with a controller, on workers. Makes RUN/rollouts/*.h5.
+
+Who has learnt nothing drives slowly and not far: V and M of such data alone know little of a fast car. So a scout goes
+first, if there are driven episodes and no other controller is named: the four stages at smaller sizes, in RUN/scout/.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,16 @@ from typing import Any, Literal
 import numpy as np
 
 from wm.agent import load_acting
-from wm.cli import narrowed, parse, run_stage
+from wm.cli import Common, call_stage, narrowed, parse, run_stage
 from wm.collect import make_collector, set_aside_damaged, strange
-from wm.config import DRIVEN_FROM, SEEDS_PER_RUN, CollectConfig
+from wm.config import DRIVEN_FROM, PRESETS, SEEDS_PER_RUN, CollectConfig
 from wm.run import Metrics, Progress, Run, UserError, read_json, write_json
 from wm.show.contact import plot_contact_sheet
 from wm.store.shards import Rollouts
 from wm.workers import make_workers
+
+SCOUT = "scout"
+"""Folder of the scout in the run folder, a run folder itself."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class CollectArgs(CollectConfig):
     driver: Literal["controller", "dream"] = "controller"
     """Which controller drives: evolved on real rollouts, or in the dream."""
     source: Path | None = None
-    """Folder of that controller with its V and M, when it is not the run folder that the episodes go to."""
+    """Folder of that controller with its V and M; none: RUN/scout, made first."""
 
 
 def main(argv: list[str]) -> None:
@@ -40,11 +47,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
     if config.max_steps < 1 or config.episodes_per_shard < 1:
         raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
+    if config.scout not in PRESETS[args.env]:
+        raise UserError(f"--scout {config.scout} is no preset: choose one of {', '.join(PRESETS[args.env])}.")
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
     with run.stage("collect", config, args.seed, args.restart) as begin:
         if args.restart and run.rollouts.exists():
             shutil.rmtree(run.rollouts)
+            shutil.rmtree(run.folder / SCOUT, ignore_errors=True)
         run.rollouts.mkdir(exist_ok=True)
         made_by = (args.env, config.policy, config.max_steps, args.seed)
         there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))
@@ -53,10 +63,12 @@ def main(argv: list[str]) -> None:
         if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
             return
-        # Before anything is changed: who is to drive may be missing.
         drives = any(index >= DRIVEN_FROM for index in missing)
-        driver = load_acting(Run(given.source or args.run), given.driver) if drives else None
+        # Before anything is changed: who is to drive may be missing.
+        driver = load_acting(Run(given.source), given.driver) if drives and given.source else None
         begin()
+        if drives and not given.source:
+            driver = load_acting(scout(args, config.scout, given.driver), given.driver)
         summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]
@@ -81,6 +93,17 @@ def main(argv: list[str]) -> None:
             metrics.log(len(rollouts), {name: found[name] for name in numbers if found[name] is not None})
         write_json(summary, found)
         print(describe(found))
+
+
+def scout(args: Common, preset: str, driver: str) -> Run:
+    """Makes RUN/scout with its controller or its dream's; what is finished there stays as it is."""
+    run = Run(args.run / SCOUT)
+    options = {"run": run.folder, "preset": preset, "env": args.env, "workers": args.workers, "seed": args.seed}
+    stages = ("collect", "vae", "mdnrnn", driver)
+    for number, stage in enumerate(stages, 1):
+        print(f"scout, stage {number} of {len(stages)}: {stage}", flush=True)
+        call_stage(stage, options, ["--driven", "0"] if stage == "collect" else [])
+    return run
 
 
 def summarise(rollouts: Rollouts) -> dict[str, Any]:

@@ -8,15 +8,13 @@ on as any other, and leaves the same metrics. Without --name it draws what is th
 from __future__ import annotations
 
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from wm.cli import Common, parse, run_stage
+from wm.cli import Common, call_stage, parse, run_stage
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
 
@@ -73,20 +71,11 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     options = {"run": variant.folder, "source": run.folder, "preset": args.preset, "env": args.env}
     # The budget ends it: no number of generations may do so before.
     options |= {"workers": args.workers, "seed": seed, "env-steps": config.steps, "generations": 10**9}
-    command = [sys.executable, "-m", "stages.controller"]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     try:
-        command += shlex.split(config.options)
+        arguments = shlex.split(config.options)
     except ValueError as error:
         raise UserError(f"--options {config.options!r} cannot be taken apart ({error}): mend its quotes.") from error
-    with subprocess.Popen(command) as process:
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()  # it saves, as for anybody else
-            raise
-    if code:
-        raise UserError(f"{config.name}, seed {seed}, ended with exit code {code}: what it says above is the reason.")
+    call_stage("controller", options, arguments)
     rows = [row for row in read_metrics(variant.metrics, "controller") if "select" in row]
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
     line["curve"] = [{field: row[field] for field in KEPT} for row in rows]

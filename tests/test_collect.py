@@ -288,10 +288,15 @@ def test_a_controller_drives_the_driven_episodes(whole: Run, copy: Run) -> None:
 def test_who_is_to_drive_has_to_be_there(copy: Run) -> None:
     before = Rollouts(copy.rollouts).fingerprint()
     with pytest.raises(UserError, match=r"controller\.npz is missing.*make controller"):
-        main(arguments(copy.folder, "--driven", "2"))
+        main(arguments(copy.folder, "--driven", "2", "--source", str(copy.folder)))
     assert Rollouts(copy.rollouts).fingerprint() == before
     assert (copy.rollouts / "summary.json").exists()
     assert copy.read_manifest()["stages"]["collect"]["config"]["driven"] == 0
+
+
+def test_a_scout_of_no_preset_is_refused(copy: Run) -> None:
+    with pytest.raises(UserError, match=r"--scout tiny is no preset: choose one of smoke, scout, laptop, paper"):
+        main(arguments(copy.folder, "--driven", "2", "--scout", "tiny"))
 
 
 @pytest.mark.parametrize(

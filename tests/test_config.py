@@ -15,6 +15,7 @@ from wm.config import (
     LAPTOP,
     PAPER,
     PRESETS,
+    SCOUT,
     SEEDS_PER_RUN,
     SELECT_SEEDS,
     SMOKE,
@@ -60,7 +61,7 @@ def test_an_index_outside_of_a_part_is_an_error(index: int) -> None:
 
 
 def test_presets() -> None:
-    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, laptop=LAPTOP, paper=PAPER)
+    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, scout=SCOUT, laptop=LAPTOP, paper=PAPER)
 
 
 def test_the_papers_numbers() -> None:
@@ -83,7 +84,7 @@ def test_the_smoke_preset_is_small() -> None:
     assert SMOKE.evaluate.episodes * SMOKE.evaluate.max_steps <= 200
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop"])
+@pytest.mark.parametrize("name", ["smoke", "scout", "laptop"])
 def test_smaller_presets_keep_the_papers_networks(name: str) -> None:
     preset = PRESETS[FAST_ENV][name]
     assert preset.vae.z == PAPER.vae.z

@@ -221,6 +221,20 @@ def test_another_round_on_the_controllers_own_driving(run: Path, make: Make) -> 
     assert "--start and --carry" in both.stderr
 
 
+def test_a_scout_drives_when_nobody_is_named(make: Make) -> None:
+    options = "ARGS=--driven 3 --scout smoke"
+    first = make("collect", "RUN=scouted", options)
+    assert first.stdout.index("stage 1 of 4: collect") < first.stdout.index("stage 4 of 4: controller")
+    folder = Path(str(first.args)) / "scouted"
+    summary = json.loads((folder / "rollouts" / "summary.json").read_text())
+    assert summary["policies"]["driven"] == 3
+    assert "driven" not in json.loads((folder / "scout" / "rollouts" / "summary.json").read_text())["policies"]
+    before = read_metrics(folder / "scout" / "metrics.jsonl", "controller")
+    assert "finished" in make("collect", "RUN=scouted", options).stdout
+    make("collect", "RUN=scouted", "ARGS=--driven 5 --scout smoke")  # the scout is there, and stays as it is
+    assert read_metrics(folder / "scout" / "metrics.jsonl", "controller") == before
+
+
 def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
     done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options=--tracks=2")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import math
 import os
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, make_dataclass
 from itertools import dropwhile, pairwise, takewhile
@@ -99,6 +100,31 @@ def _first_paragraph(panel: str) -> str:
     below_title = dropwhile(lambda line: not line.strip(frame), panel.splitlines()[1:])
     said = takewhile(lambda line: line.strip(frame), below_title)
     return " ".join(" ".join(line.strip("│| ") for line in said).split()).rstrip(".")
+
+
+def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[str] = ()) -> None:
+    """Runs another stage, as a process of its own, to its end.
+
+    Args:
+        stage: Its name.
+        options: Values by the names of its options, without dashes.
+        arguments: What follows them on its command line.
+
+    Raises:
+        UserError: It left with an exit code; it has said why itself.
+    """
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with subprocess.Popen([*command, *arguments]) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # it saves, as for anybody else
+            raise
+    if code:
+        raise UserError(
+            f"stage {stage} of {options['run']} ended with exit code {code}: what it says above is the reason."
+        )
 
 
 def check_bounds(config: Any) -> None:

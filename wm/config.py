@@ -68,8 +68,11 @@ class CollectConfig:
     max_steps: int = 1000
     """Longest episode, in environment steps; a longer one is truncated. Paper: 1000."""
     driven: int = 0
-    """Episodes more, driven by the run's controller with bursts of brownian actions (paper, section 5: iterate); a
-    larger number later adds the missing ones, with the controller that is there then. Paper's CarRacing: none."""
+    """Episodes more, driven by a controller with bursts of brownian actions (paper, section 5: iterate): that of
+    --source, else a scout's. A larger number later adds the missing ones. Paper's CarRacing: none."""
+    scout: str = "scout"
+    """Preset of the scout: all four stages at smaller sizes, in RUN/scout/, for a controller that drives the driven
+    episodes."""
     policy: Literal["random_network", "brownian", "mixture", "uniform"] = "mixture"
     """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a
     random walk in action space. mixture: each episode is one of the two, drawn with equal chance. uniform:
@@ -263,29 +266,33 @@ class Config:
 
 PAPER = Config()
 LAPTOP = Config(
-    collect=replace(PAPER.collect, episodes=500, max_steps=500),
-    vae=replace(PAPER.vae, updates=4000, lr=3e-4, validate_every=500, validation_frames=2000),
+    collect=replace(PAPER.collect, episodes=500, driven=400, max_steps=500),
+    vae=replace(PAPER.vae, updates=4000, lr=3e-4, kl_weight=0.1, validate_every=500, validation_frames=2000),
     mdnrnn=replace(
         PAPER.mdnrnn,
         updates=4000,
-        batch=32,
-        length=100,
+        batch=20,
+        length=160,
         lr_decay=0.999,
+        outlook=(10, 20, 40),
         validate_every=400,
         validation_clips=128,
     ),
     controller=replace(
         PAPER.controller,
-        generations=100,
-        popsize=128,
-        tracks=1,
+        generations=80,
+        popsize=32,
+        tracks=8,
+        double_every=15,
         sigma_max=0.1,
         centre=True,
+        whiten=1.0,
+        components=32,
         precision="int8",
         cut_after=50,
-        select_every=5,
-        select_tracks=32,
-        average=16,
+        select_every=3,
+        select_tracks=64,
+        average=4,
     ),
     dream=replace(
         PAPER.dream,
@@ -296,6 +303,21 @@ LAPTOP = Config(
         centre=True,
         precision="int8",
         average=16,
+    ),
+)
+SCOUT = replace(
+    LAPTOP,
+    collect=replace(LAPTOP.collect, episodes=300, driven=0),
+    vae=replace(LAPTOP.vae, updates=2000),
+    mdnrnn=replace(LAPTOP.mdnrnn, updates=2000, validate_every=250),
+    controller=replace(
+        LAPTOP.controller,
+        generations=40,
+        popsize=64,
+        tracks=1,
+        double_every=0,
+        select_every=10,
+        select_tracks=32,
     ),
 )
 SMOKE = Config(
@@ -315,6 +337,7 @@ SMOKE = Config(
         updates=40,
         batch=8,
         length=32,
+        outlook=(5, 10),
         validation=0.25,
         validate_every=20,
         validation_clips=16,
@@ -345,7 +368,7 @@ SMOKE = Config(
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
 )
 
-PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "laptop": LAPTOP, "paper": PAPER}}
+PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "laptop": LAPTOP, "paper": PAPER}}
 
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("episodes", "max_steps", "updates", "generations", "validate_every"), (1, 10**9)),
