@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from wm.agent import Models, load_acting, load_models
 from wm.carry import carry
 from wm.cli import narrowed, parse, run_stage
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
-from wm.controller.basis import Basis, fit_basis, plain_basis
+from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
 from wm.controller.linear import load_controller, parameter_count
 from wm.evolve import evolve
 from wm.memory.cell import LSTMCell
@@ -51,15 +51,8 @@ def main(argv: list[str]) -> None:
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
-        basis = plain_basis(models.features)
-        if config.centre or config.whiten or config.components:  # else the record is not needed
-            basis = fit_basis(
-                recorded_features(source, models),
-                centre=config.centre,
-                whiten=config.whiten,
-                components=config.components,
-            )
-        start = first_mean(given, source, models, basis)
+        basis = make_basis(source, models, config)
+        start = first_mean(given, source, models, basis, args.seed)
         before = given.start or (Run(given.carry).controller if given.carry else None)
         made_from = models.made_from | ({"start": file_hash(before)} if before else {})
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
@@ -121,6 +114,20 @@ def met_tracks(config: ControllerConfig, generation: int) -> range:
     return range(first, first + rollouts(generation - 1))
 
 
+def make_basis(source: Run, models: Models, config: ControllerConfig) -> Basis:
+    """The coordinates that C evolves in, of all features or of z alone."""
+    seen = models.features if config.inputs == "zh" else models.z
+    basis = plain_basis(seen)
+    if config.centre or config.whiten or config.components:  # else the record is not needed
+        basis = fit_basis(
+            recorded_features(source, models)[:, :seen],
+            centre=config.centre,
+            whiten=config.whiten,
+            components=config.components,
+        )
+    return replace(first_only(basis, models.features), units=config.hidden_units)
+
+
 def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
     """[z; h] of each step, f32[N,F], of the `typical` collected episodes."""
     latents = Latents(run.latents)
@@ -136,19 +143,30 @@ def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
     return np.array(features)
 
 
-def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis) -> Array:
-    """What the evolution starts from, in the coordinates of `basis`: zeros, or what stands for a controller."""
+def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis, seed: int) -> Array:
+    """What the evolution starts from, in the coordinates of `basis`: zeros, or what stands for a controller.
+
+    A hidden layer begins with random weights, since from zeros nothing but the last biases does anything.
+    """
     if given.start and given.carry:
         raise UserError("--start and --carry both say where to begin: give one of them.")
+    if given.carry and given.hidden_units:
+        raise UserError("--carry fits a linear controller: leave --hidden-units away.")
     if given.carry:
         old, theta = load_acting(Run(given.carry))
+        if theta.shape != (parameter_count(old.features),):
+            raise UserError(f"{given.carry} has a controller with a hidden layer, which --carry cannot carry over.")
         rollouts = Rollouts(source.rollouts)
         return basis.coordinates(carry(theta, old, models, map(rollouts.episode, typical(rollouts.table["index"]))))
     if not given.start:
-        return np.zeros(basis.weights)
+        start = np.zeros(basis.weights)
+        first = len(basis.scale) * basis.units
+        start[:first] = np.random.default_rng(seed).normal(0, 1 / np.sqrt(len(basis.scale)), first)
+        return start
     theta, _ = load_controller(given.start)
-    if theta.shape != (parameter_count(models.features),):
-        raise UserError(f"{given.start} has {len(theta)} weights, and V and M want {parameter_count(models.features)}.")
+    wanted = replace(basis, scale=np.eye(models.features)).weights
+    if theta.shape != (wanted,):
+        raise UserError(f"{given.start} has {len(theta)} weights, and V, M and --hidden-units want {wanted}.")
     return basis.coordinates(theta.astype(np.float64))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wm.controller.basis import fit_basis
+from wm.controller.basis import first_only, fit_basis
+from wm.controller.hidden import HiddenController, hidden_count
 from wm.controller.linear import parameter_count
 
 
@@ -37,6 +40,18 @@ def test_expressed_weights_do_on_features_what_theta_does_on_coordinates(
 
     np.testing.assert_allclose(linear(folded, x[0]), linear(theta, basis.scale @ (x[0] - mean)), atol=1e-6)
     np.testing.assert_allclose(basis.coordinates(folded), theta, atol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_a_hidden_layer_sees_the_coordinates_of_the_first_features_only(seed: int, units: int) -> None:
+    x = drawn(seed, 9)
+    basis = fit_basis(x[:, :5], centre=True, whiten=1.0, components=4)
+    whole = replace(first_only(basis, 9), units=units)
+    theta = np.random.default_rng(seed).normal(0, 0.1, whole.weights)
+    assert len(theta) == hidden_count(4, units)
+    expected = HiddenController(theta, 4)((basis.scale @ (x[0, :5] - basis.mean)).astype(np.float32))
+    np.testing.assert_allclose(HiddenController(whole.express(theta), 9)(x[0].astype(np.float32)), expected, atol=1e-3)
+    np.testing.assert_allclose(whole.coordinates(whole.express(theta)), theta, atol=1e-6)
 
 
 def test_without_centre_and_whitening_nothing_changes() -> None:

@@ -16,6 +16,7 @@ import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
 from wm.agent import load_agent
+from wm.controller.hidden import hidden_count
 from wm.controller.linear import load_controller, save_controller
 from wm.run import file_hash, read_metrics
 
@@ -237,7 +238,7 @@ def test_a_scout_drives_when_nobody_is_named(make: Make) -> None:
 
 def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
-    done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options=--tracks=2")
+    done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options='--tracks=2 --inputs=z --hidden-units=3'")
     assert "one: " in done.stdout
     assert "(2 seeds, " in done.stdout
     assert "pairs: " in done.stdout
@@ -251,6 +252,11 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
         assert row["curve"][-1]["env_steps"] >= 500
         assert all(earlier["env_steps"] < 500 for earlier in row["curve"][:-1])
     assert rows[0]["curve"] != rows[1]["curve"]
+    theta, _ = load_controller(run / "variants" / "pairs" / "1" / "controller.npz")
+    weights = theta[: 3 * 288].reshape(3, 288)
+    assert len(theta) == hidden_count(288, 3)
+    assert weights[:, :32].all()
+    assert not weights[:, 32:].any()
     assert (run / "plots" / "curves.png").stat().st_size > 0
     # What is there is not evolved again, and a name stands for one variant.
     again = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")

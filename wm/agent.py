@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import EvolutionConfig, Precision
-from wm.controller.linear import LinearController, load_controller, parameter_count
+from wm.controller.hidden import make_controller
+from wm.controller.linear import load_controller
 from wm.envs.preprocess import preprocess
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash
@@ -40,7 +41,7 @@ class Agent:
     def __init__(self, encoder: Encoder, cell: LSTMCell, theta: NDArray[np.floating]) -> None:
         """Composes V, M and C's flat weights; ValueError when the number of weights does not fit."""
         self._encoder, self._cell = encoder, cell
-        self._controller = LinearController(theta, encoder.z + cell.hidden)
+        self._controller = make_controller(theta, encoder.z + cell.hidden)
         self._features = np.zeros(encoder.z + cell.hidden, np.float32)
         self.reset()
 
@@ -76,12 +77,14 @@ class Models:
         graph: The encoder as an ONNX graph.
         cell: M's LSTM weights by name.
         features: Size of [z; h].
+        z: Size of z.
         made_from: Hashes of vae.pt and mdnrnn.pt.
     """
 
     graph: bytes
     cell: dict[str, NDArray[np.float32]]
     features: int
+    z: int
     made_from: dict[str, str]
 
 
@@ -103,8 +106,8 @@ def load_models(run: Run, precision: Precision) -> Models:
     weights = {name: value.detach().numpy() for name, value in vae.state_dict().items()}
     cell = {name: value.detach().numpy() for name, value in mdnrnn.state_dict().items() if name.startswith("lstm.")}
     graph = quantised_graph(weights, _ranges(run, vae_meta)) if precision == "int8" else encoder_graph(weights)
-    features = Encoder(graph).z + LSTMCell(cell).hidden
-    return Models(graph, cell, features, {**made_from, "mdnrnn.pt": file_hash(run.mdnrnn)})
+    z = Encoder(graph).z
+    return Models(graph, cell, z + LSTMCell(cell).hidden, z, {**made_from, "mdnrnn.pt": file_hash(run.mdnrnn)})
 
 
 def _ranges(run: Run, vae_meta: dict[str, Any]) -> list[float]:
@@ -145,8 +148,12 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
         )
     models = load_models(run, precision)
     check_made_from(path, meta["made_from"], models.made_from)
-    if theta.shape != (parameter_count(models.features),):
-        raise UserError(f"{path} does not fit the models beside it: redo it with `make {controller} ARGS=--restart`.")
+    try:
+        make_controller(theta, models.features)
+    except ValueError as error:
+        raise UserError(
+            f"{path} does not fit the models beside it: redo it with `make {controller} ARGS=--restart`."
+        ) from error
     return models, theta
 
 

@@ -41,7 +41,12 @@ def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Itera
 
     Returns:
         f64[3·(F'+1)].
+
+    Raises:
+        ValueError: The controller is not linear.
     """
+    if theta.shape != (parameter_count(old.features),):
+        raise ValueError(f"theta has shape {theta.shape}, a linear controller of these models has another")
     x: list[NDArray[np.float32]] = []
     y: list[NDArray[np.float32]] = []
     for episode in episodes:

@@ -218,6 +218,10 @@ class ControllerConfig(EvolutionConfig):
     disturb: float = 0.0
     """Chance a step that a burst of brownian actions disturbs a training rollout, as in driven episodes: what follows
     is then practised. Paper: 0. Selection and evaluation are never disturbed."""
+    inputs: Literal["zh", "z"] = "zh"
+    """What C sees. z: what V says of the frame and nothing of M's memory (paper, section 3.4: "V model only")."""
+    hidden_units: int = 0
+    """Units of a hidden layer of C; 0: C is linear, as the paper's but for its "V model only with a hidden layer"."""
     step_cost: float = 0.1
     """What CarRacing charges for each step, and a cut rollout for each step not driven."""
 
@@ -375,7 +379,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks", "average"), (1, 10**6)),
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
-    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "double_every"), (0, 10**6)),
+    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "double_every", "hidden_units"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
     **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),

@@ -8,12 +8,13 @@ and a few dozen of the 288 hold all that a controller needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.controller.linear import ACTIONS
+from wm.controller.hidden import hidden_count
+from wm.controller.linear import ACTIONS, parameter_count
 
 Array = NDArray[np.float64]
 
@@ -28,27 +29,35 @@ class Basis:
     Attributes:
         mean: f64[F].
         scale: f64[K,F].
+        units: U, rows of the first layer of C, hidden units; 0: C is linear, the rows are those of its 3 actions.
     """
 
     mean: Array
     scale: Array
+    units: int = 0
 
     @property
     def weights(self) -> int:
-        """Length of what evolves: 3·(K+1)."""
-        return ACTIONS * (len(self.scale) + 1)
+        """Length of what evolves: 3·(K+1), or that of C with a hidden layer on K features."""
+        k = len(self.scale)
+        return hidden_count(k, self.units) if self.units else parameter_count(k)
 
     def express(self, theta: Array) -> Array:
-        """The weights f64[3·(F+1)] that do on features what `theta`, f64[3·(K+1)], does on these coordinates."""
-        weights, bias = np.split(theta, [ACTIONS * len(self.scale)])
-        weights = weights.reshape(ACTIONS, -1) @ self.scale
-        return np.concatenate([weights.ravel(), bias - weights @ self.mean])
+        """The weights that do on features what `theta` does on these coordinates; f64[3·(F+1)] of f64[3·(K+1)]."""
+        weights, bias, rest = self._split(theta, len(self.scale))
+        weights = weights @ self.scale
+        return np.concatenate([weights.ravel(), bias - weights @ self.mean, rest])
 
     def coordinates(self, theta: Array) -> Array:
-        """The inverse of `express`; with K < F what is left of `theta` f64[3·(F+1)] in these directions."""
-        weights, bias = np.split(theta, [ACTIONS * len(self.mean)])
-        weights = weights.reshape(ACTIONS, -1)
-        return np.concatenate([(weights @ np.linalg.pinv(self.scale)).ravel(), bias + weights @ self.mean])
+        """The inverse of `express`; with K < F what is left of `theta` in these directions."""
+        weights, bias, rest = self._split(theta, len(self.mean))
+        return np.concatenate([(weights @ np.linalg.pinv(self.scale)).ravel(), bias + weights @ self.mean, rest])
+
+    def _split(self, theta: Array, inputs: int) -> tuple[Array, Array, Array]:
+        """The first layer's weights f64[R, inputs] and biases f64[R], and what comes after it."""
+        rows = self.units or ACTIONS
+        weights, bias, rest = np.split(theta, [rows * inputs, rows * (inputs + 1)])
+        return weights.reshape(rows, inputs), bias, rest
 
 
 def plain_basis(features: int) -> Basis:
@@ -56,11 +65,18 @@ def plain_basis(features: int) -> Basis:
     return Basis(np.zeros(features), np.eye(features))
 
 
+def first_only(basis: Basis, features: int) -> Basis:
+    """A basis of the first features, such as z, as one of all `features`, of which the others count nothing."""
+    k, first = basis.scale.shape
+    scale = np.concatenate([basis.scale, np.zeros((k, features - first))], axis=1)
+    return replace(basis, mean=np.concatenate([basis.mean, np.zeros(features - first)]), scale=scale)
+
+
 def fit_basis(features: NDArray[np.floating], *, centre: bool, whiten: float, components: int) -> Basis:
     """Coordinates for features like these.
 
     Args:
-        features: f[N,F], [z; h] of recorded steps.
+        features: f[N,F], [z; h] or z of recorded steps.
         centre: Subtract their mean.
         whiten: Each principal direction is divided by its standard deviation to this power, 0 to 1: 0 leaves them as
             they are, 1 makes them all alike. Then all are scaled by one number that gives back their total variance,

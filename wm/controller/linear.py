@@ -33,11 +33,16 @@ class LinearController:
         self._bias = theta[ACTIONS * features :]
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features f32[F] to an action f32[3]: steer = tanh, gas = (tanh + 1) / 2, brake = clip(tanh, 0, 1)."""
-        action: NDArray[np.float32] = np.tanh(self._weights @ features + self._bias)
-        action[1] = (action[1] + 1) / 2
-        action[2] = max(action[2], 0)
-        return action
+        """Features f32[F] to an action f32[3]."""
+        return squash(self._weights @ features + self._bias)
+
+
+def squash(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """f32[3] to an action: steer = tanh, gas = (tanh + 1) / 2, brake = clip(tanh, 0, 1)."""
+    action: NDArray[np.float32] = np.tanh(raw)
+    action[1] = (action[1] + 1) / 2
+    action[2] = max(action[2], 0)
+    return action
 
 
 def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:

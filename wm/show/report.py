@@ -617,7 +617,9 @@ def add_tracks(section: Section, found: Mapping[str, Any]) -> None:
 
 def add_weights(section: Section, plotter: Plotter, main: Told, path: Path) -> None:
     """Adds a picture of the controller's weights for each action."""
-    theta, _ = load_controller(path)
+    theta, meta = load_controller(path)
+    if meta.get("config", {}).get("hidden_units"):
+        return  # a picture of what reaches which action is one of a linear map
     weights, bias = np.split(theta.astype(np.float64), [len(theta) - ACTIONS])
     z = main.stages.get("vae", {}).get("config", {}).get("z", VAEConfig.z)
     scale = float(np.percentile(np.abs(weights), 99)) or 1.0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from wm.agent import load_acting
 from wm.config import DreamConfig
+from wm.controller.linear import parameter_count
 from wm.dream import find_starts, load_networks
 from wm.run import Run, UserError, atomic, file_hash, read_json, write_json
 from wm.show.canvas import FPS
@@ -54,7 +55,9 @@ def build_site(run: Run, target: Path, controller: str = "controller") -> int:
     Raises:
         UserError: The run lacks something, or what is in it does not fit together.
     """
-    _, theta = load_acting(run, controller)
+    models, theta = load_acting(run, controller)
+    if theta.shape != (parameter_count(models.features),):
+        raise UserError(f"{run.folder / controller}.npz has a hidden layer: the page shows linear controllers only.")
     networks = load_networks(run)
     starts = find_starts(run, networks, DreamConfig())
     model = networks.mdnrnn

@@ -9,7 +9,7 @@ compare   the real drive beside a dream that began with it and is given the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wm.agent import Agent, load_acting
 from wm.config import DreamConfig
-from wm.controller.linear import LinearController
+from wm.controller.hidden import make_controller
 from wm.dream import load_networks, make_world
 from wm.envs.dream import DreamEnv
 from wm.envs.preprocess import DASHBOARD_ROW, FRAME_SHAPE, preprocess
@@ -63,7 +63,7 @@ class WorldModel:
         """
         models, self._theta = load_acting(run, controller)
         self._encoder, self._cell = Encoder(models.graph), LSTMCell(models.cell)
-        self.controller = LinearController(self._theta, models.features)
+        self.controller = make_controller(self._theta, models.features)
         self._networks = load_networks(run)
         self._rewards = load_starts(run.starts).rewards if run.starts.exists() else TYPICAL_REWARDS
 
@@ -234,7 +234,7 @@ def _triptych(world: WorldModel, shots: Iterator[Shot]) -> Iterator[Moment]:
 class _OnFeatures:
     """C alone, which is all that acts in a dream: [z, h] is what the dream observes."""
 
-    def __init__(self, controller: LinearController) -> None:
+    def __init__(self, controller: Callable[[Vector], Vector]) -> None:
         self._controller = controller
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
