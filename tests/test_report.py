@@ -119,10 +119,10 @@ def write_run(folder: Path, whole: bool = True) -> Run:
         save_controller(path, np.random.default_rng(0).normal(size=867), {"made_from": {}})
     rows: list[dict] = []
     for step in (50, 100):
-        loss = {"error": 30 - step / 10, "kl": 16.0, "nll": 1.0, "reward": 0.05, "terminated": 0.001}
+        loss = {"error": 30 - step / 10, "kl": 16.0, "nll": 1.0, "reward": 0.05, "terminated": 0.001, "outlook": 0.004}
         val = {f"val_{name}": value for name, value in loss.items()} | {"val_loss": 2 - step / 100, "val_dead": 3.0}
         constant = {"val_nll_one": 1.1, "val_nll_marginal": 1.3, "val_nll_unit": 1.4}
-        constant |= {"val_reward_constant": 0.07, "val_terminated_constant": 0.0009}
+        constant |= {"val_reward_constant": 0.07, "val_terminated_constant": 0.0009, "val_outlook_constant": 0.01}
         kl = {f"val_kl_{i:02d}": i / 10 for i in range(32)}
         rows += [
             {"stage": "vae", "step": step, **loss, **val, **kl},
@@ -191,7 +191,7 @@ def test_of_a_whole_run_everything_is_there(told: Told) -> None:
         assert words in page.words, words
     assert "not these" not in page.words
     plots = [a for a in page.all("svg") if a.get("role") == "img"]
-    assert len(plots) == 3 + 3 + 3 + 5 + 1 + 7  # data, V, M, C, score, dream
+    assert len(plots) == 3 + 3 + 4 + 5 + 1 + 7  # data, V, M, C, score, dream
     assert all(a.get("viewbox") for a in plots)
 
 

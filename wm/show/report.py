@@ -361,6 +361,9 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
                 "a constant",
             ],
         ]
+        if "val_outlook" in best:
+            outlook, constant = f"{best['val_outlook']:.5f}", f"{best['val_outlook_constant']:.5f}"
+            rows.append(["outlook head, (tiles a step)²", outlook, constant, "a constant"])
         caption = f"M against what needs no M, on validation clips at update {best['step']:,}; less is better"
         section.blocks.append(Table(caption, ["loss", "M", "baseline", "which one"], rows))
     levels = []
@@ -373,8 +376,10 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
     for name, title, unit in (
         ("reward", "M: reward head", "loss a step"),
         ("terminated", "M: termination head", "nats a step"),
+        ("outlook", "M: outlook head", "mean square error"),
     ):
-        levels = [("a constant", best[f"val_{name}_constant"])] if best and len(told) == 1 else []
+        baseline = f"val_{name}_constant"
+        levels = [("a constant", best[baseline])] if best and baseline in best and len(told) == 1 else []
         lines = losses(told, "mdnrnn", name)
         add_lines(section, plotter, title, "update", unit, lines, levels=levels, settle=settle)
     add_picture(
