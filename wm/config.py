@@ -284,7 +284,7 @@ LAPTOP = Config(
     ),
     controller=replace(
         PAPER.controller,
-        generations=80,
+        generations=60,
         popsize=32,
         tracks=8,
         double_every=15,
