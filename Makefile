@@ -29,7 +29,7 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report play publish curves test test-faults lint bench
+.PHONY: help setup collect vae mdnrnn controller dream evaluate probe replay report play publish curves test test-faults lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
@@ -73,6 +73,9 @@ $(DIR)/mdnrnn.pt: | $(VENV)
 	$(MAKE) mdnrnn ARGS=
 
 evaluate: $(VENV) ## score C on 100 fresh tracks of stock CarRacing -> score.json
+	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
+
+probe: $(VENV) ## what a linear map reads from [z; h]: position, speed, bends ahead -> probe.json
 	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fast, GRID=n) -> videos/

@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
     told = [tell(Run(folder), folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
     if run.score.exists():  # scored here, though the models lie elsewhere
         told[0] = replace(told[0], score=run.score)
+    if run.probe.exists():
+        told[0] = replace(told[0], probe=run.probe)
     videos: list[Video] = []
     if config.videos:
         try:

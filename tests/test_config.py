@@ -15,6 +15,7 @@ from wm.config import (
     LAPTOP,
     PAPER,
     PRESETS,
+    PROBE_SEEDS,
     SCOUT,
     SEEDS_PER_RUN,
     SELECT_SEEDS,
@@ -24,7 +25,7 @@ from wm.config import (
     track_seeds,
 )
 
-RANGES = (COLLECT_SEEDS, EVOLVE_SEEDS, SELECT_SEEDS, EVALUATE_SEEDS)
+RANGES = (COLLECT_SEEDS, EVOLVE_SEEDS, PROBE_SEEDS, SELECT_SEEDS, EVALUATE_SEEDS)
 RUN_SEEDS = st.integers(0, 99)
 
 
@@ -37,7 +38,7 @@ def test_ranges_of_different_uses_are_disjoint() -> None:
     assert all(0 <= r.start < r.stop <= 2**31 for r in RANGES)  # what every seeding function takes
 
 
-@given(RUN_SEEDS, RUN_SEEDS, st.sampled_from([COLLECT_SEEDS, EVOLVE_SEEDS]))
+@given(RUN_SEEDS, RUN_SEEDS, st.sampled_from([COLLECT_SEEDS, EVOLVE_SEEDS, PROBE_SEEDS]))
 def test_parts_of_two_run_seeds_are_disjoint_and_within_the_range(one: int, other: int, whole: SeedRange) -> None:
     part = track_seeds(whole, one)
     assert whole.start <= part.start < part.stop <= whole.stop
@@ -48,7 +49,7 @@ def test_parts_of_two_run_seeds_are_disjoint_and_within_the_range(one: int, othe
 @given(RUN_SEEDS, st.integers(0, SEEDS_PER_RUN - 1))
 def test_a_seed_of_one_use_is_in_no_other(run_seed: int, index: int) -> None:
     seed = track_seeds(EVOLVE_SEEDS, run_seed)[index]
-    assert [seed in r for r in RANGES] == [False, True, False, False]
+    assert [seed in r for r in RANGES] == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("index", [-1, SEEDS_PER_RUN, 10**12])
@@ -82,6 +83,7 @@ def test_the_smoke_preset_is_small() -> None:
     c = SMOKE.controller
     assert c.generations * c.max_steps * (c.popsize * c.tracks + c.select_tracks) <= 2000
     assert SMOKE.evaluate.episodes * SMOKE.evaluate.max_steps <= 200
+    assert SMOKE.probe.episodes * SMOKE.probe.max_steps <= 300
 
 
 @pytest.mark.parametrize("name", ["smoke", "scout", "laptop"])

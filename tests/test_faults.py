@@ -34,8 +34,8 @@ SPAWNED = "from multiprocessing.spawn import spawn_main"
 
 pytestmark = pytest.mark.timeout(3000)
 
-STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "report")
-POOLED = ("collect", "controller", "dream", "evaluate")
+STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe", "report")
+POOLED = ("collect", "controller", "dream", "evaluate", "probe")
 """Stages with worker processes."""
 
 EVOLUTION = "--generations 3 --popsize 4 --max-steps 40 --select-every 2 --select-tracks 2"
@@ -46,6 +46,7 @@ OPTIONS = {
     "controller": f"{EVOLUTION} --tracks 1",
     "dream": f"{EVOLUTION} --start-after 20 --horizon 12 --starts 8",
     "evaluate": "--episodes 4 --max-steps 40 --fast",
+    "probe": "--episodes 4 --max-steps 70",
     "report": "--no-videos",
 }
 
@@ -162,6 +163,8 @@ def contents(stage: str, folder: Path) -> Any:
     if stage == "evaluate":
         found = [read_json(run.folder / "score-fast.json"), *read_lines(run.scores)]
         return [{n: v for n, v in score.items() if n != "time"} for score in found]
+    if stage == "probe":
+        return {n: v for n, v in read_json(run.probe).items() if n != "time"}
     page = (folder / "report.html").read_text()
     return re.sub(r"\d\d\d\d-\d\d-\d\dT[\d:]+(\+00:00)?", "", page)
 

@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
         "dream",
         "evolve",
         "policies",
+        "probe",
         "rollout",
         "show",
         "train",
@@ -45,6 +46,7 @@ TORCH_FREE = (
     "wm.evolve",
     "wm.memory.cell",
     "wm.policies",
+    "wm.probe",
     "wm.rollout",
     "wm.run",
     "wm.store",
@@ -54,7 +56,7 @@ TORCH_FREE = (
 )
 """What runs in a rollout worker, and what that imports."""
 
-WITH_WORKERS = ("collect", "controller", "dream", "evaluate")
+WITH_WORKERS = ("collect", "controller", "dream", "evaluate", "probe")
 """Stages whose main module every worker process imports again."""
 
 MODULES = {

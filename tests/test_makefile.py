@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "report", "play", "publish", "curves"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe"),
+    *("replay", "report", "play", "publish", "curves"),
     *("test", "test-faults", "lint", "bench"),
 ]
 
@@ -114,7 +115,8 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
         f"mdnrnn {common}",
         f"controller {common} --generations 8 --restart",  # ARGS only for what was asked for
     ]
-    assert commands("evaluate", runs, *given) == [f"evaluate {common} --episodes 7 --restart"]
+    for target in ("evaluate", "probe"):
+        assert commands(target, runs, *given) == [f"{target} {common} --episodes 7 --restart"]
     folder = f"--run {tmp_path}/carracing"
     assert commands("replay", runs, *given) == [f"replay {folder} --view dream --track 9 --car fast --grid 4 --restart"]
     assert commands("report", runs, "COMPARE=other pretrained") == [
@@ -131,7 +133,8 @@ def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> 
 
 def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_path: Path) -> None:
     source = "--source data/pretrained"
-    assert commands("evaluate", runs, "RUN=pretrained") == [f"evaluate {sizes(tmp_path, 'pretrained')} {source}"]
+    for target in ("evaluate", "probe"):
+        assert commands(target, runs, "RUN=pretrained") == [f"{target} {sizes(tmp_path, 'pretrained')} {source}"]
     for target in ("replay", "report", "play"):
         assert commands(target, runs, "RUN=pretrained") == [f"{target} --run {tmp_path}/pretrained {source}"]
 

@@ -122,6 +122,11 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     make("evaluate", "ARGS=--fast --episodes 1")
     assert json.loads((run / "score-fast.json").read_text())["env_id"] == "wm/CarRacing-v3"
 
+    done = make("probe")
+    assert "turn rate" in done.stdout
+    assert (run / "plots" / "probe.png").stat().st_size > 0
+    assert "finished" in make("probe").stdout
+
     make("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
     assert (run / "videos" / "real-fast-5.webp").stat().st_size > 0
     with av.open(str(run / "videos" / "real-fast-5.mp4")) as video:
@@ -284,7 +289,7 @@ def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Mak
 
 
 def test_evaluate_and_replay_name_the_command_that_is_missing(make: Make) -> None:
-    for stage in ("evaluate", "replay", "publish"):
+    for stage in ("evaluate", "probe", "replay", "publish"):
         done = make(stage, "RUN=empty", code=2)
         assert "make controller" in done.stderr
         assert "Traceback" not in done.stderr

@@ -17,7 +17,7 @@ import pytest
 from stages.report import main
 from wm.config import FAST_ENV
 from wm.controller.linear import save_controller
-from wm.run import Run, UserError, file_hash
+from wm.run import Run, UserError, file_hash, write_json
 from wm.show.report import TEMPLATE, Told, Video, duration, render, tell
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
@@ -141,10 +141,18 @@ def write_run(folder: Path, whole: bool = True) -> Run:
         rows += [{"stage": "controller", **row}, {"stage": "dream", **row, "dream": 300.0 * step}]
     rows.append({"stage": "calibration", "step": 1, "time": 1.0, "tile_error": 0.01})
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_probe(run)
     for name, path in (("controller", run.score), ("dream", folder / "score-dream.json")):
         artifact = folder / f"{name}.npz"
         write_score(path, {artifact.name: file_hash(artifact)})
     return run
+
+
+def write_probe(run: Run, speed: float = 0.79) -> None:
+    target = {"name": "speed", "unit": "units/s", "std": 19.0, "r2": {"z": 0.1, "h": None, "[z; h]": speed}}
+    found = {"config": {"start_after": 50, "off_road": 12.0}, "made_from": {"vae.pt": file_hash(run.vae)}}
+    found |= {"episodes": {"fitted": 45, "tested": 15}, "steps": {"fitted": 4000, "tested": 1300, "left_out": 9}}
+    write_json(run.probe, {**found, "targets": [{**target, "rmse": {"z": 18.0, "h": 17.5, "[z; h]": 8.25}}]})
 
 
 def write_score(path: Path, made_from: dict[str, str], env_id: str = "CarRacing-v3", max_steps: int = 1000) -> None:
@@ -213,6 +221,22 @@ def test_a_published_run_without_its_data_says_so(told: Told) -> None:
 def test_a_score_of_another_controller_is_told(told: Told) -> None:
     save_controller(told.run.controller, np.ones(867), {"made_from": {}})
     assert page_words(render(told, [], [])).count("The files that were scored are not these") == 1
+
+
+def test_what_was_probed_is_told(told: Told, tmp_path: Path) -> None:
+    words = page_words(render(told, [], []))
+    for number in ("0.79", "8.25", "Fitted to 4,000 steps (episodes: 45)", "12 units or more from the centre line"):
+        assert number in words
+    assert "The models that were probed are not these" not in words
+    told.run.vae.write_bytes(b"another")
+    assert "The models that were probed are not these" in page_words(render(told, [], []))
+    told.run.probe.unlink()
+    assert "is not probed yet: make probe" in page_words(render(told, [], []))
+    # A probe of RUN=pretrained lies beside the report and not beside the models.
+    here = write_run(tmp_path / "here")
+    write_probe(here, speed=0.89)
+    main(f"--run {here.folder} --source {told.run.folder} --no-videos".split())
+    assert "0.89" in page_words((here.folder / "report.html").read_text())
 
 
 def page_words(text: str) -> str:

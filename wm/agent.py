@@ -32,6 +32,7 @@ class Agent:
 
     Attributes:
         z: f32[Z], the latent (V's mean) of the last frame.
+        features: f32[Z+H], [z; h] as C was given it with the last frame; the next frame overwrites it.
         state: (h, c), each f32[H]: M's state after the last action.
     """
 
@@ -42,7 +43,7 @@ class Agent:
         """Composes V, M and C's flat weights; ValueError when the number of weights does not fit."""
         self._encoder, self._cell = encoder, cell
         self._controller = make_controller(theta, encoder.z + cell.hidden)
-        self._features = np.zeros(encoder.z + cell.hidden, np.float32)
+        self.features = np.zeros(encoder.z + cell.hidden, np.float32)
         self.reset()
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
@@ -62,9 +63,9 @@ class Agent:
         """
         frame = observation if observation.shape == (64, 64, 3) else preprocess(observation)
         self.z = self._encoder(frame)
-        self._features[: len(self.z)] = self.z
-        self._features[len(self.z) :] = self.state[0]
-        action = self._controller(self._features) if instead is None else instead
+        self.features[: len(self.z)] = self.z
+        self.features[len(self.z) :] = self.state[0]
+        action = self._controller(self.features) if instead is None else instead
         self.state = self._cell.step(self.z, action, self.state)
         return action
 

@@ -41,8 +41,10 @@ class SeedRange:
 
 COLLECT_SEEDS = SeedRange(0, 1_000_000_000)
 """Tracks that data for V and M is collected on. A run's seed s uses [s, s + 1) million of each range."""
-EVOLVE_SEEDS = SeedRange(1_000_000_000, 1_900_000_000)
+EVOLVE_SEEDS = SeedRange(1_000_000_000, 1_800_000_000)
 """Tracks that candidates are compared on."""
+PROBE_SEEDS = SeedRange(1_800_000_000, 1_900_000_000)
+"""Tracks that [z; h] are probed on."""
 SELECT_SEEDS = SeedRange(1_900_000_000, 2_000_000_000)
 """Tracks that the distribution mean is evaluated on, to keep the best one. The same for all seeds of a run."""
 EVALUATE_SEEDS = SeedRange(2_000_000_000, 2_100_000_000)
@@ -257,6 +259,26 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """What ridge regression reads from [z; h]: ours, the paper has no such thing."""
+
+    episodes: int = 60
+    """Fresh tracks, each driven once by the controller with bursts of brownian actions."""
+    max_steps: int = 1000
+    """Longest episode in environment steps."""
+    validation: float = 0.25
+    """Share of the episodes, the last ones, that the regression is tested on; it is fitted to the others."""
+    penalty: float = 10.0
+    """On the squared weights of features of variance 1, beside the squared errors summed over all steps: as if each
+    feature had said nothing for so many steps more."""
+    start_after: int = 50
+    """Steps at the start of an episode that do not count: CarRacing zooms in for so many."""
+    off_road: float = 12.0
+    """World units from the centre line from which on a step does not count. The road ends at 6.7, so this car is in
+    the grass; far out the nearest piece of road may be another one, or none of it in the picture."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All sizes of one preset of one environment."""
 
@@ -266,6 +288,7 @@ class Config:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
 
 PAPER = Config()
@@ -370,6 +393,7 @@ SMOKE = Config(
         select_tracks=2,
     ),
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
+    probe=replace(PAPER.probe, episodes=3, max_steps=100),
 )
 
 PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "laptop": LAPTOP, "paper": PAPER}}
@@ -383,7 +407,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
     **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
-    **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip"), (1e-12, 10**6)),
+    **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip", "penalty", "off_road"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),

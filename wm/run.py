@@ -1,7 +1,7 @@
 """The run folder: its paths, lock, manifest, metrics and atomic files; progress lines and errors of all stages.
 
     RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz starts.npz dream.npz score.json scores.jsonl
-        videos/ play/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/
+        probe.json videos/ play/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/
 
 A stage does all its work within `Run.stage(...)`: it locks the folder, and writes down in the manifest what
 was run with which versions, for how long and in how much memory.
@@ -420,6 +420,7 @@ class Run:
         self.dream = self.folder / "dream.npz"
         self.score = self.folder / "score.json"
         self.scores = self.folder / "scores.jsonl"
+        self.probe = self.folder / "probe.json"
         self.metrics = self.folder / "metrics.jsonl"
         self.curves = self.folder / "curves.jsonl"
         self.manifest = self.folder / "manifest.json"

@@ -1,4 +1,4 @@
-"""Plots of the controller: its learning curve and the histogram of its score."""
+"""Plots of the controller, its learning curve and the histogram of its score, and of what a probe reads."""
 
 from __future__ import annotations
 
@@ -101,4 +101,32 @@ def plot_score(path: Path, returns: Sequence[float], title: str) -> None:
     plot.set_ylabel("tracks")
     plot.set_title(title, fontsize=10)
     plot.legend()
+    save_figure(path, figure)
+
+
+def plot_probe(path: Path, targets: Sequence[dict[str, Any]]) -> None:
+    """Draws the R² of a probe as bars, a group for each target, with the error of [z; h] in the target's unit below.
+
+    Args:
+        path: The PNG to write.
+        targets: As in probe.json; an R² that cannot be told has no bar.
+    """
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    plot = figure.add_subplot()
+    names = list(targets[0]["r2"])
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        heights = [np.nan if target["r2"][name] is None else target["r2"][name] for target in targets]
+        places = np.arange(len(targets)) + (i - (len(names) - 1) / 2) * width
+        bars = plot.bar(places, heights, width, label=f"from {name}")
+        plot.bar_label(bars, ["" if np.isnan(height) else f"{height:.2f}" for height in heights], fontsize=7)
+    whole = names[-1]
+    labels = [f"{t['name']}\n± {t['rmse'][whole]:.2g} {t['unit']}" for t in targets]
+    plot.set_xticks(range(len(targets)), labels, fontsize=8)
+    plot.set_xlabel(f"what is read; below: root mean square error from {whole}")
+    plot.set_ylabel("R² on episodes that were not fitted to")
+    plot.set_ylim(bottom=max(plot.get_ylim()[0], -1), top=1.05)
+    plot.axhline(0, color="black", linewidth=0.8)
+    plot.grid(alpha=0.3, axis="y")
+    figure.legend(fontsize=8, loc="outside upper right", ncols=len(names))
     save_figure(path, figure)

@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 
 from wm.config import EVALUATE_SEEDS, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
+from wm.probe import HEADER, describe, rows
 from wm.run import Run, UserError, commit, file_hash, now, read_json, read_metrics
 from wm.show.svg import Line, Plotter, number
 from wm.store.shards import Rollouts
@@ -27,7 +28,7 @@ from wm.vision.vae import DEAD_NATS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 
-STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate")
+STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe")
 """Stages that the report tells of, in their order."""
 SETTLE = 0.05
 """Share of a loss curve, from its start, that does not count for the height of its plot."""
@@ -119,12 +120,14 @@ class Told:
         name: What plots call it.
         run: Its folder.
         score: Path of its score, which may be in another folder than the models.
+        probe: Path of its probe, likewise.
         stages: Its manifest's records by stage.
     """
 
     name: str
     run: Run
     score: Path
+    probe: Path
     stages: Mapping[str, Any]
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
@@ -142,7 +145,7 @@ def tell(run: Run, name: str, score: Path | None = None) -> Told:
     """Opens a run for the report; UserError when its folder or its manifest is missing or damaged."""
     if not run.manifest.exists():
         raise UserError(f"{run.folder} holds no run: make one with `make collect`, or give another RUN.")
-    return Told(name, run, score or run.score, run.read_manifest()["stages"])
+    return Told(name, run, score or run.score, run.probe, run.read_manifest()["stages"])
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -388,6 +391,7 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
         "Predictions",
         "One clip four times: as it was, as V sees it, as M foresaw each step, and as M dreams it from its start",
     )
+    add_probe(section, main)
     calibration = main.metrics("calibration")
     if calibration:
         rows = [
@@ -618,6 +622,20 @@ def add_tracks(section: Section, found: Mapping[str, Any]) -> None:
         for ret, seed, length in sorted(zip(found["returns"], found["seeds"], found["lengths"], strict=True))
     ]
     section.blocks.append(Table("Every track, the worst first", ["track", "return", "steps"], rows, folded=True))
+
+
+def add_probe(section: Section, main: Told) -> None:
+    """Adds the table of what a linear map reads from [z; h]."""
+    if not main.probe.exists():
+        section.notes.append("What C can read from [z; h] of the car and the road is not probed yet: `make probe`.")
+        return
+    found = read_json(main.probe, config=dict, episodes=dict, steps=dict, targets=list, made_from=dict)
+    caption = "What ridge regression reads from z, h and both: R², and root mean square error in the unit"
+    section.blocks.append(Table(caption, HEADER, rows(found)))
+    section.notes.append(f"The probe: {describe(found)}")
+    paths = {name: main.run.folder / name for name in found["made_from"]}
+    if any(path.exists() and found["made_from"][name] != file_hash(path) for name, path in paths.items()):
+        section.notes.append("The models that were probed are not these: `make probe` probes what is here.")
 
 
 def add_weights(section: Section, plotter: Plotter, main: Told, path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Stage probe: what a linear map reads from [z; h] of car and road, on fresh tracks. Makes RUN/probe.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wm.agent import load_acting
+from wm.cli import narrowed, parse, run_stage
+from wm.config import ProbeConfig
+from wm.probe import HEADER, Record, describe, make_prober, probe, rows
+from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
+from wm.show.plots import plot_probe
+from wm.workers import make_workers
+
+
+@dataclass(frozen=True)
+class ProbeArgs(ProbeConfig):
+    """What a probe can be told beside the preset's sizes."""
+
+    driver: Literal["controller", "dream"] = "controller"
+    """Which controller drives: evolved on real rollouts, or in the dream."""
+    source: Path | None = None
+    """Folder of V, M and C, when it is not the run folder that the probe goes to."""
+
+
+def main(argv: list[str]) -> None:
+    """Drives every track once, fits and tests; what is there and of the same models and options is only shown."""
+    args, given = parse(
+        lambda preset: ProbeArgs(**vars(preset.probe)), "Probe what [z; h] know of the car and the road.", argv
+    )
+    config = narrowed(given, ProbeConfig)
+    if config.episodes < 2 or config.max_steps <= config.start_after:
+        raise UserError("--episodes must be at least 2 (to fit, and to test), --max-steps above --start-after.")
+    source, run = Run(given.source or args.run), Run(args.run)
+    models, theta = load_acting(source, given.driver)
+    artifact = source.folder / f"{given.driver}.npz"
+    what: dict[str, Any] = {
+        "env_id": args.env,
+        "driver": given.driver,
+        "config": asdict(config),
+        "seed": args.seed,
+        "made_from": {**models.made_from, artifact.name: file_hash(artifact)},
+    }
+    if not args.restart and run.probe.exists():
+        found = read_json(run.probe, made_from=dict, config=dict, episodes=dict, steps=dict, targets=list)
+        if not (changed := list(differing(found, what))):
+            show(found)
+            print(f"{run.probe} is finished (--restart drives the tracks again).")
+            return
+        print(f"{run.probe} was made with another {', '.join(changed)}: it is made anew.")
+    with run.stage("probe", config, args.seed, restart=True) as begin:
+        begin()
+        records: dict[int, Record] = {}
+        with (
+            make_workers(args.workers, make_prober, args.env, models, theta, config.max_steps, args.seed) as workers,
+            Progress("probe", config.episodes, unit="track") as progress,
+        ):
+            for i, record in workers.run(range(config.episodes)):
+                records[i] = record
+                progress.update()
+        found = {**what, **probe([records[i] for i in range(config.episodes)], models.z, config)}
+        found |= {"versions": versions(), "commit": commit(), "time": now()}
+        plot_probe(run.plots / "probe.png", found["targets"])
+        write_json(run.probe, found)  # last, since it says that all is done
+        show(found)
+        print(f"{run.probe} and {run.plots / 'probe.png'} are written.")
+
+
+def differing(found: dict[str, Any], what: dict[str, Any]) -> Iterator[str]:
+    """Names of what a probe that is there was made with and what differs from `what`, files by their own names."""
+    for name, value in what.items():
+        if isinstance(value, dict):
+            yield from differing(found.get(name, {}), value)
+        elif found.get(name) != value:
+            yield name
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints the table."""
+    table = [list(HEADER), *rows(found)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        name, unit, *numbers = row
+        cells = [name.ljust(widths[0]), unit.ljust(widths[1])]
+        print("  ".join([*cells, *(n.rjust(w) for n, w in zip(numbers, widths[2:], strict=True))]))
+    print(describe(found))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,253 @@
+"""The probe: what a linear map reads from the features [z; h] of the car and the road, which the simulator knows.
+
+A controller drives, disturbed by bursts of brownian actions; at each step [z; h] is noted as C is given it, and beside
+it the true state. Ridge regression is fitted to some of the episodes and tested on the others. Whatever points to the
+left is positive, and angles grow counter-clockwise, as in Box2D; a world unit is Box2D's metre.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wm.agent import Agent, Models
+from wm.config import PROBE_SEEDS, ProbeConfig, track_seeds
+from wm.envs import make_env
+from wm.memory.cell import LSTMCell
+from wm.policies import Driven
+from wm.rollout import Policy, score
+from wm.run import UserError
+from wm.vision.encoder import Encoder
+
+Array = NDArray[np.float64]
+
+AHEAD = (5, 10, 15)
+"""Tiles ahead of the car, 3.5 units each, up to which the road's bend is asked for. The picture shows ten of them on a
+straight road."""
+
+TARGETS = {
+    "lateral": "units",
+    "heading": "rad",
+    "speed": "units/s",
+    "slip": "units/s",
+    "turn rate": "rad/s",
+    **{f"bend, {tiles} tiles": "rad" for tiles in AHEAD},
+}
+"""What the probe asks for, by name, with its unit; in this order everywhere."""
+
+BACKWARDS = math.pi / 2
+"""Angle to the road's direction from which on a step does not count: a road looks the same from its other end, so that
+who has turned round on it sees its right side on the left, and no frame tells."""
+
+FLAT = 1e-6
+"""Standard deviation below which a target says nothing in these episodes: what explains it cannot be told."""
+
+
+class Road:
+    """The centre line of a track as a closed polygon; a place on it is a number of tiles from the start."""
+
+    def __init__(self, track: ArrayLike) -> None:
+        """Takes CarRacing's track, f64[N,4]: angle seen from the middle, direction (0: along y), x, y of each tile."""
+        _, directions, *places = np.array(track, np.float64).T
+        self._places = np.stack(places, axis=1)
+        self._steps = np.roll(self._places, -1, axis=0) - self._places
+        # The last one is the first again, after a whole turn.
+        self._directions = np.unwrap(np.append(directions, directions[0]))
+        self._tiles = np.arange(len(self._directions))
+
+    def nearest(self, x: float, y: float) -> tuple[float, float]:
+        """The place of the road nearest to (x, y) in tiles, 0 to N, and how far (x, y) is to the left of it, units."""
+        offset = (x, y) - self._places
+        share = np.clip((offset * self._steps).sum(axis=1) / (self._steps**2).sum(axis=1), 0, 1)
+        away = offset - share[:, None] * self._steps
+        distance = np.hypot(away[:, 0], away[:, 1])
+        i = int(distance.argmin())
+        left = self._steps[i, 0] * away[i, 1] - self._steps[i, 1] * away[i, 0]
+        return i + float(share[i]), math.copysign(distance[i], left)
+
+    def direction(self, place: float) -> float:
+        """Where the road goes at a place, rad: between two tiles in between their directions, and one turn a lap."""
+        lap, tile = divmod(place, len(self._places))
+        turn = self._directions[-1] - self._directions[0]
+        return float(np.interp(tile, self._tiles, self._directions) + lap * turn)
+
+
+def true_state(road: Road, hull: Any) -> Array:
+    """The state of the car, a Box2D body, on a road: f64[8], in the order of `TARGETS`.
+
+    lateral: distance from the centre line. heading: angle to the road's direction, -pi to pi. speed, slip: velocity
+    along and across the car. bend: by how much the road's direction changes from here to so many tiles ahead.
+    """
+    (x, y), (v_x, v_y), angle = hull.position, hull.linearVelocity, hull.angle
+    sin, cos = math.sin(angle), math.cos(angle)
+    place, lateral = road.nearest(x, y)
+    direction = road.direction(place)
+    heading = math.remainder(angle - direction, 2 * math.pi)
+    bends = [road.direction(place + tiles) - direction for tiles in AHEAD]
+    return np.array([lateral, heading, cos * v_y - sin * v_x, -cos * v_x - sin * v_y, hull.angularVelocity, *bends])
+
+
+class Record(NamedTuple):
+    """An episode: `features` f32[T,Z+H], as C was given them, and `states` f64[T,8] at the same moments."""
+
+    features: NDArray[np.float32]
+    states: Array
+
+
+class Recorder:
+    """Lets a policy drive CarRacing with an agent, and notes at each step what the agent sees and what is true."""
+
+    def __init__(self, env: gym.Env[Any, Any], policy: Policy, agent: Agent) -> None:
+        """Takes the environment, who drives, and the agent in it that sees."""
+        self._car_racing: Any = env.unwrapped
+        self._policy, self._agent = policy, agent
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Starts an episode on the environment's new track."""
+        self._policy.reset(rng)
+        self._road = Road(self._car_racing.track)
+        self._features: list[NDArray[np.float32]] = []
+        self._states: list[Array] = []
+
+    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The policy's action."""
+        action: NDArray[np.float32] = self._policy.act(observation)
+        self._features.append(self._agent.features.copy())
+        self._states.append(true_state(self._road, self._car_racing.car.hull))
+        return action
+
+    def record(self) -> Record:
+        """The episode so far."""
+        return Record(np.array(self._features), np.array(self._states))
+
+
+def make_prober(
+    env_id: str, models: Models, theta: NDArray[np.floating], max_steps: int, seed: int
+) -> Callable[[int], Record]:
+    """Builds a worker that drives probe tracks.
+
+    Args:
+        env_id: Gymnasium id of a CarRacing.
+        models: V and M, as `wm.agent.load_acting` gives them with `theta`.
+        theta: C's weights.
+        max_steps: Longest episode.
+        seed: The run's seed.
+
+    Returns:
+        The function that drives the episode of an index; track and bursts follow from seed and index.
+    """
+    env = make_env(env_id)
+    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
+    recorder = Recorder(env, Driven(env.action_space, agent), agent)
+    tracks = track_seeds(PROBE_SEEDS, seed)
+
+    def work(index: int) -> Record:
+        track = tracks[index]
+        score(env, recorder, seed=track, max_steps=max_steps, rng=np.random.default_rng(track))
+        return recorder.record()
+
+    return work
+
+
+def ridge(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
+    """Ridge regression of y f64[N,K] on x f64[N,F]: weights f64[F,K] and biases f64[K], so that y is about x @ w + b.
+
+    Least is the squared error, summed over the N rows, plus `penalty` times the squared weights of features that are
+    brought to mean 0 and variance 1. Biases cost nothing.
+    """
+    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6  # a unit of h may be constant
+    standard = (x - mean) / scale
+    gram = standard.T @ standard + penalty * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, standard.T @ (y - y.mean(axis=0))) / scale[:, None]
+    return weights, y.mean(axis=0) - mean @ weights
+
+
+def split(episodes: int, share: float) -> int:
+    """How many of at least two episodes are fitted to: all but `share` of them, with one at least on each side."""
+    return min(max(round(episodes * (1 - share)), 1), episodes - 1)
+
+
+def counting(states: Array, config: ProbeConfig) -> NDArray[np.bool_]:
+    """Which steps of an episode, bool[T], are fitted to or tested on: past the zoom, near the road, not backwards."""
+    counts: NDArray[np.bool_] = (np.abs(states[:, 0]) < config.off_road) & (np.abs(states[:, 1]) < BACKWARDS)
+    counts[: config.start_after] = False
+    return counts
+
+
+def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, Any]:
+    """Fits to the first of the episodes and tests on the last ones, on z, on h and on both.
+
+    Args:
+        records: At least two episodes.
+        z: Size of z; the rest of the features is h.
+        config: What counts, the split and the penalty.
+
+    Returns:
+        As plain values what docs/formats.md says of probe.json: `episodes`, `steps`, `targets`.
+
+    Raises:
+        UserError: No step of one side counts.
+    """
+    fitted = split(len(records), config.validation)
+    counts = [counting(record.states, config) for record in records]
+    sides = []
+    for part in (slice(fitted), slice(fitted, None)):
+        features, states = (
+            np.concatenate([getattr(r, name)[c] for r, c in zip(records[part], counts[part], strict=True)])
+            for name in Record._fields
+        )
+        if not len(features):
+            raise UserError(
+                "no step is left to probe, since the car was off the road or its episode over by step "
+                f"{config.start_after}: give more --episodes or a larger --off-road, or let another --driver drive."
+            )
+        sides.append((features.astype(np.float64), states))
+    (x, y), (test_x, test_y) = sides
+    spread = test_y.std(axis=0)
+    targets = [
+        {"name": name, "unit": unit, "std": std, "r2": {}, "rmse": {}}
+        for (name, unit), std in zip(TARGETS.items(), spread.tolist(), strict=True)
+    ]
+    for features_of, columns in {"z": slice(z), "h": slice(z, None), "[z; h]": slice(None)}.items():
+        weights, bias = ridge(x[:, columns], y, config.penalty)
+        square = np.square(test_y - test_x[:, columns] @ weights - bias).mean(axis=0)
+        for target, error, std in zip(targets, square.tolist(), spread.tolist(), strict=True):
+            target["r2"][features_of] = 1 - error / std**2 if std > FLAT else None
+            target["rmse"][features_of] = math.sqrt(error)
+    return {
+        "episodes": {"fitted": fitted, "tested": len(records) - fitted},
+        "steps": {"fitted": len(x), "tested": len(test_x), "left_out": sum(int((~c).sum()) for c in counts)},
+        "targets": targets,
+    }
+
+
+HEADER = ("what", "unit", "std", "R²: z", "h", "[z; h]", "error: z", "h", "[z; h]")
+"""Of the table that `rows` makes."""
+
+
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """What `probe` found as a table: R² and root mean square error of each target; "-" where R² cannot be told."""
+    return [
+        [
+            *(target["name"], target["unit"], f"{target['std']:.3g}"),
+            *("-" if r2 is None else f"{r2:.2f}" for r2 in target["r2"].values()),
+            *(f"{error:.3g}" for error in target["rmse"].values()),
+        ]
+        for target in found["targets"]
+    ]
+
+
+def describe(found: dict[str, Any]) -> str:
+    """What was fitted, tested and left out, in one sentence."""
+    episodes, steps = found["episodes"], found["steps"]
+    return (
+        f"Fitted to {steps['fitted']:,} steps (episodes: {episodes['fitted']}), tested on {steps['tested']:,} (other "
+        f"episodes: {episodes['tested']}); {steps['left_out']:,} are left out: the first "
+        f"{found['config']['start_after']} of each episode, and those {found['config']['off_road']:g} units or more "
+        "from the centre line or facing backwards."
+    )
