@@ -101,6 +101,9 @@ class VAEConfig:
     """Weight of squared errors off the grass (road, curbs, car), where CarRacing's rewards come from. Paper: 1."""
     validation: float = 0.05
     """Share of the episodes (never single frames) that are held out for validation."""
+    earlier: tuple[int, ...] = ()
+    """Numbers of episodes there were in earlier rounds: what was held out of them stays so, and nothing else of them
+    becomes so, which a V that goes on (--start) may have been trained on. None: there was no earlier round."""
     validate_every: int = 5000
     """Updates between validations; the best weights on validation loss are kept."""
     validation_frames: int = 4000
@@ -148,6 +151,8 @@ class MDNRNNConfig:
     """Weight of the outlook's squared error (tiles a step; their variance is about 0.01) beside the NLL."""
     validation: float = 0.05
     """Share of the episodes that are held out; the same ones as V's for equal shares and seeds."""
+    earlier: tuple[int, ...] = ()
+    """Numbers of episodes there were in earlier rounds, as for V."""
     validate_every: int = 500
     """Updates between validations; the best weights on validation loss are kept."""
     validation_clips: int = 200
@@ -399,7 +404,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),
-    "outlook": (1, 10**6),
+    **dict.fromkeys(("outlook", "earlier"), (1, 10**6)),
     "grid": (1, 36),
     "port": (0, 65_535),
 }
