@@ -6,6 +6,7 @@ PRESET ?= laptop
 WORKERS ?= $(shell nproc)
 EPISODES ?=
 GENERATIONS ?=
+ROUNDS ?=
 SEED ?=
 CAR ?=
 VIEW ?=
@@ -29,14 +30,14 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate replay report play publish curves test test-faults lint bench
+.PHONY: help setup collect vae mdnrnn controller dream iterate evaluate replay report play publish curves test test-faults lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
 
@@ -61,6 +62,9 @@ controller: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C on real rollouts -> controlle
 
 dream: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C in M's dream -> starts.npz, dream.npz
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+
+iterate: $(VENV) ## rounds of driving, V, M and dream (ROUNDS=n) -> rounds/, the best one's dream.npz
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 # ARGS is for the stage that was asked for, not for the ones made on the way.
 $(DIR)/rollouts/summary.json: | $(VENV)

@@ -13,7 +13,8 @@ from wm.config import BOUNDS, PRESETS
 from wm.run import UserError
 
 STAGES = (
-    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "replay", "report", "play", "publish", "curves"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluate", "replay", "report"),
+    *("play", "publish", "curves"),
 )
 ABSURD = ("-1", "0", "nan", "inf", "-inf", "1e400", "-0.5", "1" * 30, "", "many", "0x10", "1,5", "None", "../..", "é")
 

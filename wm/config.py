@@ -252,6 +252,23 @@ class DreamConfig(EvolutionConfig):
 
 
 @dataclass(frozen=True)
+class IterateConfig:
+    """Rounds of collecting, V, M and the dream (paper, section 5, which names no sizes)."""
+
+    rounds: int = 3
+    """Rounds in all; a larger number later adds the missing ones. Paper: one for CarRacing."""
+    added: int = 10_000
+    """Episodes that each round after the first adds, driven by the controller of the round before with bursts of
+    brownian actions."""
+    vae_updates: int = 100_000
+    """Gradient updates of V in each round after the first, from the weights of the round before."""
+    mdnrnn_updates: int = 2000
+    """The same for M."""
+    dream_options: str = ""
+    """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The score: 100 fresh tracks of the stock environment (paper, section 4.1)."""
 
@@ -270,6 +287,7 @@ class Config:
     mdnrnn: MDNRNNConfig = field(default_factory=MDNRNNConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
+    iterate: IterateConfig = field(default_factory=IterateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -313,6 +331,7 @@ LAPTOP = Config(
         precision="int8",
         average=16,
     ),
+    iterate=replace(PAPER.iterate, added=200, vae_updates=1000),
 )
 SCOUT = replace(
     LAPTOP,
@@ -374,6 +393,7 @@ SMOKE = Config(
         select_every=1,
         select_tracks=2,
     ),
+    iterate=replace(PAPER.iterate, rounds=2, added=2, vae_updates=20, mdnrnn_updates=20),
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
 )
 
@@ -401,6 +421,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "hidden": (1, 65_536),
     "mixtures": (1, 1024),
     "popsize": (4, 10**5),
+    "rounds": (1, 50),
+    "added": (1, 10**4),
+    **dict.fromkeys(("vae_updates", "mdnrnn_updates"), (1, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),
@@ -410,7 +433,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 """Least and most of each number that a stage can be given, by its name: what is outside is a slip of the finger."""
 
-TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps"})
+TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps", "rounds"})
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 
 

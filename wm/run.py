@@ -422,6 +422,7 @@ class Run:
         self.scores = self.folder / "scores.jsonl"
         self.metrics = self.folder / "metrics.jsonl"
         self.curves = self.folder / "curves.jsonl"
+        self.rounds = self.folder / "rounds.jsonl"
         self.manifest = self.folder / "manifest.json"
         self.plots = self.folder / "plots"
         self.videos = self.folder / "videos"
