@@ -139,7 +139,8 @@ def test_restart_does_it_anew(started: Run, trained: Run) -> None:
 def test_it_begins_with_given_weights_and_goes_on_without_them(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, made = tmp_path / "start.pt", []
+    start = tmp_path / "start.pt"
+    made: list[dict[str, torch.Tensor]] = []
     start.write_bytes(trained.vae.read_bytes())
     given = load_vae(start)[0].state_dict()
     original = stages.vae.loss
