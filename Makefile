@@ -6,6 +6,7 @@ PRESET ?= laptop
 WORKERS ?= $(shell nproc)
 EPISODES ?=
 GENERATIONS ?=
+ROUNDS ?=
 SEED ?=
 CAR ?=
 VIEW ?=
@@ -29,14 +30,14 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream evaluate probe replay report play publish curves test test-faults lint bench
+.PHONY: help setup collect vae mdnrnn controller dream iterate evaluate probe replay report play publish curves test test-faults lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
 
 setup: $(VENV) ## make .venv from requirements.txt (every target does it by itself)
 
@@ -47,7 +48,7 @@ $(VENV): requirements.txt
 
 # A stage first makes what is missing of the stages before it: the files are order-only prerequisites, so an
 # older one is never remade; whether it still fits is the stage's own business.
-collect: $(VENV) ## play episodes with an untrained policy -> rollouts/
+collect: $(VENV) ## play episodes: untrained policies, then a scout that is made first -> rollouts/
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 vae: $(VENV) | $(DIR)/rollouts/summary.json ## train V on the frames -> vae.pt
@@ -61,6 +62,9 @@ controller: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C on real rollouts -> controlle
 
 dream: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C in M's dream -> starts.npz, dream.npz
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+
+iterate: $(VENV) ## rounds of driving, V, M and dream (ROUNDS=n) -> rounds/, the best one's dream.npz
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 # ARGS is for the stage that was asked for, not for the ones made on the way.
 $(DIR)/rollouts/summary.json: | $(VENV)

@@ -7,14 +7,13 @@ on as any other, and leaves the same metrics. Without --name it draws what is th
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from wm.cli import Common, call_stage, parse, run_stage
+from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
 
@@ -71,11 +70,7 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     options = {"run": variant.folder, "source": run.folder, "preset": args.preset, "env": args.env}
     # The budget ends it: no number of generations may do so before.
     options |= {"workers": args.workers, "seed": seed, "env-steps": config.steps, "generations": 10**9}
-    try:
-        arguments = shlex.split(config.options)
-    except ValueError as error:
-        raise UserError(f"--options {config.options!r} cannot be taken apart ({error}): mend its quotes.") from error
-    call_stage("controller", options, arguments)
+    call_stage("controller", options, taken_apart("--options", config.options))
     rows = [row for row in read_metrics(variant.metrics, "controller") if "select" in row]
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
     line["curve"] = [{field: row[field] for field in KEPT} for row in rows]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm.cli import parse, run_stage
+from wm.cli import narrowed, parse, run_stage
 from wm.config import MDNRNNConfig
+from wm.controller.linear import ACTIONS
 from wm.memory.mdnrnn import (
     MDNRNN,
     StepLosses,
@@ -31,7 +33,18 @@ from wm.run import Progress, Run, UserError, check_made_from, file_hash
 from wm.show.memory import plot_predictions
 from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, validation_clips
 from wm.store.shards import Rollouts
-from wm.train import Best, autocast, derived_seed, forget, has_fast_bf16, is_finished, pick_device, seeded, train
+from wm.train import (
+    Best,
+    autocast,
+    begin_with,
+    derived_seed,
+    forget,
+    has_fast_bf16,
+    is_finished,
+    pick_device,
+    seeded,
+    train,
+)
 from wm.vision.vae import VAE, as_input, load_vae
 
 ENCODE_BATCH = 256
@@ -41,9 +54,20 @@ DREAM_STEPS = 50
 """Steps of the clip in plots/predictions.png."""
 
 
+@dataclass(frozen=True)
+class MDNRNNArgs(MDNRNNConfig):
+    """What the training can be told beside the preset's sizes."""
+
+    start: Path | None = None
+    """A mdnrnn.pt whose weights the training begins with; none: random ones. Who goes on may leave it away."""
+
+
 def main(argv: list[str]) -> None:
     """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/mdnrnn.pt."""
-    args, config = parse(lambda preset: preset.mdnrnn, "Encode all frames and train M, the MDN-RNN, on them.", argv)
+    args, given = parse(
+        lambda preset: MDNRNNArgs(**vars(preset.mdnrnn)), "Encode all frames and train M, the MDN-RNN, on them.", argv
+    )
+    config = narrowed(given, MDNRNNConfig)
     run = Run(args.run)
     with run.stage("mdnrnn", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
@@ -52,23 +76,7 @@ def main(argv: list[str]) -> None:
         data = {"rollouts": rollouts.fingerprint()}
         check_made_from(run.vae, meta["made_from"], data)  # new rollouts under an old V
         made_from = {**data, "vae.pt": file_hash(run.vae)}
-        if args.restart:
-            forget(run, "mdnrnn", run.mdnrnn)
-        if is_finished(run, "mdnrnn", run.mdnrnn, config, made_from):
-            print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
-            return
-
-        begin()
-        torch.set_num_threads(max(1, args.workers))
-        device = pick_device()
-        vae.to(device)
-        latents = encoded(run, rollouts, vae, made_from, device, args.restart)
-        training, held_out = latents.split(config.validation, args.seed)
-        constants = constant_predictors(latents, training, config)
-        clips = validation_clips(latents, held_out, length=config.length, most=config.validation_clips)
-        sizes = {"z": latents.z, "actions": latents.actions}
-
-        print(f"M trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
+        sizes = {"z": vae.z, "actions": ACTIONS}
         model = seeded(
             lambda: MDNRNN(
                 **sizes,
@@ -80,13 +88,30 @@ def main(argv: list[str]) -> None:
             ),
             args.seed,
         )
+        began_with = begin_with(model, given.start, "mdnrnn") if given.start else {}
+        if args.restart:
+            forget(run, "mdnrnn", run.mdnrnn)
+        if is_finished(run, "mdnrnn", run.mdnrnn, config, made_from | began_with):
+            print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
+            return
+
+        begin()
+        torch.set_num_threads(max(1, args.workers))
+        device = pick_device()
+        vae.to(device)
+        latents = encoded(run, rollouts, vae, made_from, device, args.restart)
+        training, held_out = latents.split(config.validation, args.seed, config.earlier)
+        constants = constant_predictors(latents, training, config)
+        clips = validation_clips(latents, held_out, length=config.length, most=config.validation_clips)
+
+        print(f"M trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
         best = train(
             run,
             "mdnrnn",
             model,
             config=config,
             seed=args.seed,
-            made_from=made_from,
+            made_from=made_from | began_with,
             batches=lambda start: clip_batches(
                 latents, training, batch=config.batch, length=config.length, seed=args.seed, start=start
             ),
@@ -103,7 +128,7 @@ def main(argv: list[str]) -> None:
         model.eval()
         show(run, rollouts, latents, held_out, vae, model)
         config = replace(config, updates=max(config.updates, best.done))
-        save_mdnrnn(run.mdnrnn, best.weights, {**asdict(config), **sizes}, made_from)
+        save_mdnrnn(run.mdnrnn, best.weights, {**asdict(config), **sizes}, best.made_from)
         report(config, best)
 
 

@@ -3,40 +3,66 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm.cli import parse, run_stage
+from wm.cli import narrowed, parse, run_stage
 from wm.config import VAEConfig
 from wm.run import Run
 from wm.show.vision import plot_reconstructions, plot_traversals
 from wm.store.frames import frame_batches, validation_frames
 from wm.store.shards import Rollouts
-from wm.train import Best, autocast, derived_seed, forget, has_fast_bf16, is_finished, pick_device, seeded, train
+from wm.train import (
+    Best,
+    autocast,
+    begin_with,
+    derived_seed,
+    forget,
+    has_fast_bf16,
+    is_finished,
+    pick_device,
+    seeded,
+    train,
+)
 from wm.vision.vae import DEAD_NATS, VAE, activation_ranges, as_input, kl_per_dimension, save_vae, vae_loss
 
 Frames = NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class VAEArgs(VAEConfig):
+    """What the training can be told beside the preset's sizes."""
+
+    start: Path | None = None
+    """A vae.pt whose weights the training begins with; none: random ones. Who goes on may leave it away."""
+
+
 def main(argv: list[str]) -> None:
     """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/vae.pt."""
-    args, config = parse(lambda preset: preset.vae, "Train V, the VAE, on the frames of the rollouts.", argv)
+    args, given = parse(
+        lambda preset: VAEArgs(**vars(preset.vae)), "Train V, the VAE, on the frames of the rollouts.", argv
+    )
+    config = narrowed(given, VAEConfig)
     run = Run(args.run)
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
         rollouts.check_car_racing()
         made_from = {"rollouts": rollouts.fingerprint()}
+        model = seeded(partial(VAE, config.z), args.seed)
+        if given.start:
+            made_from |= begin_with(model, given.start, "vae")
         if args.restart:
             forget(run, "vae", run.vae)
         if is_finished(run, "vae", run.vae, config, made_from):
             print(f"stage vae is finished: {run.vae} has its {config.updates} updates.")
             return
-        training, held_out = rollouts.split(config.validation, args.seed)
+        training, held_out = rollouts.split(config.validation, args.seed, config.earlier)
         begin()
         frames = validation_frames(rollouts, held_out, config.validation_frames)
 
@@ -44,7 +70,6 @@ def main(argv: list[str]) -> None:
         device = pick_device()
         print(f"V trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
         # Channels-last is how the frames lie in memory, and the faster layout.
-        model = seeded(partial(VAE, config.z), args.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         best = train(
             run,
@@ -75,7 +100,7 @@ def main(argv: list[str]) -> None:
         plot_reconstructions(run.plots / "reconstructions.png", model, frames)
         plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl)
         kept = asdict(replace(config, updates=max(config.updates, best.done)))
-        save_vae(run.vae, best.weights, {**kept, "ranges": activation_ranges(model, frames)}, made_from)
+        save_vae(run.vae, best.weights, {**kept, "ranges": activation_ranges(model, frames)}, best.made_from)
         report(config, best)
 
 

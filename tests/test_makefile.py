@@ -12,15 +12,15 @@ ROOT = Path(__file__).parent.parent
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe"),
-    *("replay", "report", "play", "publish", "curves"),
+    *("collect", "vae", "mdnrnn", "controller", "dream", "iterate"),
+    *("evaluate", "probe", "replay", "report", "play", "publish", "curves"),
     *("test", "test-faults", "lint", "bench"),
 ]
 
 
 def make(*arguments: str, code: int = 0) -> str:
     """The output of make, run in the repository and free of the variables of a make around this test."""
-    names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ARGS", "PYTHON"}
+    names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"}
     names |= {"VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD"}
     environment = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("MAKE")}
     done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -115,6 +115,7 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
         f"mdnrnn {common}",
         f"controller {common} --generations 8 --restart",  # ARGS only for what was asked for
     ]
+    assert commands("iterate", runs, "ROUNDS=4", *given) == [f"iterate {common} --rounds 4 --restart"]
     for target in ("evaluate", "probe"):
         assert commands(target, runs, *given) == [f"{target} {common} --episodes 7 --restart"]
     folder = f"--run {tmp_path}/carracing"
@@ -139,7 +140,7 @@ def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tm
         assert commands(target, runs, "RUN=pretrained") == [f"{target} --run {tmp_path}/pretrained {source}"]
 
 
-@pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream"])
+@pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream", "iterate"])
 def test_the_pretrained_run_is_not_trained(runs: str, target: str) -> None:
     output = make("-n", target, runs, "RUN=pretrained", code=2)
     assert "RUN=pretrained is the committed run, which is not trained further: choose another RUN" in output

@@ -17,7 +17,7 @@ import pytest
 from stages.report import main
 from wm.config import FAST_ENV
 from wm.controller.linear import save_controller
-from wm.run import Run, UserError, file_hash, write_json
+from wm.run import Run, UserError, append_line, file_hash, write_json
 from wm.show.report import TEMPLATE, Told, Video, duration, render, tell
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
@@ -216,6 +216,23 @@ def test_a_published_run_without_its_data_says_so(told: Told) -> None:
     page = check(render(told, [], []))
     assert "a published run leaves them out" in page.words
     assert page.words.count("metrics.jsonl has no line of it") == 4
+
+
+def test_rounds_are_a_table_of_the_dream(told: Told) -> None:
+    numbers = {"error": 12.5, "nats": 0.93, "dream": 700.0, "select_std": 50.0, "real_steps": 345_678, "minutes": 20.5}
+    for number, select in enumerate((300.0, 450.0, 400.0)):
+        row = {"round": number, "episodes": 500 + 200 * number, "new": 200, "select": select, "gap": 700 - select}
+        append_line(told.run.rounds, {**row, **numbers})
+    manifest = json.loads(told.run.manifest.read_text())
+    manifest["stages"] = {"iterate": manifest["stages"]["controller"]}
+    told.run.manifest.write_text(json.dumps(manifest))
+    words = page_words(render(tell(told.run, "whole"), [], []))
+    assert "Rounds: V and M on validation episodes" in words
+    cells = ["1", "700 (200 new)", "12.50", "0.930", "700", "450 ± 50", "250", "345,678", "20.5"]
+    assert "".join(cells) in words
+    assert "those of round 1, the best on the real selection tracks: make report RUN=whole/rounds/1 tells" in words
+    assert "not yet: make collect" not in words
+    assert "Options of iterate" in words
 
 
 def test_a_score_of_another_controller_is_told(told: Told) -> None:

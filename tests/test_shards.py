@@ -193,6 +193,24 @@ def test_the_split_is_of_whole_episodes_with_at_least_one_on_each_side(n: int, v
     assert [part.tolist() for part in again] == [train.tolist(), held_out.tolist()]
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.floats(0.001, 0.999), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_what_was_split_before_stays_on_its_side(grown: list[int], validation: float, seed: int) -> None:
+    counts = np.cumsum([2, *grown]).tolist()
+    sides = [shards.split(n, validation, seed, counts[:i]) for i, n in enumerate(counts)]
+    for n, (training, held_out) in zip(counts, sides, strict=True):
+        assert sorted([*training.tolist(), *held_out.tolist()]) == list(range(n))
+        for i, side in enumerate((training, held_out)):
+            assert side[side < counts[0]].tolist() == sides[0][i].tolist()
+            assert side.tolist() == [number for number in sides[-1][i].tolist() if number < n]
+
+
+@pytest.mark.parametrize("earlier", [(1,), (9,), (8,), (4, 4), (5, 3)])
+def test_earlier_counts_that_are_none(earlier: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"--earlier [\d ]+ does not ascend from 2 to below 8 episodes"):
+        shards.split(8, 0.3, 0, earlier)
+
+
 def test_the_split_depends_on_the_seed(folder: Path) -> None:
     rollouts = Rollouts(folder)
     assert len({tuple(rollouts.split(0.3, seed)[1].tolist()) for seed in range(10)}) > 1

@@ -13,6 +13,7 @@ import stages.mdnrnn
 from stages.mdnrnn import binary, constant_predictors, main, validate
 from wm.agent import load_models
 from wm.config import MDNRNNConfig
+from wm.dream import load_networks, split_latents
 from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
 from wm.run import Run, UserError, file_hash, read_metrics
 from wm.store.episode import Episode
@@ -230,6 +231,43 @@ def test_the_outlook_is_in_the_loss_and_has_its_constant(run: Run, capsys: pytes
 def test_cross_entropy_of_a_constant() -> None:
     target = torch.tensor([1.0, 0.0])
     torch.testing.assert_close(binary(target, 0.25), torch.tensor([-np.log(0.25), -np.log(0.75)]).float())
+
+
+# --- beginning with given weights ---------------------------------------------------------------------------
+
+
+def test_it_begins_with_given_weights(run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = tmp_path / "start.pt"
+    stage(run, "--updates", "2")
+    shutil.copy(run.mdnrnn, start)
+    given, found = weights(run), []
+    original = stages.mdnrnn.loss
+
+    def first_only(model: MDNRNN, *rest, **more):  # type: ignore[no-untyped-def]
+        found.append(torch.cat([value.flatten() for value in model.state_dict().values()]).clone())
+        return original(model, *rest, **more)
+
+    monkeypatch.setattr(stages.mdnrnn, "loss", first_only)
+    other = Run(shutil.copytree(source, tmp_path / "other"))
+    write_shard(other.rollouts / "c.h5", [toy_episode(8, 20), toy_episode(9, 20)])
+    write_vae(other)
+    with pytest.raises(UserError, match=r"--start .*start\.pt is a network of other sizes \(its lstm\.weight_ih_l0 "):
+        stage(other, "--start", str(start), "--hidden", "8")
+    assert not other.latents.exists()
+    stage(other, "--updates", "1", "--start", str(start), "--earlier", "8")
+    assert torch.equal(found[0], given)
+    assert load_mdnrnn(other.mdnrnn)[1]["made_from"]["start"] == file_hash(start)
+    stage(other, "--updates", "1", "--start", str(start), "--earlier", "8")
+    start.unlink()
+    stage(other, "--updates", "2", "--earlier", "8")
+    assert load_mdnrnn(other.mdnrnn)[1]["made_from"].keys() == {"rollouts", "vae.pt", "start"}
+    # Dreams begin in what M was trained on, of all rounds.
+    _, training, held_out = split_latents(other, load_networks(other))
+    assert held_out.tolist() == Rollouts(other.rollouts).split(0.25, 0, (8,))[1].tolist()
+    assert set(held_out[:-1].tolist()) == set(Latents(run.latents).split(0.25, 0)[1].tolist())
+    assert len(training) + len(held_out) == 10
+    with pytest.raises(UserError, match="earlier was"):
+        stage(other, "--updates", "3")
 
 
 # --- interruptions ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,12 @@ import torch
 import stages.vae
 from stages.vae import main, report
 from wm.config import VAEConfig
-from wm.run import Run, UserError, read_metrics
+from wm.run import Run, UserError, file_hash, read_metrics
 from wm.store.episode import Episode
 from wm.store.shards import Rollouts, write_shard
 from wm.train import Best
 from wm.vision.encoder import Encoder, encoder_graph
-from wm.vision.vae import as_input, load_vae
+from wm.vision.vae import VAE, as_input, load_vae
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--updates=6", "--batch=8", "--validate-every=3", "--validation-frames=24", "--shuffle-frames=40"]
@@ -133,6 +134,53 @@ def test_restart_does_it_anew(started: Run, trained: Run) -> None:
     assert [line["step"] for line in lines(started)] == [3, 6]
     assert lines(started)[0]["lr"] == 0.002
     assert lines(started) != lines(trained)
+
+
+def test_it_begins_with_given_weights_and_goes_on_without_them(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "start.pt"
+    made: list[dict[str, torch.Tensor]] = []
+    start.write_bytes(trained.vae.read_bytes())
+    given = load_vae(start)[0].state_dict()
+    original = stages.vae.loss
+
+    def first_only(model: VAE, *rest: Any, **more: Any) -> Any:
+        if not made:
+            made.append({name: value.clone() for name, value in model.state_dict().items()})
+        return original(model, *rest, **more)
+
+    monkeypatch.setattr(stages.vae, "loss", first_only)
+    run = new_run(tmp_path / "run", 8)
+    options = [*SMALL, "--earlier", "6", "--updates"]
+    main(arguments(run, *options, "3", "--start", str(start)))
+    assert made[0].keys() == given.keys()
+    assert all(torch.equal(value, given[name]) for name, value in made[0].items())
+    first_hash = file_hash(start)
+    assert load_vae(run.vae)[1]["made_from"]["start"] == first_hash
+    whole = Run(shutil.copytree(run.folder, tmp_path / "whole"))
+    main(arguments(whole, *options, "6", "--start", str(start)))
+    start.unlink()
+    main(arguments(run, *options, "6"))  # from the checkpoint
+    assert load_vae(run.vae)[1]["made_from"]["start"] == first_hash
+    assert whole.vae.read_bytes() == run.vae.read_bytes()
+    # What was held out when the start was trained still is, and nothing that it was trained on.
+    held_out = Rollouts(run.rollouts).split(0.25, 0, (6,))[1]
+    assert held_out[held_out < 6].tolist() == Rollouts(trained.rollouts).split(0.25, 0)[1].tolist()
+
+
+def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> None:
+    run = new_run(tmp_path / "other")
+    for options, sentence in (
+        (("--start", str(tmp_path / "none.pt")), r"none\.pt is missing"),
+        (("--start", str(trained.vae), "--z", "8"), r"--start .*vae\.pt is a network of other sizes \(its mu\.weight "),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            main(arguments(run, *SMALL, *options))
+    assert not run.vae.exists()
+    assert run.read_manifest()["stages"] == {}
+    with pytest.raises(UserError, match="made from another start"):
+        main(arguments(started, *SMALL, "--start", str(trained.vae)))
 
 
 @pytest.mark.parametrize(

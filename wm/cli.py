@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -125,6 +126,14 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
         raise UserError(
             f"stage {stage} of {options['run']} ended with exit code {code}: what it says above is the reason."
         )
+
+
+def taken_apart(option: str, text: str) -> list[str]:
+    """The options of another stage that `option` was given as one text; UserError when its quotes do not match."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} cannot be taken apart ({error}): mend its quotes.") from error
 
 
 def check_bounds(config: Any) -> None:

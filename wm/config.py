@@ -103,6 +103,9 @@ class VAEConfig:
     """Weight of squared errors off the grass (road, curbs, car), where CarRacing's rewards come from. Paper: 1."""
     validation: float = 0.05
     """Share of the episodes (never single frames) that are held out for validation."""
+    earlier: tuple[int, ...] = ()
+    """Numbers of episodes there were in earlier rounds: what was held out of them stays so, and nothing else of them
+    becomes so, which a V that goes on (--start) may have been trained on. None: there was no earlier round."""
     validate_every: int = 5000
     """Updates between validations; the best weights on validation loss are kept."""
     validation_frames: int = 4000
@@ -150,6 +153,8 @@ class MDNRNNConfig:
     """Weight of the outlook's squared error (tiles a step; their variance is about 0.01) beside the NLL."""
     validation: float = 0.05
     """Share of the episodes that are held out; the same ones as V's for equal shares and seeds."""
+    earlier: tuple[int, ...] = ()
+    """Numbers of episodes there were in earlier rounds, as for V."""
     validate_every: int = 500
     """Updates between validations; the best weights on validation loss are kept."""
     validation_clips: int = 200
@@ -249,6 +254,23 @@ class DreamConfig(EvolutionConfig):
 
 
 @dataclass(frozen=True)
+class IterateConfig:
+    """Rounds of collecting, V, M and the dream (paper, section 5, which names no sizes)."""
+
+    rounds: int = 3
+    """Rounds in all; a larger number later adds the missing ones. Paper: one for CarRacing."""
+    added: int = 10_000
+    """Episodes that each round after the first adds, driven by the controller of the round before with bursts of
+    brownian actions."""
+    vae_updates: int = 100_000
+    """Gradient updates of V in each round after the first, from the weights of the round before."""
+    mdnrnn_updates: int = 2000
+    """The same for M."""
+    dream_options: str = ""
+    """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """The score: 100 fresh tracks of the stock environment (paper, section 4.1)."""
 
@@ -287,6 +309,7 @@ class Config:
     mdnrnn: MDNRNNConfig = field(default_factory=MDNRNNConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     dream: DreamConfig = field(default_factory=DreamConfig)
+    iterate: IterateConfig = field(default_factory=IterateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
 
@@ -331,6 +354,7 @@ LAPTOP = Config(
         precision="int8",
         average=16,
     ),
+    iterate=replace(PAPER.iterate, added=200, vae_updates=1000),
 )
 SCOUT = replace(
     LAPTOP,
@@ -392,6 +416,7 @@ SMOKE = Config(
         select_every=1,
         select_tracks=2,
     ),
+    iterate=replace(PAPER.iterate, rounds=2, added=2, vae_updates=20, mdnrnn_updates=20),
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
     probe=replace(PAPER.probe, episodes=3, max_steps=100),
 )
@@ -420,16 +445,19 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "hidden": (1, 65_536),
     "mixtures": (1, 1024),
     "popsize": (4, 10**5),
+    "rounds": (1, 50),
+    "added": (1, 10**4),
+    **dict.fromkeys(("vae_updates", "mdnrnn_updates"), (1, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),
-    "outlook": (1, 10**6),
+    **dict.fromkeys(("outlook", "earlier"), (1, 10**6)),
     "grid": (1, 36),
     "port": (0, 65_535),
 }
 """Least and most of each number that a stage can be given, by its name: what is outside is a slip of the finger."""
 
-TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps"})
+TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps", "rounds"})
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 
 

@@ -43,12 +43,14 @@ class Networks:
         mdnrnn: M.
         validation: Share of the episodes that M was not trained on.
         made_from: Hashes of vae.pt and mdnrnn.pt.
+        earlier: Numbers of episodes in earlier rounds, which that share was taken of, too.
     """
 
     vae: VAE
     mdnrnn: MDNRNN
     validation: float
     made_from: dict[str, str]
+    earlier: tuple[int, ...] = ()
 
 
 def load_networks(run: Run) -> Networks:
@@ -58,7 +60,8 @@ def load_networks(run: Run) -> Networks:
     made_from = {"vae.pt": file_hash(run.vae)}
     check_made_from(run.mdnrnn, meta["made_from"], made_from)
     made_from["mdnrnn.pt"] = file_hash(run.mdnrnn)
-    return Networks(vae, mdnrnn, float(meta["config"].get("validation", MDNRNNConfig.validation)), made_from)
+    validation = float(meta["config"].get("validation", MDNRNNConfig.validation))
+    return Networks(vae, mdnrnn, validation, made_from, tuple(meta["config"].get("earlier", ())))
 
 
 # --- starts ----------------------------------------------------------------------------------------------
@@ -92,7 +95,7 @@ def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": networks.made_from["vae.pt"]}, stage="mdnrnn")
     seed = run.read_manifest()["stages"].get("mdnrnn", {}).get("seed", 0)
-    return latents, *latents.split(networks.validation, seed)
+    return latents, *latents.split(networks.validation, seed, networks.earlier)
 
 
 def draw_starts(

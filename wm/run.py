@@ -423,6 +423,7 @@ class Run:
         self.probe = self.folder / "probe.json"
         self.metrics = self.folder / "metrics.jsonl"
         self.curves = self.folder / "curves.jsonl"
+        self.rounds = self.folder / "rounds.jsonl"
         self.manifest = self.folder / "manifest.json"
         self.plots = self.folder / "plots"
         self.videos = self.folder / "videos"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wm.artifact import load_artifact, read_tensors, write_tensors
 from wm.config import RUN_FORMAT, changed_fields
-from wm.run import Metrics, Progress, Run, UserError, check_made_from
+from wm.run import Metrics, Progress, Run, UserError, check_made_from, file_hash
 from wm.signals import Interrupted
 
 Batch = TypeVar("Batch")
@@ -68,12 +68,14 @@ class Best:
         update: The update they are from.
         metrics: What `validate` said of them; "loss" is what makes them the best.
         done: Updates done in all when training ended.
+        made_from: Hash by name of what it was trained on, and of what it began with.
     """
 
     weights: Weights = field(default_factory=dict)
     update: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     done: int = 0
+    made_from: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,6 +143,27 @@ def seeded(make: Callable[[], Model], seed: int) -> Model:
         return make()
 
 
+def begin_with(model: nn.Module, path: Path, stage: str) -> dict[str, str]:
+    """Gives a network the weights of another artifact of its stage to begin with.
+
+    Returns:
+        The artifact's hash, as what it was made from records it.
+
+    Raises:
+        UserError: The artifact is missing or damaged, or a network of other sizes.
+    """
+    weights, own = load_artifact(path, stage)["model"], model.state_dict()
+    unlike = [name for name in {**own, **weights} if name not in own or name not in weights]
+    unlike += [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    if unlike:
+        raise UserError(
+            f"--start {path} is a network of other sizes (its {unlike[0]} does not fit): "
+            "give the sizes that it was made with, or leave --start away."
+        )
+    model.load_state_dict(weights)
+    return {"start": file_hash(path)}
+
+
 # --- finished or not --------------------------------------------------------------------------------------
 
 
@@ -198,7 +221,8 @@ def train(
         model: The network with its initial weights; it is moved to `device` and trained in place.
         config: The stage's config dataclass.
         seed: The run's seed.
-        made_from: Hash by name of what it is trained on; a checkpoint made from something else is refused.
+        made_from: Hash by name of what it is trained on; a checkpoint made from something else is refused. What the
+            checkpoint names beside, such as a start that is not there any more, is kept.
         batches: batches(n) yields batch n, n + 1, ... without end, a function of n alone.
         loss: loss(model, batch, generator) gives the scalar loss, and numbers to log. All its randomness must
             come from the generator, which is on `device`.
@@ -224,7 +248,9 @@ def train(
     initial = _copy(model)
     optimizer = _optimizer(model, lr(0))
     path = _checkpoint(run, stage)
-    state = _resume(path, stage, model, optimizer, config, made_from) if path.exists() else _State()
+    state = _State()
+    if path.exists():
+        state, made_from = _resume(path, stage, model, optimizer, config, made_from)
     if state.update > config.updates or (state.update == config.updates and not state.best.weights):
         raise UserError(f"{path} has done {state.update} updates already: give a larger --updates.")
     saved, saved_at = state.update, time.monotonic()
@@ -302,7 +328,7 @@ def train(
             if whole and state.update > saved:
                 _save(path, stage, model, optimizer, state, config, made_from)
             raise
-    return replace(state.best, done=state.update)
+    return replace(state.best, done=state.update, made_from=dict(made_from))
 
 
 def _copy(model: nn.Module) -> Weights:
@@ -384,8 +410,8 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     config: Any,
     made_from: Mapping[str, str],
-) -> _State:
-    """Loads a checkpoint into model and optimiser and returns where it was."""
+) -> tuple[_State, dict[str, str]]:
+    """Loads a checkpoint into model and optimiser and returns where it was, and all that it was made from."""
     way_out = f"redo the stage with `make {stage} ARGS=--restart`"
     checkpoint = read_tensors(path, way_out)
     if checkpoint.get("kind") != f"{stage} checkpoint" or checkpoint.get("format") != RUN_FORMAT:
@@ -402,7 +428,7 @@ def _resume(
         found = checkpoint["state"]
         state = _State(**{**found, "best": Best(**found["best"])})
         _check_state(state, model)
-        return state
+        return state, {**checkpoint["made_from"], **made_from}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this network ({type(error).__name__}): {way_out}.") from error
 

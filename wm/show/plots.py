@@ -89,6 +89,39 @@ def plot_variants(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
+def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws the scores of each round's controller, in its dream and on real tracks, by round and by real steps.
+
+    Args:
+        path: The PNG to write.
+        rows: Those of rounds.jsonl, in order.
+    """
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = (
+        ("round", [row["round"] for row in rows]),
+        ("million real steps", [row["real_steps"] / 1e6 for row in rows]),
+    )
+    for place, (name, x) in enumerate(axes):
+        plot = figure.add_subplot(1, 2, place + 1)
+        plot.plot(x, [row["dream"] for row in rows], color="tab:blue", marker="o", label="in its dream")
+        plot.errorbar(
+            x,
+            [row["select"] for row in rows],
+            [row["select_std"] for row in rows],
+            color="tab:orange",
+            elinewidth=0.6,
+            marker="o",
+            label="on real selection tracks (± std)",
+        )
+        plot.set_xlabel(name)
+        plot.set_ylabel("score of the kept controller, of 1000 steps")
+        plot.grid(alpha=0.3)
+        if place == 0:
+            plot.set_xticks(x)
+            plot.legend(fontsize=8)
+    save_figure(path, figure)
+
+
 def plot_score(path: Path, returns: Sequence[float], title: str) -> None:
     """Draws the histogram of an evaluation's returns, one a track."""
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from wm.config import EVALUATE_SEEDS, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
 from wm.probe import HEADER, describe, rows
-from wm.run import Run, UserError, commit, file_hash, now, read_json, read_metrics
+from wm.run import Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics
 from wm.show.svg import Line, Plotter, number
 from wm.store.shards import Rollouts
 from wm.vision.vae import DEAD_NATS
@@ -207,7 +207,9 @@ def overview(told: Sequence[Told]) -> Section:
     main = told[0]
     section = Section("run", "What was run")
     rows = []
-    for stage in STAGES:
+    # Where there are rounds, the other stages worked in their folders.
+    stages = list(main.stages) if "iterate" in main.stages else STAGES
+    for stage in stages:
         record = main.stages.get(stage)
         if record is None:
             rows.append([stage, f"not yet: `make {stage}`", *[""] * 6])
@@ -235,7 +237,7 @@ def overview(told: Sequence[Told]) -> Section:
             seconds = sum(record["seconds"] for record in one.stages.values())
             rows.append([one.name, describe_score(found) if found else "no score yet", duration(seconds)])
         section.blocks.append(Table("Runs compared", ["run", "score", "time of all stages"], rows))
-    for stage in STAGES:
+    for stage in stages:
         if stage in main.stages:
             options = [[name, str(value)] for name, value in main.stages[stage]["config"].items()]
             section.blocks.append(Table(f"Options of {stage}", ["option", "value"], options, folded=True))
@@ -468,6 +470,7 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
     if rows:
         header = ["run", "temperature", "horizon, steps", "dream score", "real selection tracks", "fresh real tracks"]
         section.blocks.append(Table("Temperature, dream score and real score of what was kept", header, rows))
+    add_rounds(section, main)
     add_curves(section, plotter, told, "dream")
     lines = []
     for i, one in enumerate(told):
@@ -590,6 +593,36 @@ def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: 
         if len(told) == 1:
             lines.append(curve(rows, "distribution mean in the dream", "dream", x))
         add_lines(section, plotter, f"Return by {label}", label, "return", lines)
+
+
+def add_rounds(section: Section, main: Told) -> None:
+    """Adds the table of the rounds that `make iterate` made, if there are any."""
+    found = read_lines(main.run.rounds, round=int, select=float)
+    if not found:
+        return
+    best = max(found, key=lambda row: row["select"])
+    folder = f"{main.run.folder.name}/rounds/{best['round']}"
+    section.notes.append(
+        f"This run was made in rounds; V, M and controller are those of round {best['round']}, the best on the real "
+        f"selection tracks: `make report RUN={folder}` tells how they were made."
+    )
+    rows = [
+        [
+            str(row["round"]),
+            f"{row['episodes']:,} ({row['new']:,} new)",
+            f"{row['error']:.2f}",
+            f"{row['nats']:.3f}",
+            f"{row['dream']:.0f}",
+            f"{row['select']:.0f} ± {row['select_std']:.0f}",
+            f"{row['gap']:.0f}",
+            f"{row['real_steps']:,}",
+            f"{row['minutes']:.1f}",
+        ]
+        for row in found
+    ]
+    header = ["round", "episodes", "V: squared error an image", "M: nats a dimension", "dream score"]
+    header += ["real selection tracks", "gap", "real steps so far", "minutes"]
+    section.blocks.append(Table("Rounds: V and M on validation episodes, scores of the kept controller", header, rows))
 
 
 def add_score(section: Section, plotter: Plotter, main: Told, found: Mapping[str, Any], controller: str) -> None:

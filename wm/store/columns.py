@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -252,19 +253,21 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def split(episodes: int, validation: float, seed: int) -> tuple[Array, Array]:
+def split(episodes: int, validation: float, seed: int, earlier: Sequence[int] = ()) -> tuple[Array, Array]:
     """Splits episodes 0..n-1 in training and validation, at least one each.
 
     Args:
         episodes: n.
         validation: Share of validation, in (0, 1).
         seed: Seed of the choice.
+        earlier: How many there were when they were split before, ascending: those stay on their sides, so that who
+            goes on from what was trained then is not validated on what that was trained on.
 
     Returns:
         i64 numbers of the training and of the validation episodes, each in ascending order.
 
     Raises:
-        UserError: There are fewer than two episodes, or `validation` is no share.
+        UserError: There are fewer than two episodes, or `validation` is no share, or `earlier` no such counts.
     """
     if not 0 < validation < 1:
         raise UserError(f"--validation {validation} is no share of the episodes: give a number between 0 and 1.")
@@ -272,6 +275,13 @@ def split(episodes: int, validation: float, seed: int) -> tuple[Array, Array]:
         raise UserError(
             f"{episodes} episode cannot be split into training and validation: collect more with EPISODES=."
         )
-    count = min(max(1, round(validation * episodes)), episodes - 1)
-    order = np.random.default_rng(seed).permutation(episodes)
-    return np.sort(order[count:]), np.sort(order[:count])
+    ends = [*earlier, episodes]
+    if not all(before < after for before, after in pairwise([1, *ends])):
+        raise UserError(f"--earlier {' '.join(map(str, earlier))} does not ascend from 2 to below {episodes} episodes.")
+    training, held_out = [], []
+    for first, end in pairwise([0, *ends]):
+        count = min(max(1, round(validation * (end - first))), end - first - 1)
+        order = first + np.random.default_rng([seed, first] if first else seed).permutation(end - first)
+        training.append(order[count:])
+        held_out.append(order[:count])
+    return np.sort(np.concatenate(training)), np.sort(np.concatenate(held_out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,9 +133,9 @@ class Latents:
         """Number of episodes."""
         return len(self.table)
 
-    def split(self, validation: float, seed: int) -> tuple[Array, Array]:
+    def split(self, validation: float, seed: int, earlier: Sequence[int] = ()) -> tuple[Array, Array]:
         """Training and validation episodes, the same as `Rollouts.split` of the same rollouts."""
-        return split(len(self), validation, seed)
+        return split(len(self), validation, seed, earlier)
 
     def episode(self, episode: int) -> LatentEpisode:
         """The whole of one episode; read it, but do not write into it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,9 +126,9 @@ class Rollouts:
         """SHA-256 over the episodes' digests, in hex: the same for the same episodes in whatever shards."""
         return hashlib.sha256(self.table["digest"].tobytes()).hexdigest()
 
-    def split(self, validation: float, seed: int) -> tuple[Array, Array]:
+    def split(self, validation: float, seed: int, earlier: Sequence[int] = ()) -> tuple[Array, Array]:
         """Training and validation episodes; see `wm.store.columns.split`."""
-        return split(len(self), validation, seed)
+        return split(len(self), validation, seed, earlier)
 
     def check_car_racing(self) -> None:
         """UserError unless these are frames u8[64,64,3] and actions f32[3], which is what V and M are made for."""

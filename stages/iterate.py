@@ -1,0 +1,207 @@
+"""Stage iterate: rounds of driving, V, M and dream (paper, section 5). RUN/rounds/, RUN/rounds.jsonl, RUN/dream.npz.
+
+Each round is a run folder of its own, RUN/rounds/0, RUN/rounds/1, ..., where the other stages work as anywhere.
+Untrained policies drive the first one's episodes; each later one adds some that the controller of the round before
+drives, trains V and M on all of them from the weights of the round before, and evolves C in the new dream from zeros.
+What RUN itself shows is the round whose controller was the best on the real selection tracks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from wm.cli import Common, call_stage, parse, run_stage, taken_apart
+from wm.config import IterateConfig
+from wm.run import Run, UserError, append_line, atomic, commit, file_hash, now, read_lines, read_metrics
+from wm.show.plots import plot_rounds
+from wm.show.report import best_validation
+from wm.store.latents import Latents
+
+ARTIFACTS = ("vae.pt", "mdnrnn.pt", "starts.npz", "dream.npz")
+"""What RUN shows of the best round, each made from those before it."""
+
+TOLD = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
+"""What is told of that round beside, for the report."""
+
+STAGES = ("collect", "vae", "mdnrnn", "dream")
+"""The stages of a round."""
+
+
+def main(argv: list[str]) -> None:
+    """Makes the rounds that are missing; an interrupted one goes on."""
+    args, config = parse(lambda preset: preset.iterate, "Train in the dream in rounds, each on new data.", argv)
+    where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
+    # Hours pass until the first stage dream could refuse them.
+    parse(lambda preset: preset.dream, "", [*where, *taken_apart("--dream-options", config.dream_options)])
+    run = Run(args.run)
+    with run.stage("iterate", config, args.seed, args.restart) as begin:
+        rows = read_lines(run.rounds, round=int, select=float, files=dict)
+        check_free(run, rows)
+        if args.restart:
+            for name in reversed(ARTIFACTS):
+                (run.folder / name).unlink(missing_ok=True)
+            run.rounds.unlink(missing_ok=True)
+            shutil.rmtree(run.folder / "rounds", ignore_errors=True)
+            rows = []
+        missing = range(len(rows), config.rounds)
+        if missing:
+            begin()
+        if rows:
+            tell(run, rows)
+        for number in missing:
+            make_round(args, config, number)
+            rows.append(row_of(round_of(run, number), number, rows))
+            append_line(run.rounds, rows[-1])
+            tell(run, rows)
+        if not missing:
+            print(f"{run.rounds} is finished: {len(rows)} rounds (ROUNDS=n for more, --restart to redo them).")
+
+
+def round_of(run: Run, number: int) -> Run:
+    """The folder of a round."""
+    return Run(run.folder / "rounds" / str(number))
+
+
+def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
+    """UserError when the run folder holds what no round made, which the best round's work would replace."""
+    known = {made for row in rows for made in row["files"].values()}
+    own = [f"stage {stage}" for stage in (*STAGES, "controller") if stage in run.read_manifest()["stages"]]
+    for name in (*ARTIFACTS, run.controller.name):
+        if (run.folder / name).exists() and file_hash(run.folder / name) not in known:
+            own.append(name)
+    if own:
+        raise UserError(f"{run.folder} has work of its own ({', '.join(own)}): choose another RUN to iterate in.")
+
+
+# --- a round ---------------------------------------------------------------------------------------------
+
+
+def make_round(args: Common, config: IterateConfig, number: int) -> None:
+    """Calls the stages of a round, of which each does what is missing of its work."""
+    this, before = (round_of(Run(args.run), n) for n in (number, number - 1))
+    arguments: dict[str, list[str]] = {
+        "collect": ["--driven", str(number * config.added)],
+        "dream": taken_apart("--dream-options", config.dream_options),
+    }
+    if number:
+        link_shards(before, this)
+        arguments["collect"] += ["--driver", "dream", "--source", str(before.folder)]
+        first = args.config().collect.episodes
+        earlier = ["--earlier", *(str(first + n * config.added) for n in range(number))]
+        for stage, start, updates in (
+            ("vae", before.vae, config.vae_updates),
+            ("mdnrnn", before.mdnrnn, config.mdnrnn_updates),
+        ):
+            arguments[stage] = ["--start", str(start), "--updates", str(updates), *earlier]
+    options = {"run": this.folder, "preset": args.preset, "env": args.env, "workers": args.workers, "seed": args.seed}
+    for place, stage in enumerate(STAGES, 1):
+        print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)
+        call_stage(stage, options, arguments.get(stage, []))
+
+
+def link_shards(before: Run, this: Run) -> None:
+    """Gives a round the shards of the one before, unless its collection has begun; a shard is never written into."""
+    if "collect" in this.read_manifest()["stages"]:
+        return
+    this.rollouts.mkdir(parents=True, exist_ok=True)
+    for shard in before.rollouts.glob("[!.]*.h5"):
+        target = this.rollouts / shard.name
+        if target.exists():
+            continue
+        try:
+            os.link(shard, target)
+        except OSError:  # a file system without links
+            copy(shard, target)
+
+
+def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a finished round came to: its line of rounds.jsonl.
+
+    Args:
+        this: The round's folder.
+        number: Its number.
+        rows: Those of the rounds before.
+    """
+    v, m = (best_validation(read_metrics(this.metrics, stage)) for stage in ("vae", "mdnrnn"))
+    selected = [row for row in read_metrics(this.metrics, "dream") if "select" in row]
+    if not (v and m and selected):
+        raise UserError(f"{this.metrics} lacks lines of V, M or the dream: restore it, or redo all with --restart.")
+    kept = max(selected, key=lambda row: row["select"])
+    lengths = Latents(this.latents).table["length"]
+    collect_steps, select_steps = int(lengths.sum()), int(selected[-1]["select_steps"])
+    return {
+        "round": number,
+        "episodes": len(lengths),
+        "new": len(lengths) - (rows[-1]["episodes"] if rows else 0),
+        "error": v["val_error"],
+        "nats": m["val_nll"],
+        "dream": kept["dream"],
+        "select": kept["select"],
+        "select_std": kept["select_std"],
+        "gap": kept["dream"] - kept["select"],
+        "collect_steps": collect_steps,
+        "select_steps": select_steps,
+        "real_steps": collect_steps + select_steps + sum(row["select_steps"] for row in rows),
+        "minutes": sum(stage["seconds"] for stage in this.read_manifest()["stages"].values()) / 60,
+        "files": {name: file_hash(this.folder / name) for name in ARTIFACTS},
+        "commit": commit(),
+        "time": now(),
+    }
+
+
+# --- what the run folder shows ----------------------------------------------------------------------------
+
+
+def tell(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Puts the best round's work into the run folder, draws plots/rounds.png and prints the table."""
+    best = max(rows, key=lambda row: row["select"])
+    keep(run, best)
+    plot_rounds(run.plots / "rounds.png", rows)
+    print("round  episodes   (new)  V error  M nats   dream    real     gap  real steps  minutes")
+    for row in rows:
+        print(
+            f"{row['round']:5}  {row['episodes']:8,}  {row['new']:6,}  {row['error']:7.2f}  {row['nats']:6.3f}  "
+            f"{row['dream']:6.0f}  {row['select']:6.0f}  {row['gap']:6.0f}  {row['real_steps']:10,}  "
+            f"{row['minutes']:7.1f}"
+        )
+    print(
+        f"{run.dream} is that of round {best['round']}, {best['select']:.0f} ± {best['select_std']:.0f} on real tracks."
+    )
+
+
+def keep(run: Run, best: dict[str, Any]) -> None:
+    """Copies a round's work into the run folder, where at any time what is there fits together.
+
+    Raises:
+        UserError: The round's folder does not hold what it made.
+    """
+    source = round_of(run, best["round"])
+
+    def holds(folder: Path, name: str) -> bool:
+        return (folder / name).exists() and file_hash(folder / name) == best["files"][name]
+
+    if all(holds(run.folder, name) for name in ARTIFACTS):
+        return
+    for name in ARTIFACTS:
+        if not holds(source.folder, name):
+            raise UserError(f"{source.folder / name} is not what the best round made: restore it, or --restart.")
+    for pattern in TOLD:
+        for path in source.folder.glob(pattern):
+            copy(path, run.folder / path.relative_to(source.folder))
+    for name in reversed(ARTIFACTS):  # what was made from what goes next
+        (run.folder / name).unlink(missing_ok=True)
+    for name in ARTIFACTS:
+        copy(source.folder / name, run.folder / name)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, whole or not at all."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+if __name__ == "__main__":
+    run_stage(main)
