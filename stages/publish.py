@@ -22,7 +22,7 @@ SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 """The score of each controller on stock tracks."""
 
 TOLD = (
-    *("metrics.jsonl", "rollouts/summary.json"),
+    *("metrics.jsonl", "rollouts/summary.json", "probe.json"),
     *(f"plots/{name}.png" for name in ("contact_sheet", "reconstructions", "traversals", "predictions", "calibration")),
 )
 """What else a report of the published run is made of, as far as it is there."""
