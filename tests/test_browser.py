@@ -18,6 +18,9 @@ import torch
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from wm.agent import load_acting
+from wm.controller.linear import LinearController
+from wm.dream import make_dream_env
 from wm.run import Run
 from wm.show.server import LocalServer
 from wm.show.site import add_runtime, build_site
@@ -234,8 +237,25 @@ def test_random_numbers(open_page: Open) -> None:
 # --- what can be seen and done ----------------------------------------------------------------------------
 
 
+def on_the_road(steps: int) -> int:
+    """The start, of the first dozen, from which the controller's dream earns the most: some begin in the grass."""
+    models, theta = load_acting(PRETRAINED)
+    controller = LinearController(theta, models.features)
+
+    def earned(start: int) -> float:
+        env = make_dream_env(PRETRAINED.folder, start=start)
+        observation, _ = env.reset(seed=0)
+        score = 0.0
+        for _ in range(steps):
+            observation, reward, *_ = env.step(controller(observation))
+            score += float(reward)
+        return score
+
+    return max(range(12), key=earned)
+
+
 def test_the_controller_drives_at_first_and_the_page_says_what_to_do(open_page: Open) -> None:
-    page = ready(open_page("?start=3&seed=1"))
+    page = ready(open_page(f"?start={on_the_road(60)}&seed=1"))
     assert page.inner_text("#say") == "The controller drives. Take the wheel: arrow keys or W A S D."
     first = picture(page)
     wait_for_step(page, 60)
