@@ -52,7 +52,7 @@ def test_the_carried_controller_acts_alike_with_another_memory() -> None:
     other = replace(
         models, cell={name: rng.permutation(value.ravel()).reshape(value.shape) for name, value in models.cell.items()}
     )
-    weights = rng.normal(0, 0.3, (3, models.features))
+    weights = rng.normal(0, 0.1, (3, models.features))
     weights[:, 32:] = 0  # it acts on z, which both have
     theta = np.concatenate([weights.ravel(), [0.1, -0.2, 0.3]])
     record = episode(models, theta.astype(np.float32), 900, 1)

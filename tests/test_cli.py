@@ -164,3 +164,12 @@ def test_exit_code_130_when_interrupted(number: signal.Signals) -> None:
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "interrupted: the same command goes on where it stopped.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_end_changes_nothing(number: signal.Signals) -> None:
+    """An interpreter that closes down would else say a traceback, or die of it although all is done."""
+    late = f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {int(number)}))\n"
+    command = [sys.executable, "-c", late + STAGE, "--run", "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -24,7 +24,7 @@ import tyro
 
 from wm.config import BOUNDS, FAST_ENV, PRESETS, Config
 from wm.run import UNWRITABLE, UserError, writing
-from wm.signals import EXIT_CODE, INTERRUPTED, Interrupted, unwind
+from wm.signals import EXIT_CODE, INTERRUPTED, Interrupted, ignore, unwind
 
 Sizes = TypeVar("Sizes")
 """A stage's config dataclass."""
@@ -172,19 +172,21 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     """
     unwind()
     threading.excepthook = _say_of_thread
+    code = 0
     try:
         with writing(Path("a file of the run")):  # for what writes past `wm.run.atomic`
             main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except MemoryError:
         print("error: the memory does not suffice: give smaller sizes or fewer --workers.", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except (KeyboardInterrupt, Interrupted):
         print(INTERRUPTED, file=sys.stderr)
-        sys.exit(EXIT_CODE)
-    sys.exit(0)
+        code = EXIT_CODE
+    ignore()
+    sys.exit(code)
 
 
 def _say_of_thread(failed: threading.ExceptHookArgs) -> None:

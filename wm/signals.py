@@ -31,6 +31,12 @@ def unwind() -> None:
     _handle(_raise, signal.default_int_handler)
 
 
+def ignore() -> None:
+    """From here on a signal comes too late: all is done, and an interpreter that closes down must not die of it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 Handler = Callable[[int, FrameType | None], None]
 
 
