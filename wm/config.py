@@ -251,6 +251,9 @@ class DreamConfig(EvolutionConfig):
     start_after: int = 70
     """Steps of the recorded episode before the first moment that can be a start: M has seen all of them. CarRacing
     zooms in for 50; twenty more let M forget that."""
+    start_near: int = 20
+    """A start has a new tile within so many recorded steps before or after it: elsewhere there is no road to drive on,
+    and all candidates earn the same. 0, or a record without such moments: any moment."""
 
 
 @dataclass(frozen=True)
@@ -428,7 +431,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks", "average"), (1, 10**6)),
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
-    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "double_every"), (0, 10**6)),
+    **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "start_near", "double_every"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
     **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),

@@ -83,7 +83,9 @@ def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
 def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     """Starts drawn from the episodes of latents.h5 that M was trained on; UserError as for `find_starts`."""
     latents, training, _ = split_latents(run, networks)
-    return draw_starts(latents, training, networks, count=config.starts, after=config.start_after)
+    return draw_starts(
+        latents, training, networks, count=config.starts, after=config.start_after, near=config.start_near
+    )
 
 
 def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int64], NDArray[np.int64]]:
@@ -99,7 +101,14 @@ def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int
 
 
 def draw_starts(
-    latents: Latents, episodes: NDArray[np.int64], networks: Networks, *, count: int, after: int, seed: int = 0
+    latents: Latents,
+    episodes: NDArray[np.int64],
+    networks: Networks,
+    *,
+    count: int,
+    after: int,
+    near: int,
+    seed: int = 0,
 ) -> Starts:
     """Draws moments of recorded episodes, each as likely as any other, and warms M up over all real steps before.
 
@@ -109,21 +118,22 @@ def draw_starts(
         networks: V and M.
         count: Number of starts, >= 1.
         after: Steps before the first moment of an episode that can be drawn; the last moment cannot.
+        near: Steps around a moment within which the record touches a new tile, if it ever does; 0: any moment.
         seed: Seed of the choice.
 
     Raises:
         UserError: No episode is that long.
     """
-    room = np.maximum(latents.table["length"][episodes] - after, 0)
-    ends = np.cumsum(room)
-    if ends[-1] == 0:
+    possible = moments(latents, episodes, after, near)
+    if near and not len(possible):
+        possible = moments(latents, episodes, after, near=0)
+    if not len(possible):
         raise UserError(
             f"no recorded episode is longer than --start-after {after} steps: give fewer, or collect longer ones."
         )
     rng = np.random.default_rng([seed, count])
-    drawn = np.sort(rng.choice(ends[-1], count, replace=count > ends[-1]))
-    nth = np.searchsorted(ends, drawn, side="right")
-    steps = after + drawn - (ends - room)[nth]
+    drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
+    nth, steps = possible[drawn].T
 
     cell = make_cell(networks.mdnrnn)
     found = []
@@ -142,6 +152,19 @@ def draw_starts(
         rewards=mean_rewards(latents, episodes),
         made_from=networks.made_from,
     )
+
+
+def moments(latents: Latents, episodes: NDArray[np.int64], after: int, near: int) -> NDArray[np.int64]:
+    """All moments that `draw_starts` draws from, i64[N,2]: which of the episodes, and its steps until then."""
+    found = []
+    for n, place in enumerate(episodes.tolist()):
+        steps = np.arange(after, latents.table["length"][place])
+        if near:
+            touched = np.flatnonzero(latents.episode(place).rewards > 0)  # in the step from this moment to the next
+            first, last = (np.searchsorted(touched, steps + shift) for shift in (-near, near))
+            steps = steps[last > first]
+        found.append(np.stack([np.full(len(steps), n), steps], axis=1))
+    return np.concatenate(found)
 
 
 def make_cell(model: MDNRNN) -> LSTMCell:
