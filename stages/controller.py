@@ -107,8 +107,9 @@ def met_tracks(config: ControllerConfig, generation: int) -> range:
     """Numbers of the tracks that a generation, the first is 1, meets: new ones each time."""
 
     def rollouts(earlier: int) -> int:
-        doubled = earlier // config.double_every if config.double_every else config.tracks
-        return min(config.tracks, 2 ** min(doubled, 30))
+        if not config.double_every:
+            return config.tracks
+        return min(config.tracks, 2 ** min(earlier // config.double_every, config.tracks.bit_length()))
 
     first = sum(rollouts(earlier) for earlier in range(generation - 1))
     return range(first, first + rollouts(generation - 1))
@@ -164,9 +165,8 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis,
         start[:first] = np.random.default_rng(seed).normal(0, 1 / np.sqrt(len(basis.scale)), first)
         return start
     theta, _ = load_controller(given.start)
-    wanted = replace(basis, scale=np.eye(models.features)).weights
-    if theta.shape != (wanted,):
-        raise UserError(f"{given.start} has {len(theta)} weights, and V, M and --hidden-units want {wanted}.")
+    if theta.shape != (basis.expressed,):
+        raise UserError(f"{given.start} has {len(theta)} weights, and V, M and --hidden-units want {basis.expressed}.")
     return basis.coordinates(theta.astype(np.float64))
 
 

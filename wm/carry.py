@@ -25,9 +25,8 @@ def features(models: Models, episode: Episode) -> Iterator[NDArray[np.float32]]:
     """[z; h], f32[F], at each step of a recorded CarRacing episode, M being told of the recorded actions."""
     agent = Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(parameter_count(models.features), np.float32))
     for frame, action in zip(episode.observations, episode.actions, strict=False):  # one frame more than actions
-        h = agent.state[0]
         agent.act(frame, instead=action)
-        yield np.concatenate([agent.z, h])
+        yield agent.features.copy()
 
 
 def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Iterable[Episode]) -> Array:

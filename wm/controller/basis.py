@@ -39,8 +39,12 @@ class Basis:
     @property
     def weights(self) -> int:
         """Length of what evolves: 3·(K+1), or that of C with a hidden layer on K features."""
-        k = len(self.scale)
-        return hidden_count(k, self.units) if self.units else parameter_count(k)
+        return self._count(len(self.scale))
+
+    @property
+    def expressed(self) -> int:
+        """Length of what `express` gives: that of C on all F features."""
+        return self._count(len(self.mean))
 
     def express(self, theta: Array) -> Array:
         """The weights that do on features what `theta` does on these coordinates; f64[3·(F+1)] of f64[3·(K+1)]."""
@@ -52,6 +56,9 @@ class Basis:
         """The inverse of `express`; with K < F what is left of `theta` in these directions."""
         weights, bias, rest = self._split(theta, len(self.mean))
         return np.concatenate([(weights @ np.linalg.pinv(self.scale)).ravel(), bias + weights @ self.mean, rest])
+
+    def _count(self, inputs: int) -> int:
+        return hidden_count(inputs, self.units) if self.units else parameter_count(inputs)
 
     def _split(self, theta: Array, inputs: int) -> tuple[Array, Array, Array]:
         """The first layer's weights f64[R, inputs] and biases f64[R], and what comes after it."""
