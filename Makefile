@@ -30,7 +30,7 @@ NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained 
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream iterate evaluate probe replay report play publish curves test test-faults lint bench
+.PHONY: help setup collect vae mdnrnn controller dream iterate evaluate probe replay report play publish curves ablate test test-faults lint bench
 .NOTPARALLEL:
 # Artifacts are written whole or not at all: an interrupted or failed stage must not lose what is finished.
 .PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
@@ -97,6 +97,9 @@ publish: $(VENV) ## put V, M, starts, C, scores and curves of RUN into data/pret
 
 curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
+
+ablate: $(VENV) | $(DIR)/mdnrnn.pt ## what each part is worth: V only, untrained M, ... -> ablations.json
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 test: $(VENV) ## run all tests (about ten minutes on two cores)
 	$(PY) -m pytest $(ARGS)

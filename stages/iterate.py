@@ -8,17 +8,17 @@ What RUN itself shows is the round whose controller was the best on the real sel
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.config import IterateConfig
-from wm.run import Run, UserError, append_line, atomic, commit, file_hash, now, read_lines, read_metrics
+from wm.run import Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
 from wm.show.plots import plot_rounds
 from wm.show.report import best_validation
 from wm.store.latents import Latents
+from wm.store.shards import share_shards
 
 ARTIFACTS = ("vae.pt", "mdnrnn.pt", "starts.npz", "dream.npz")
 """What RUN shows of the best round, each made from those before it."""
@@ -103,18 +103,9 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
 
 
 def link_shards(before: Run, this: Run) -> None:
-    """Gives a round the shards of the one before, unless its collection has begun; a shard is never written into."""
-    if "collect" in this.read_manifest()["stages"]:
-        return
-    this.rollouts.mkdir(parents=True, exist_ok=True)
-    for shard in before.rollouts.glob("[!.]*.h5"):
-        target = this.rollouts / shard.name
-        if target.exists():
-            continue
-        try:
-            os.link(shard, target)
-        except OSError:  # a file system without links
-            copy(shard, target)
+    """Gives a round the shards of the one before, unless its collection has begun, which sets damaged ones aside."""
+    if "collect" not in this.read_manifest()["stages"]:
+        share_shards(before.rollouts, this.rollouts)
 
 
 def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -195,12 +186,6 @@ def keep(run: Run, best: dict[str, Any]) -> None:
         (run.folder / name).unlink(missing_ok=True)
     for name in ARTIFACTS:
         copy(source.folder / name, run.folder / name)
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copies a file, whole or not at all."""
-    with atomic(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 if __name__ == "__main__":

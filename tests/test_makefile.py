@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 TARGETS = [
     *("help", "setup"),
     *("collect", "vae", "mdnrnn", "controller", "dream", "iterate"),
-    *("evaluate", "probe", "replay", "report", "play", "publish", "curves"),
+    *("evaluate", "probe", "replay", "report", "play", "publish", "curves", "ablate"),
     *("test", "test-faults", "lint", "bench"),
 ]
 

@@ -14,7 +14,7 @@ from wm.run import UserError
 
 STAGES = (
     *("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluate", "probe"),
-    *("replay", "report", "play", "publish", "curves"),
+    *("replay", "report", "play", "publish", "curves", "ablate"),
 )
 ABSURD = ("-1", "0", "nan", "inf", "-inf", "1e400", "-0.5", "1" * 30, "", "many", "0x10", "1,5", "None", "../..", "é")
 

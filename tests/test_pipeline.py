@@ -273,6 +273,19 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     assert "choose another --name" in other.stderr
 
 
+def test_an_ablation(run: Path, make: Make) -> None:
+    options = "ARGS=--rows v untrained-m --steps 100 --select-every 1 --select-tracks 1"
+    done = make("ablate", "EPISODES=1", options)
+    assert "V only, linear " in done.stdout
+    table = json.loads((run / "ablations.json").read_text())["rows"]
+    assert list(table) == ["untrained-m", "v"]
+    untrained = run / "ablations" / "untrained-m"
+    assert (untrained / "latents.h5").samefile(run / "latents.h5")
+    assert not (untrained / "mdnrnn.pt").samefile(run / "mdnrnn.pt")
+    load_agent(untrained)
+    assert make("ablate", "EPISODES=1", options).stdout.count("is finished") == 5
+
+
 def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Make) -> None:
     # The last test of this file: it leaves the run folder with more data than V was trained on.
     make("collect", "EPISODES=9")

@@ -118,6 +118,23 @@ def atomic(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copies a file, whole or not at all."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def share(source: Path, target: Path) -> None:
+    """Gives another folder a file that is never written into again, without a second copy; one that is there stays."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        copy(source, target)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what `atomic` leaves in a folder when its process is killed; files that are being written stay."""
     for leftover in folder.rglob(".*.tmp*"):
@@ -423,6 +440,7 @@ class Run:
         self.probe = self.folder / "probe.json"
         self.metrics = self.folder / "metrics.jsonl"
         self.curves = self.folder / "curves.jsonl"
+        self.ablations = self.folder / "ablations.json"
         self.rounds = self.folder / "rounds.jsonl"
         self.manifest = self.folder / "manifest.json"
         self.plots = self.folder / "plots"

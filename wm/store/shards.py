@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wm.run import UserError, atomic
+from wm.run import UserError, atomic, share
 from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
@@ -78,6 +78,12 @@ def read_episode(shard: ColumnFile, row: int) -> Episode:
     if episode.digest().encode() != about["digest"]:
         raise UserError(f"{shard.path} is damaged (episode {index} does not fit its digest): {WAY_OUT}.")
     return episode
+
+
+def share_shards(source: Path, target: Path) -> None:
+    """Gives the folder `target` the shards of `source`."""
+    for shard in source.glob("[!.]*.h5"):
+        share(shard, target / shard.name)
 
 
 class Rollouts:

@@ -1,0 +1,153 @@
+"""Stage ablate: what each part of the recipe is worth, at equal budgets. RUN/ablations/NAME/, RUN/ablations.json.
+
+Each row of the table is a run folder of its own, RUN/ablations/NAME/, which shares what RUN has and the row does not
+change (data, V, M), where the other stages do the rest: V and M if the row trains them otherwise, the evolution with
+the budget of all rows, and the score on fresh stock tracks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wm.cli import Common, call_stage, parse, run_stage
+from wm.run import Run, UserError, commit, file_hash, now, read_json, read_metrics, share, write_json
+from wm.store.shards import share_shards
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row changes of the preset.
+
+    Attributes:
+        says: What it is, for the table.
+        vae: Options of stage vae; None: the row has RUN's own V.
+        mdnrnn: The same for M; one that trains V anew needs an M of its own.
+        controller: Options of stage controller.
+    """
+
+    says: str
+    vae: tuple[str, ...] | None = None
+    mdnrnn: tuple[str, ...] | None = None
+    controller: tuple[str, ...] = ()
+
+
+ROWS = {
+    "full": Row("V + M, linear"),
+    "no-outlook": Row("V + M without the outlook, linear", mdnrnn=("--outlook",)),
+    "untrained-m": Row("V + untrained M, linear", mdnrnn=("--updates", "1", "--lr", "1e-12", "--lr-final", "1e-12")),
+    "v": Row("V only, linear", controller=("--inputs", "z")),
+    "v-hidden": Row("V only, hidden layer of 40", controller=("--inputs", "z", "--hidden-units", "40")),
+    "road": Row("V weighted to the road + M, linear", vae=("--road-weight", "5"), mdnrnn=()),
+    "all-directions": Row("V + M, linear, all 288 features", controller=("--components", "0", "--whiten", "0")),
+}
+"""The paper's rows (section 3.4), and what ours adds to them."""
+
+
+@dataclass(frozen=True)
+class AblateArgs:
+    """The budget of each row."""
+
+    rows: tuple[str, ...] = tuple(ROWS)
+    """Rows to make; the table shows all that were made so far."""
+    steps: int = 1_500_000
+    """Environment steps of the population that each row is given; those on selection tracks are counted apart."""
+    select_every: int = 5
+    """Generations between evaluations of the mean on the selection tracks, in all rows."""
+    select_tracks: int = 32
+    """Selection tracks, in all rows."""
+    episodes: int = 100
+    """Fresh stock tracks that each row is scored on."""
+
+
+def main(argv: list[str]) -> None:
+    """Makes the rows that are missing, one after the other; an interrupted one goes on."""
+    args, config = parse(lambda preset: AblateArgs(), "Measure what each part of the recipe is worth.", argv)
+    unknown = sorted(set(config.rows) - set(ROWS))
+    if unknown or not config.rows:
+        raise UserError(f"--rows {' '.join(unknown)} is unknown: choose of {', '.join(ROWS)}.")
+    run = Run(args.run)
+    with run.lock():
+        for needed, stage in ((run.vae, "vae"), (run.latents, "mdnrnn"), (run.mdnrnn, "mdnrnn")):
+            if not needed.exists():
+                raise UserError(f"{needed} is missing: make it with `make {stage}`.")
+        table = read_json(run.ablations, rows=dict)["rows"] if run.ablations.exists() else {}
+        for name in config.rows:
+            table[name] = make_row(args, run, config, name)
+            write_json(run.ablations, {"rows": {known: table[known] for known in ROWS if known in table}})
+            tell(run)
+
+
+def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
+    """One row's line of the table; its stages do what is missing of their work."""
+    row, this = ROWS[name], Run(run.folder / "ablations" / name)
+    if args.restart and this.folder.exists():
+        shutil.rmtree(this.folder)
+    share_what_is_alike(run, this, row)
+    options = {"run": this.folder, "preset": args.preset, "env": args.env, "workers": args.workers, "seed": args.seed}
+    budget = ["--env-steps", str(config.steps), "--generations", str(10**9)]  # the steps end it, in all rows alike
+    selection = ["--select-every", str(config.select_every), "--select-tracks", str(config.select_tracks)]
+    for stage, arguments in (
+        ("vae", row.vae),
+        ("mdnrnn", row.mdnrnn),
+        ("controller", (*budget, *selection, *row.controller)),
+        ("evaluate", ("--episodes", str(config.episodes))),
+    ):
+        if arguments is not None:
+            print(f"row {name}, stage {stage}", flush=True)
+            call_stage(stage, options, arguments)
+
+    score, evolved = read_json(this.score), read_metrics(this.metrics, "controller")
+    returns = np.array(score["returns"])
+    return {
+        "says": row.says,
+        "options": {"vae": row.vae, "mdnrnn": row.mdnrnn, "controller": row.controller},
+        "weights": len(np.load(this.controller, allow_pickle=False)["theta"]),
+        "env_steps": evolved[-1]["env_steps"],
+        "select_steps": evolved[-1]["select_steps"],
+        "seed": args.seed,
+        **{field: score[field] for field in ("mean", "std", "ci95")},
+        "median": float(np.median(returns)),
+        "lost": int((returns < 700).sum()),
+        "episodes": len(returns),
+        "commit": commit(),
+        "time": now(),
+    }
+
+
+def share_what_is_alike(run: Run, this: Run, row: Row) -> None:
+    """Gives a row's folder the data of RUN, and its V, latents and M as far as the row does not train them itself.
+
+    Raises:
+        UserError: RUN's have changed since the row began.
+    """
+    share_shards(run.rollouts, this.rollouts)
+    share(run.rollouts / "summary.json", this.rollouts / "summary.json")
+    for mine, theirs, own in (
+        (this.vae, run.vae, row.vae),
+        (this.latents, run.latents, row.vae),
+        (this.mdnrnn, run.mdnrnn, row.mdnrnn),
+    ):
+        if own is None:
+            share(theirs, mine)
+            if file_hash(mine) != file_hash(theirs):
+                raise UserError(f"{mine} is not that of {run.folder} any more: redo the row with ARGS=--restart.")
+
+
+def tell(run: Run) -> None:
+    """Prints the table."""
+    rows = read_json(run.ablations)["rows"]
+    wide = max(len(row["says"]) for row in rows.values())
+    print(f"{'':{wide}}  weights  million steps       score  median  below 700")
+    for row in rows.values():
+        print(
+            f"{row['says']:{wide}}  {row['weights']:7,}  {row['env_steps'] / 1e6:13.2f}  "
+            f"{row['mean']:5.0f} ± {row['std']:3.0f}  {row['median']:6.0f}  {row['lost']:2} of {row['episodes']}"
+        )
+
+
+if __name__ == "__main__":
+    run_stage(main)

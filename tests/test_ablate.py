@@ -1,0 +1,151 @@
+"""Stage ablate: which stages each row calls on what, what it shares, shows, resumes and refuses."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import stages.ablate
+from stages.ablate import ROWS, main
+from wm.controller.linear import save_controller
+from wm.run import Run, UserError, append_line, file_hash, read_json, write_json
+
+SCORES = {"full": [900.0, 910.0, 890.0, 500.0], "v": [600.0, 800.0, 400.0, 300.0]}
+
+
+class Pretended:
+    """Stands in for `call_stage`: leaves what a stage would, and can be interrupted at any call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str, list[str]]] = []
+        self.interrupt_at = -1
+
+    def __call__(self, stage: str, options: dict[str, Any], arguments: Sequence[str] = ()) -> None:
+        if len(self.calls) == self.interrupt_at:
+            self.interrupt_at = -1
+            raise KeyboardInterrupt
+        run = Run(options["run"])
+        name = run.folder.name
+        assert options | {"run": 0} == {"run": 0, "preset": "smoke", "env": "wm/CarRacing-v3", "workers": 0, "seed": 3}
+        self.calls.append((name, stage, list(arguments)))
+        if stage in ("vae", "mdnrnn"):
+            assert not (run.folder / f"{stage}.pt").exists()
+            (run.folder / f"{stage}.pt").write_text(f"{stage} of {name}")
+        elif stage == "controller":
+            assert run.vae.exists()
+            assert run.mdnrnn.exists()
+            save_controller(run.controller, np.zeros(39), {})
+            append_line(run.metrics, {"stage": stage, "step": 1, "env_steps": 7.0, "select_steps": 3.0})
+        else:
+            returns = SCORES.get(name, [1.0, 2.0])
+            found = {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "ci95": 2.0, "returns": returns}
+            write_json(run.score, found)
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    stand_in = Pretended()
+    monkeypatch.setattr(stages.ablate, "call_stage", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    run.rollouts.mkdir(parents=True)
+    for path in (run.rollouts / "0.h5", run.rollouts / "summary.json", run.vae, run.latents, run.mdnrnn):
+        path.write_text(path.name)
+    return run
+
+
+def ablate(run: Run, *arguments: str) -> None:
+    main(["--run", str(run.folder), "--preset", "smoke", "--workers", "0", "--seed", "3", *arguments])
+
+
+def row_of(run: Run, name: str) -> Run:
+    return Run(run.folder / "ablations" / name)
+
+
+def test_a_row_calls_the_stages_of_what_it_changes(run: Run, pretended: Pretended) -> None:
+    ablate(run, "--steps", "50", "--episodes", "4")
+    called = {name: [stage for row, stage, _ in pretended.calls if row == name] for name in ROWS}
+    last = ["controller", "evaluate"]
+    trained = {"no-outlook": ["mdnrnn"], "untrained-m": ["mdnrnn"], "road": ["vae", "mdnrnn"]}
+    assert called == {name: [*trained.get(name, []), *last] for name in ROWS}
+    budget = ["--env-steps", "50", "--generations", "1000000000", "--select-every", "5", "--select-tracks", "32"]
+    for name, stage, arguments in pretended.calls:
+        if stage == "controller":
+            assert arguments == [*budget, *ROWS[name].controller]
+        elif stage == "evaluate":
+            assert arguments == ["--episodes", "4"]
+
+
+def test_what_a_row_does_not_change_is_that_of_the_run(run: Run, pretended: Pretended) -> None:
+    ablate(run)
+    for name, row in ROWS.items():
+        this = row_of(run, name)
+        for mine, theirs, own in (
+            (this.vae, run.vae, row.vae),
+            (this.mdnrnn, run.mdnrnn, row.mdnrnn),
+            (this.rollouts / "0.h5", run.rollouts / "0.h5", None),
+            (this.rollouts / "summary.json", run.rollouts / "summary.json", None),
+        ):
+            assert (file_hash(mine) == file_hash(theirs)) == (own is None), (name, mine.name)
+            assert (mine.stat().st_ino == theirs.stat().st_ino) == (own is None)
+        assert this.latents.exists() == (row.vae is None)
+
+
+def test_the_table(run: Run, pretended: Pretended, capsys: pytest.CaptureFixture[str]) -> None:
+    ablate(run, "--rows", "v")
+    ablate(run, "--rows", "full")
+    rows = read_json(run.ablations)["rows"]
+    assert list(rows) == ["full", "v"]  # in the table's own order
+    assert rows["full"]["mean"] == 800
+    assert rows["full"]["median"] == 895
+    assert rows["full"]["lost"] == 1
+    assert rows["v"]["env_steps"] == 7
+    assert rows["v"]["options"]["controller"] == ["--inputs", "z"]
+    last = capsys.readouterr().out.splitlines()[-2:]
+    assert last[0].split("linear")[1].split() == ["39", "0.00", "800", "±", "173", "895", "1", "of", "4"]
+    assert last[1].startswith("V only, linear")
+
+
+def test_an_interrupted_row_goes_on(run: Run, pretended: Pretended) -> None:
+    pretended.interrupt_at = 1  # after M, before C
+    with pytest.raises(KeyboardInterrupt):
+        ablate(run, "--rows", "no-outlook")
+    assert not run.ablations.exists()
+    (row_of(run, "no-outlook").mdnrnn).unlink()  # the pretended stage would not know that it is finished
+    ablate(run, "--rows", "no-outlook")
+    assert list(read_json(run.ablations)["rows"]) == ["no-outlook"]
+
+
+def test_a_row_on_an_older_v_is_refused_and_made_anew(run: Run, pretended: Pretended) -> None:
+    ablate(run, "--rows", "full")
+    run.vae.unlink()
+    run.vae.write_text("another V")
+    with pytest.raises(UserError, match=r"full/vae.pt is not that of .*--restart"):
+        ablate(run, "--rows", "full")
+    ablate(run, "--rows", "full", "--restart")
+    assert row_of(run, "full").vae.read_text() == "another V"
+
+
+def test_what_it_refuses(run: Run, pretended: Pretended) -> None:
+    with pytest.raises(UserError, match="--rows many is unknown: choose of full, no-outlook"):
+        ablate(run, "--rows", "full", "many")
+    run.latents.unlink()
+    with pytest.raises(UserError, match=r"latents\.h5 is missing: make it with `make mdnrnn`"):
+        ablate(run)
+    assert pretended.calls == []
+
+
+def test_a_file_system_without_links(run: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    ablate(run, "--rows", "full")
+    assert row_of(run, "full").vae.read_text() == "vae.pt"
