@@ -1,15 +1,15 @@
-"""Stage curves: compares variants of the evolution at equal budgets. RUN/curves.jsonl, RUN/plots/curves.png.
+"""Stage curves: compares variants of an evolution at equal budgets. RUN/curves.jsonl, RUN/plots/curves.png.
 
 With --name it first evolves that variant, seed after seed, and adds its curves to the results. Each seed is evolved by
-stage controller in a run folder of its own, RUN/variants/NAME/SEED/, on RUN's V and M: it can be interrupted and goes
-on as any other, and leaves the same metrics. Without --name it draws what is there.
+stage controller or dream in a run folder of its own, RUN/variants/NAME/SEED/, on RUN's V and M: it can be interrupted
+and goes on as any other, and leaves the same metrics. Without --name it draws what is there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,27 +17,30 @@ from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
 
-KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std")
-"""What a curve keeps of the metrics of each selection."""
+KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream")
+"""What a curve keeps of the metrics of each selection, as far as the stage has it."""
 
 
 @dataclass(frozen=True)
 class CurvesArgs:
     """A variant and its budget."""
 
+    stage: Literal["controller", "dream"] = "controller"
+    """Which evolution: over real rollouts, or in the dream."""
     name: str = ""
     """Name of the variant to evolve, for the results and the picture; none: only draw."""
     steps: int = 3_000_000
-    """Environment steps of the population that each seed is given; those on selection tracks are counted apart."""
+    """Steps of the population, real or dreamt ones, that each seed is given; those on selection tracks are counted
+    apart."""
     seeds: tuple[int, ...] = (1, 2)
     """Seeds of the evolution: of its samples and of its tracks."""
     options: str = ""
-    """What makes the variant: options of stage controller, such as "--popsize 64 --tracks 2"."""
+    """What makes the variant: options of the stage, such as "--popsize 64 --tracks 2"."""
 
 
 def main(argv: list[str]) -> None:
-    """Evolves what is missing of a variant, then draws and prints all of them."""
-    args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of the evolution.", argv)
+    """Evolves what is missing of a variant, then draws and prints all of the stage."""
+    args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of an evolution.", argv)
     run = Run(args.run)
     if config.name:
         if config.steps < 1 or not config.seeds:
@@ -47,22 +50,35 @@ def main(argv: list[str]) -> None:
         with run.lock():
             for seed in config.seeds:
                 evolve(args, run, config, seed)
-    rows = read_lines(run.curves)
+    rows = [row for row in read_lines(run.curves) if stage_of(row) == config.stage]
     if not rows:
-        raise UserError(f"{run.curves} is missing: measure a variant with `make curves ARGS='--name NAME'`.")
-    plot_variants(run.plots / "curves.png", rows)
+        raise UserError(
+            f"{run.curves} has no curve of stage {config.stage}: measure one with `make curves ARGS='--name NAME'`."
+        )
+    plot_variants(run.plots / ("curves.png" if config.stage == "controller" else "curves-dream.png"), rows)
     for name, group in groupby(sorted(rows, key=lambda row: row["name"]), key=lambda row: row["name"]):
-        found = list(group)
-        ends = np.array([row["curve"][-1]["select"] for row in found])
-        steps = np.mean([row["curve"][-1]["env_steps"] for row in found])
-        spread = f", seeds from {ends.min():.0f} to {ends.max():.0f}" if len(ends) > 1 else ""
-        print(f"{name}: {ends.mean():.0f} after {steps / 1e6:.1f} million steps ({len(ends)} seeds{spread})")
+        curves = [row["curve"] for row in group]
+        steps = np.mean([curve[-1]["env_steps"] for curve in curves])
+        last = spread([curve[-1]["select"] for curve in curves])
+        best = spread([max(point["select"] for point in curve) for curve in curves])
+        print(f"{name}: {last} after {steps / 1e6:.1f} million steps, at best {best} ({len(curves)} seeds)")
+
+
+def stage_of(row: dict[str, Any]) -> str:
+    """The stage of a curve; there was only one when the first ones were recorded."""
+    stage: str = row.get("stage", "controller")
+    return stage
+
+
+def spread(scores: list[float]) -> str:
+    """The mean over seeds, and from the lowest to the highest of several."""
+    return f"{np.mean(scores):.0f}" + (f" ({min(scores):.0f} to {max(scores):.0f})" if len(scores) > 1 else "")
 
 
 def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     """Gives one seed its budget and adds its curve to the results, unless it is there."""
     known = [row for row in read_lines(run.curves) if row["name"] == config.name]
-    if any(row["options"] != config.options for row in known):
+    if any(row["options"] != config.options or stage_of(row) != config.stage for row in known):
         raise UserError(f"{run.curves} has a variant {config.name} with other options: choose another --name.")
     if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):
         return
@@ -70,11 +86,12 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     options = {"run": variant.folder, "source": run.folder, "preset": args.preset, "env": args.env}
     # The budget ends it: no number of generations may do so before.
     options |= {"workers": args.workers, "seed": seed, "env-steps": config.steps, "generations": 10**9}
-    call_stage("controller", options, taken_apart("--options", config.options))
-    rows = [row for row in read_metrics(variant.metrics, "controller") if "select" in row]
+    call_stage(config.stage, options, taken_apart("--options", config.options))
+    rows = [row for row in read_metrics(variant.metrics, config.stage) if "select" in row]
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
-    line["curve"] = [{field: row[field] for field in KEPT} for row in rows]
-    line |= {"config": variant.read_manifest()["stages"]["controller"]["config"], "commit": commit(), "time": now()}
+    line["stage"] = config.stage
+    line["curve"] = [{field: row[field] for field in KEPT if field in row} for row in rows]
+    line |= {"config": variant.read_manifest()["stages"][config.stage]["config"], "commit": commit(), "time": now()}
     append_line(run.curves, line)
 
 

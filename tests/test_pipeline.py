@@ -245,7 +245,7 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
     done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options='--tracks=2 --inputs=z --hidden-units=3'")
     assert "one: " in done.stdout
-    assert "(2 seeds, " in done.stdout
+    assert "(2 seeds)" in done.stdout
     assert "pairs: " in done.stdout
     rows = [json.loads(line) for line in (run / "curves.jsonl").read_text().splitlines()]
     assert [(row["name"], row["seed"], row["config"]["tracks"]) for row in rows] == [
@@ -271,6 +271,13 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     ] + [line for line in done.stdout.splitlines() if line.startswith("pairs: ")]
     other = make("curves", "ARGS=--name one --options=--tracks=3", code=2)
     assert "choose another --name" in other.stderr
+    dreamt = make("curves", "ARGS=--stage dream --name short --steps 500 --seeds 1 --options='--horizon=60'")
+    assert "short: " in dreamt.stdout
+    assert "pairs: " not in dreamt.stdout
+    last = json.loads((run / "curves.jsonl").read_text().splitlines()[-1])
+    assert last["config"]["horizon"] == 60
+    assert {"select", "dream"} <= set(last["curve"][-1])
+    assert (run / "plots" / "curves-dream.png").stat().st_size > 0
 
 
 def test_an_ablation(run: Path, make: Make) -> None:

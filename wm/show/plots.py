@@ -81,7 +81,7 @@ def plot_variants(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         colour = f"C{i % 10}"
         plot.plot(x / 1e6, y.mean(axis=0), color=colour, label=f"{name} ({len(curves)})")
         plot.fill_between(x / 1e6, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15)
-    plot.set_xlabel("million environment steps of the population")
+    plot.set_xlabel("million steps of the population, in the environment or in the dream")
     plot.set_ylabel("what is kept, on the selection tracks: mean return")
     plot.set_title("mean over seeds (their number), and from the lowest to the highest", fontsize=10)
     plot.grid(alpha=0.3)
