@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
             shutil.rmtree(run.rollouts)
             shutil.rmtree(run.folder / SCOUT, ignore_errors=True)
         run.rollouts.mkdir(exist_ok=True)
-        made_by = (args.env, config.policy, config.max_steps, args.seed)
+        made_by = (args.env, config.policy, config.max_steps, args.seed, config.cut_after)
         there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))
         wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
         missing = [index for index in wanted if index not in there]
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
             make_workers(
                 args.workers,
                 make_collector,
-                *(args.env, config.policy, config.max_steps, args.seed, str(run.rollouts), driver),
+                *(args.env, config.policy, config.max_steps, args.seed, str(run.rollouts), config.cut_after, driver),
             ) as workers,
             Progress("collect", len(wanted), len(wanted) - len(missing), unit="episode") as progress,
         ):

@@ -20,7 +20,7 @@ import pytest
 
 from stages.collect import main
 from wm.agent import load_agent
-from wm.collect import make_collector, record_episode, set_aside_damaged
+from wm.collect import make_collector, record_episode, set_aside_damaged, strange
 from wm.config import COLLECT_SEEDS, DRIVEN_FROM, FAST_ENV, track_seeds
 from wm.envs import make_env
 from wm.run import Run, UserError, read_json
@@ -249,6 +249,25 @@ def test_a_doubled_episode_is_set_aside(whole: Run, copy: Run) -> None:
     main(arguments(copy.folder))
     assert (copy.rollouts / "damaged" / "z.h5").exists()
     assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
+
+
+def test_a_hopeless_episode_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who stands still has no new tile after the first steps."""
+    cut = ["--policy", "brownian", "--max-steps", "60", "--episodes", "4", "--cut-after", "10"]
+    run = Run(tmp_path / "run")
+    for _ in range(2):
+        main(["--run", str(run.folder), "--preset", "smoke", "--workers", "0", *cut])
+    assert "set aside" not in capsys.readouterr().out
+    table = Rollouts(run.rollouts).table
+    assert min(table["length"]) < 60
+    assert table["truncated"].all()
+    for episode in map(Rollouts(run.rollouts).episode, range(4)):
+        last = np.flatnonzero(episode.rewards > 0)[-1] + 1
+        assert episode.length == min(last + 10, 60)
+        waits = np.diff(np.flatnonzero(episode.rewards > 0))
+        assert waits.max(initial=0) <= 10
+    assert strange(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0, cut_after=10) == ""
+    assert "where 60 are the most" in strange(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0)
 
 
 def test_leftovers_of_a_killed_run_go(copy: Run) -> None:

@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm.policies import BURST_STEPS, DT, MIXTURE, POLICIES, Brownian, Driven, RandomNetwork, Uniform, choose
+from wm.policies import (
+    BURST_STEPS,
+    CRUISE_PEDAL,
+    CRUISE_SECONDS,
+    CRUISE_STEERING,
+    DT,
+    MIXTURE,
+    POLICIES,
+    Brownian,
+    Cruise,
+    Driven,
+    RandomNetwork,
+    Uniform,
+    choose,
+)
 from wm.rollout import Policy
 from wm.run import UserError
 
@@ -77,10 +91,26 @@ def test_brownian_refuses_what_it_cannot_walk_in(space: spaces.Space) -> None:
         Brownian(space)
 
 
+def test_cruise_presses_one_pedal_at_a_time_and_forgets_in_its_time() -> None:
+    long = np.stack([actions(Cruise(CAR), seed, 2000) for seed in range(40)]).astype(np.float64)
+    assert not (long[..., 1] * long[..., 2]).any()
+    pedal = long[..., 1] - long[..., 2]
+    assert pedal.mean() == pytest.approx(np.mean(CRUISE_PEDAL), abs=0.03)
+    spread = long[..., 0].std(axis=1)  # of each episode's steering
+    assert spread.min() > 0.8 * CRUISE_STEERING[0]
+    assert spread.max() < 1.2 * CRUISE_STEERING[1]
+    assert spread.mean() == pytest.approx(np.mean(CRUISE_STEERING), abs=0.04)
+    inner = long[np.abs(long[..., 0]).max(axis=1) < 1, :, 0]  # never at the end of its way
+    later = round(CRUISE_SECONDS / DT)
+    correlation = np.mean([np.corrcoef(walk[:-later], walk[later:])[0, 1] for walk in inner])
+    assert correlation == pytest.approx((1 - 1 / later) ** later, abs=0.07)
+
+
+@pytest.mark.parametrize("policy", [RandomNetwork, Cruise])
 @pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.Box(-1, 1, (2,))])
-def test_random_network_refuses_other_environments(space: spaces.Space) -> None:
+def test_policies_of_car_racing_refuse_other_environments(policy: type, space: spaces.Space) -> None:
     with pytest.raises(UserError, match="--policy uniform"):
-        RandomNetwork(space)
+        policy(space)
 
 
 def test_random_network_is_finite_over_many_draws_and_acts_on_what_it_sees() -> None:

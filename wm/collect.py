@@ -29,6 +29,7 @@ def make_collector(
     max_steps: int,
     seed: int,
     folder: str,
+    cut_after: int = 0,
     driver: tuple[Models, NDArray[np.float32]] | None = None,
 ) -> Callable[[Sequence[int]], int]:
     """Builds a worker that collects episodes into shards.
@@ -39,6 +40,7 @@ def make_collector(
         max_steps: Longest episode.
         seed: The run's seed.
         folder: Where the shards go.
+        cut_after: Give an episode up after so many steps without a reward; 0: never.
         driver: Models and C's weights, as `wm.agent.load_acting` gives them, of who drives the episodes from index
             `DRIVEN_FROM` on.
 
@@ -58,7 +60,8 @@ def make_collector(
         name = choose(policy, rng) if index < DRIVEN_FROM else Driven.name
         if name not in made:
             made[name] = makers[name](env.action_space)
-        return record_episode(env, made[name], name, index=index, seed=tracks[index], max_steps=max_steps, rng=rng)
+        limits = {"max_steps": max_steps, "cut_after": cut_after}
+        return record_episode(env, made[name], name, index=index, seed=tracks[index], **limits, rng=rng)
 
     def work(indices: Sequence[int]) -> int:
         steps = 0
@@ -84,12 +87,13 @@ def record_episode(
     index: int,
     seed: int,
     max_steps: int,
+    cut_after: int = 0,
     rng: np.random.Generator,
 ) -> Episode:
-    """Plays one episode and keeps all of it; `name` is what the record says of the policy."""
+    """Plays one episode and keeps all of it, as truncated if it was given up; the record says `name` of the policy."""
     assert env.spec is not None
     steps, on_road = [], 0
-    for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng):
+    for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng, cut_after=cut_after):
         steps.append(step)
         on_road += is_on_road(env)
     return Episode(
@@ -102,7 +106,7 @@ def record_episode(
         actions=np.stack([step.action for step in steps]),
         rewards=np.array([step.reward for step in steps], np.float32),
         terminated=steps[-1].terminated,
-        truncated=steps[-1].truncated,
+        truncated=steps[-1].truncated or steps[-1].cut,
         on_road=on_road / len(steps) if has_road(env) else float("nan"),
     )
 
@@ -117,7 +121,7 @@ def is_on_road(env: gym.Env[Any, Any]) -> bool:
     return has_road(env) and any(wheel.tiles for wheel in env.unwrapped.car.wheels)  # type: ignore[attr-defined]
 
 
-def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int) -> str:
+def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
     """Why an episode, a row of a shard's table, is none of the collection that these make; "" when it is."""
     index, length = int(row["index"]), int(row["length"])
     if row["env_id"].decode() != env_id:
@@ -128,7 +132,8 @@ def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int) -> st
     if row["policy"].decode() != wanted:
         return f"policy {row['policy'].decode()}, not {wanted}"
     limit = min(max_steps, gym.spec(env_id).max_episode_steps or max_steps)
-    if length > limit or (row["truncated"] and length < limit):
+    least = cut_after or limit  # of an episode that was ended
+    if length > limit or (row["truncated"] and length < min(least, limit)):
         return f"{length} steps, where {limit} are the most"
     return ""
 

@@ -27,6 +27,15 @@ CAUCHY_SCALE = 0.01
 CAUCHY_LIMIT = 1000.0
 """Draws are cut here, in units of the scale (1 in 1,600 is): else layers multiply to infinity, and inf - inf is nan."""
 
+CRUISE_SECONDS = 0.3
+"""Time in which the cruising policy forgets where wheel and pedal were: a correlation falls to 1/e."""
+CRUISE_STEERING = (0.02, 0.3)
+"""Its standard deviation of the steering, drawn once an episode: cars that go straight, and cars that wind."""
+CRUISE_PEDAL = (0.0, 0.25)
+"""Its mean pedal (above 0 gas, below 0 brake), drawn once an episode: standing still is rare, 50 units a second too."""
+CRUISE_PEDAL_STD = 0.3
+"""Its standard deviation of the pedal."""
+
 BURST_CHANCE = 0.01
 """Chance a step that a burst of brownian actions begins: one in two seconds of driving."""
 BURST_STEPS = (5, 30)
@@ -78,6 +87,36 @@ class Brownian:
         self._action = self._action + np.sqrt(DT) * self._rng.standard_normal(self._action.shape)
         self._action = np.clip(self._action, self._space.low, self._space.high)
         return action
+
+
+class Cruise:
+    """Wheel and one pedal, each an Ornstein-Uhlenbeck walk around a mean: fast along the road, until it ends.
+
+    Brownian actions brake half of the time and steer to an end, so that the car creeps (4 units a second, the median of
+    40 episodes) and M learns that nothing moves. Nothing here looks at the road, either, but who presses one pedal at a
+    time and turns the wheel a little goes 19, and sees three times as many tiles a step. Ours.
+    """
+
+    name = "cruise"
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        """Takes the environment's action space; UserError when it is not CarRacing's."""
+        if not isinstance(space, gym.spaces.Box) or space.shape != (ACTIONS,):
+            raise UserError(f"--policy cruise acts in CarRacing, not in {space}: choose --policy uniform.")
+
+    def reset(self, rng: np.random.Generator | None = None) -> None:
+        """Draws the episode's steering and pedal from `rng`, which the walk goes on with."""
+        self._rng = rng if rng is not None else np.random.default_rng()
+        self._mean = np.array([0.0, self._rng.uniform(*CRUISE_PEDAL)])
+        self._std = np.array([self._rng.uniform(*CRUISE_STEERING), CRUISE_PEDAL_STD])
+        self._walk = np.zeros(2)
+
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        """The next point of the walk, as steering, gas and brake."""
+        forget = DT / CRUISE_SECONDS
+        self._walk = (1 - forget) * self._walk + np.sqrt(2 * forget) * self._rng.standard_normal(2)
+        steering, pedal = np.clip(self._mean + self._std * self._walk, -1, 1)
+        return np.array([steering, max(pedal, 0), max(-pedal, 0)], np.float32)
 
 
 class RandomNetwork:
@@ -154,7 +193,9 @@ class Driven:
         return self._agent.act(observation, instead=self._brownian.act(observation))
 
 
-POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {p.name: p for p in (Uniform, Brownian, RandomNetwork)}
+POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {
+    p.name: p for p in (Uniform, Brownian, RandomNetwork, Cruise)
+}
 MIXTURE = (RandomNetwork.name, Brownian.name)
 """What the policy "mixture" draws from, with equal chances."""
 
