@@ -36,7 +36,7 @@ def make_collector(
 
     Args:
         env_id: Gymnasium id.
-        policy: A name of `wm.policies`, or "mixture".
+        policy: A name of `wm.policies`, of a policy or a mixture.
         max_steps: Longest episode.
         seed: The run's seed.
         folder: Where the shards go.

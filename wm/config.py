@@ -75,11 +75,11 @@ class CollectConfig:
     scout: str = "scout"
     """Preset of the scout: all four stages at smaller sizes, in RUN/scout/, for a controller that drives the driven
     episodes."""
-    policy: Literal["random_network", "brownian", "cruise", "mixture", "uniform"] = "mixture"
+    policy: Literal["random_network", "brownian", "cruise", "mixture", "wide", "uniform"] = "mixture"
     """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a
     random walk in action space. mixture: each episode is one of the two, drawn with equal chance. cruise: a random walk
-    of wheel and one pedal, that goes fast. uniform: each action sampled from the action space (the only one that fits
-    any environment)."""
+    of wheel and one pedal, that goes fast. wide: one of the three. uniform: each action sampled from the action space
+    (the only one that fits any environment)."""
     cut_after: int = 0
     """Give an episode up after so many steps without a new tile, since what follows is grass; 0: never. Paper: 0."""
     episodes_per_shard: int = 8

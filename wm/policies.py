@@ -29,12 +29,12 @@ CAUCHY_LIMIT = 1000.0
 
 CRUISE_SECONDS = 0.3
 """Time in which the cruising policy forgets where wheel and pedal were: a correlation falls to 1/e."""
-CRUISE_STEERING = (0.02, 0.3)
-"""Its standard deviation of the steering, drawn once an episode: cars that go straight, and cars that wind."""
+CRUISE_STEERING = (0.02, 1.0)
+"""Its standard deviation of the steering, drawn once an episode, its logarithm evenly: most go straight, some spin."""
 CRUISE_PEDAL = (0.0, 0.25)
 """Its mean pedal (above 0 gas, below 0 brake), drawn once an episode: standing still is rare, 50 units a second too."""
-CRUISE_PEDAL_STD = 0.3
-"""Its standard deviation of the pedal."""
+CRUISE_PEDAL_STD = (0.1, 0.8)
+"""Its standard deviation of the pedal, drawn once an episode."""
 
 BURST_CHANCE = 0.01
 """Chance a step that a burst of brownian actions begins: one in two seconds of driving."""
@@ -108,7 +108,8 @@ class Cruise:
         """Draws the episode's steering and pedal from `rng`, which the walk goes on with."""
         self._rng = rng if rng is not None else np.random.default_rng()
         self._mean = np.array([0.0, self._rng.uniform(*CRUISE_PEDAL)])
-        self._std = np.array([self._rng.uniform(*CRUISE_STEERING), CRUISE_PEDAL_STD])
+        steering = np.exp(self._rng.uniform(*np.log(CRUISE_STEERING)))
+        self._std = np.array([steering, self._rng.uniform(*CRUISE_PEDAL_STD)])
         self._walk = np.zeros(2)
 
     def act(self, observation: Any) -> NDArray[np.float32]:
@@ -196,10 +197,14 @@ class Driven:
 POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {
     p.name: p for p in (Uniform, Brownian, RandomNetwork, Cruise)
 }
-MIXTURE = (RandomNetwork.name, Brownian.name)
-"""What the policy "mixture" draws from, with equal chances."""
+MIXTURES = {
+    "mixture": (RandomNetwork.name, Brownian.name),
+    "wide": (RandomNetwork.name, Brownian.name, Cruise.name),
+}
+"""What a policy of this name draws from, with equal chances."""
 
 
 def choose(policy: str, rng: np.random.Generator) -> str:
-    """The name of the policy of one episode: `policy` itself, or for "mixture" one drawn by `rng`."""
-    return MIXTURE[rng.integers(len(MIXTURE))] if policy == "mixture" else policy
+    """The name of the policy of one episode: `policy` itself, or for a mixture one drawn by `rng`."""
+    parts = MIXTURES.get(policy, (policy,))
+    return parts[rng.integers(len(parts))] if len(parts) > 1 else policy
