@@ -259,23 +259,25 @@ def random_thetas(count: int) -> Array:
     return np.random.default_rng(0).normal(0, 0.7, (count, parameter_count(FEATURES)))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @torch.no_grad()
 @pytest.mark.usefixtures("one_thread")
-def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts) -> None:
+def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts, dropout: float) -> None:
     """One candidate and one start at a time, C by `LinearController`, the expectation written out."""
-    population = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
+    population = Population(networks.mdnrnn, starts, replace(SMALL, dropout=dropout), dtype=torch.float32)
     thetas, night = random_thetas(4), population.night(3, 1)
     dreamer = make_dreamer(networks.mdnrnn, starts, SMALL.temperature)
     wanted = np.zeros((4, SMALL.dreams))
     for p, theta in enumerate(thetas):
         controller = LinearController(theta, FEATURES)
         for s, start in enumerate(night.starts.tolist()):
+            kept = None if night.kept is None else torch.from_numpy(night.kept[s])
             z, h, c = (torch.from_numpy(part[start]) for part in (starts.z, starts.h, starts.c))
             alive = 1.0
             for t in range(SMALL.horizon):
                 action = torch.from_numpy(controller(torch.cat([z, h]).numpy()))
                 draws = (torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise))
-                z, h, c, reward, terminated = dreamer.step(z, h, c, action, *draws)
+                z, h, c, reward, terminated = dreamer.step(z, h, c, action, *draws, kept=kept)
                 end = terminated.item()
                 if t >= SMALL.unpaid:
                     wanted[p, s] += alive * ((1 - end) * reward.item() + end * END)
@@ -320,6 +322,19 @@ def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> No
     assert len(set(population.night(0, 1, dreams=10).starts)) == 10  # all different while there are enough
     assert population.night(0, 1, dreams=30).starts.shape == (30,)
     assert one.uniform.shape == one.noise.shape == (SMALL.horizon, SMALL.dreams, Z)
+
+
+def test_a_night_with_dropout_is_the_same_night(networks: Networks, starts: Starts) -> None:
+    plain = Population(networks.mdnrnn, starts, SMALL).night(0, 1, dreams=300)
+    assert plain.kept is None
+    found = Population(networks.mdnrnn, starts, replace(SMALL, dropout=0.2)).night(0, 1, dreams=300)
+    for name in ("starts", "uniform", "noise"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+    assert found.kept is not None
+    assert found.kept.shape == (300, HIDDEN)
+    assert set(found.kept.ravel().tolist()) == {0.0, float(np.float32(1) / np.float32(0.8))}
+    assert (found.kept == 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert len(np.unique(found.kept, axis=0)) > 50  # each dream has its own
 
 
 @torch.no_grad()

@@ -94,10 +94,12 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, source: Path, tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(("at", "options"), [(1, ()), (2, ()), (3, ()), (2, ("--dropout", "0.3"))])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    run: Run, source: Path, tmp_path: Path, at: int, options: tuple[str, ...]
+) -> None:
     whole = Run(shutil.copytree(source, tmp_path / "whole"))
-    stage(whole)
+    stage(whole, *options)
     original, calls = Population.score, 0
 
     def interrupted(self: Population, thetas: Any, night: Any) -> Any:
@@ -110,9 +112,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, source: Path, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Population, "score", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            stage(run)
+            stage(run, *options)
     drawn = run.starts.read_bytes()
-    stage(run)
+    stage(run, *options)
     assert run.starts.read_bytes() == drawn == whole.starts.read_bytes()
     assert outcome(run) == outcome(whole)
 
@@ -153,6 +155,7 @@ def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--temperature", "0"), "--temperature 0.0 is out of range"),
+        (("--dropout", "1"), "--dropout 1.0 is out of range"),
         (("--unpaid", "20"), "--unpaid at least 0 and below --horizon"),
         (("--start-after", "19"), "--start-after at least 20"),
         (("--dreams", "0"), "--dreams 0 is out of range"),

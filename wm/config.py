@@ -147,6 +147,9 @@ class MDNRNNConfig:
     """Largest norm of the gradient. Paper's code clips each entry at 1.0."""
     logsigma_floor: float = -7.0
     """Lower bound on log sigma: without one, sigma goes to 0 and the loss explodes."""
+    dropout: float = 0.0
+    """Chance that the heads do not see a unit of h in training, the same units for a whole clip (Wellmer & Kwok, 2021),
+    so that a dream may leave some out, too (the dream's own --dropout). Paper: 0."""
     head_weight: float = 1.0
     """Weight of the reward and termination losses (nats a step) beside the NLL (nats a latent dimension)."""
     outlook: tuple[int, ...] = ()
@@ -249,6 +252,9 @@ class DreamConfig(EvolutionConfig):
     the candidate's doing. Ours: the car rolls on for about a second."""
     temperature: float = 1.0
     """tau of what M draws: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
+    dropout: float = 0.0
+    """Chance that the heads do not see a unit of h in a dream, the same units from its first step to its last, drawn
+    anew for each dream (Wellmer & Kwok, 2021): what pays in one such world only does not last. Paper: 0."""
     starts: int = 512
     """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
     start_after: int = 70
@@ -443,6 +449,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),
     "disturb": (0, 1),
+    "dropout": (0, 0.99),
     "components": (0, 4096),
     "hidden_units": (0, 1024),
     "validation": (1e-6, 1 - 1e-6),

@@ -295,20 +295,28 @@ class Night:
         starts: i64[S], numbers of the starts.
         uniform: f32[T,S,Z] in [0, 1).
         noise: f32[T,S,Z], standard normal.
+        kept: f32[S,H], factors on the h that M's heads see, the same at all steps of a dream; None: no dropout.
     """
 
     starts: NDArray[np.int64]
     uniform: NDArray[np.float32]
     noise: NDArray[np.float32]
+    kept: NDArray[np.float32] | None
 
 
-def draw_night(rng: np.random.Generator, pool: int, dreams: int, horizon: int, z: int) -> Night:
-    """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise."""
+def draw_night(rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Dreamer, dropout: float) -> Night:
+    """Draws `dreams` of `pool` starts, different ones while there are enough, `horizon` steps of noise, and dropout."""
     return Night(
         rng.choice(pool, dreams, replace=dreams > pool),
-        rng.random((horizon, dreams, z), np.float32),
-        rng.standard_normal((horizon, dreams, z), np.float32),
+        rng.random((horizon, dreams, model.z), np.float32),
+        rng.standard_normal((horizon, dreams, model.z), np.float32),
+        draw_kept(rng, (dreams, model.hidden), dropout) if dropout else None,
     )
+
+
+def draw_kept(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> NDArray[np.float32]:
+    """Factors of dropout, f32 of a shape: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
+    return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
 
 
 class Population:
@@ -337,7 +345,7 @@ class Population:
         Args:
             model: M.
             starts: The pool of starts.
-            config: Temperature, horizon, unpaid steps and dreams a candidate.
+            config: Temperature, dropout, horizon, unpaid steps and dreams a candidate.
             threads: CPU threads, >= 1.
             device: Where to dream.
             dtype: Of the products of matrices; None: bfloat16 where that is fast, else float32.
@@ -350,9 +358,10 @@ class Population:
         self._end = float(starts.rewards[2])
 
     def night(self, *seed: int, dreams: int | None = None) -> Night:
-        """The starts and the noise that follow from `seed`, for the config's number of dreams or another one."""
+        """What follows from `seed`, for the config's number of dreams or another one."""
         dreams = self._config.dreams if dreams is None else dreams
-        return draw_night(np.random.default_rng(seed), self._pool, dreams, self._config.horizon, self._dreamer.z)
+        rng, config = np.random.default_rng(seed), self._config
+        return draw_night(rng, self._pool, dreams, config.horizon, self._dreamer, config.dropout)
 
     def score(self, thetas: Array, night: Night) -> Array:
         """Lets each candidate dream from each start of the night.
@@ -362,7 +371,7 @@ class Population:
 
         Args:
             thetas: f64[P,N], flat weights.
-            night: The starts and the noise.
+            night: What all of them dream under.
 
         Returns:
             f64[P], means over the starts.
@@ -370,11 +379,12 @@ class Population:
         weights = torch.from_numpy(thetas).float().to(self._device)
         begin = [part[torch.from_numpy(night.starts).to(self._device)] for part in self._begin]
         uniform, noise = (torch.from_numpy(part).to(self._device) for part in (night.uniform, night.noise))
+        kept = None if night.kept is None else torch.from_numpy(night.kept).to(self._device)
         size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(night.starts))
         left = Event()
 
         def block(part: Tensor) -> Tensor:
-            return self._dream(part, begin, uniform, noise, left)
+            return self._dream(part, begin, uniform, noise, kept, left)
 
         with ThreadPoolExecutor(self._threads) as threads:
             try:
@@ -387,7 +397,15 @@ class Population:
         return scores
 
     @torch.inference_mode()
-    def _dream(self, theta: Tensor, begin: list[Tensor], uniform: Tensor, noise: Tensor, left: Event) -> Tensor:
+    def _dream(
+        self,
+        theta: Tensor,
+        begin: list[Tensor],
+        uniform: Tensor,
+        noise: Tensor,
+        kept: Tensor | None,
+        left: Event,
+    ) -> Tensor:
         """The returns f32[P,S] of P candidates from S starts; not to their ends once `left` is set."""
         candidates, features = len(theta), self._dreamer.z + self._dreamer.hidden
         weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)
@@ -400,7 +418,7 @@ class Population:
             if left.is_set():
                 break
             action = squash(torch.baddbmm(bias, torch.cat([z, h], -1), weights))
-            z, h, c, reward, terminated = self._dreamer.step(z, h, c, action, uniform[t], noise[t])
+            z, h, c, reward, terminated = self._dreamer.step(z, h, c, action, uniform[t], noise[t], kept)
             if t >= self._config.unpaid:
                 total += alive * torch.lerp(reward, end, terminated)
             alive *= 1 - terminated

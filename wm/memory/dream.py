@@ -97,7 +97,9 @@ class Dreamer:
         self._gates, self._gate_bias = take(gates), take(gate_bias)
         self._heads, self._head_bias = take(heads * factor[:, None]), take(head_bias * factor)
 
-    def step(self, z: Tensor, h: Tensor, c: Tensor, a: Tensor, uniform: Tensor, noise: Tensor) -> Dreamt:
+    def step(
+        self, z: Tensor, h: Tensor, c: Tensor, a: Tensor, uniform: Tensor, noise: Tensor, kept: Tensor | None = None
+    ) -> Dreamt:
         """Dreams one step; what it is given stays as it is.
 
         Args:
@@ -107,6 +109,8 @@ class Dreamer:
             a: f32[...,A], the actions.
             uniform: f32[...,Z] in [0, 1), chooses the components; it may be broadcast over leading dimensions.
             noise: f32[...,Z], standard normal, as `uniform`.
+            kept: f32[...,H], factors on the h that the heads see (dropout), as `uniform`; the h that is returned has
+                none. None: 1.
         """
         x = torch.cat([z, a, h], -1).to(self._dtype)
         i, f, g, o = linear(x, self._gates, self._gate_bias).float().sigmoid_().split(self.hidden, -1)
@@ -114,7 +118,8 @@ class Dreamer:
         h = (c + c).sigmoid_().mul_(2).sub_(1).mul_(o)  # o tanh(c)
 
         size = self._mixtures * self.z
-        raw = linear(h.to(self._dtype), self._heads, self._head_bias).float()
+        seen = h if kept is None else h * kept
+        raw = linear(seen.to(self._dtype), self._heads, self._head_bias).float()
         logits, mu, logsigma, reward, terminated = raw.split([size, size, size, 1, 1], -1)
         by_component = (self._mixtures, self.z)
         # The component is the number of cumulative weights that the uniform draw has reached; the last of them,
