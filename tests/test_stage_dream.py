@@ -11,7 +11,7 @@ import torch
 
 import stages.dream
 from stages.dream import main
-from tests.toy_dream import CONFIG, Z, make_toy_run, toy_mdnrnn
+from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.agent import load_agent
 from wm.controller.linear import load_controller
 from wm.dream import Population
@@ -94,11 +94,15 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize(("at", "options"), [(1, ()), (2, ()), (3, ()), (2, ("--dropout", "0.3"))])
+@pytest.mark.parametrize(
+    ("at", "options"), [(1, ()), (2, ()), (3, ()), (2, ("--dropout", "0.3")), (2, ("--ensemble",))]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     run: Run, source: Path, tmp_path: Path, at: int, options: tuple[str, ...]
 ) -> None:
     whole = Run(shutil.copytree(source, tmp_path / "whole"))
+    if "--ensemble" in options:
+        options += tuple(str(make_toy_member(tmp_path / str(seed), run, seed)) for seed in (1, 2))
     stage(whole, *options)
     original, calls = Population.score, 0
 
@@ -149,6 +153,23 @@ def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
         patch.setattr(stages.dream, "make_workers", lambda _, *args: inline(0, *args))
         stage(other, "--workers", "3")
     assert outcome(run) == outcome(other)
+
+
+def test_an_ensemble_cannot_change_under_way(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (str(make_toy_member(tmp_path / str(seed), run, seed)) for seed in (1, 2))
+    stage(run, "--ensemble", one)
+    assert "by 2 M's" in capsys.readouterr().out
+    first = outcome(run)
+    moved = str(shutil.move(one, tmp_path / "moved"))
+    for ensemble in ((), ("--ensemble", other), ("--ensemble", moved, other)):
+        with pytest.raises(UserError, match=r"a dream made with other options \(ensemble was "):
+            stage(run, *ensemble, "--generations", "5")
+    stage(run, "--ensemble", moved)
+    assert "finished" in capsys.readouterr().out
+    stage(run, "--restart")
+    assert outcome(run)[0] != first[0]
+    with pytest.raises(UserError, match=r"--ensemble .*gone: there is no .*mdnrnn\.pt"):
+        stage(run, "--ensemble", str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize(
