@@ -59,11 +59,13 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "--temperature must be above 0, --unpaid at least 0 and below --horizon, --start-after at least 20."
         )
+    if config.disagreement and not config.ensemble:
+        raise UserError("--disagreement is that of an ensemble: name its other M's with --ensemble, or leave it out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
 
-        from wm.dream import Population, load_ensemble, load_networks
+        from wm.dream import SCORE_STEPS, Population, load_ensemble, load_networks
         from wm.train import pick_device
 
         models, networks = load_models(source, config.precision), load_networks(source)
@@ -87,10 +89,20 @@ def main(argv: list[str]) -> None:
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                scores = population.score(candidates, population.night(args.seed, generation))
+                night = population.night(args.seed, generation)
+                scores = population.score(candidates, night, config.disagreement)
                 return scores, len(candidates) * config.dreams * config.horizon
 
             fixed = population.night(args.seed, 0, dreams=SCORE_DREAMS)
+
+            def beside(theta: Array) -> dict[str, float]:
+                score = population.score(theta[None], fixed)[0]
+                if not others:
+                    return {"dream": score}
+                # Of the same dreams to the last digit: those without a penalty need not be, all M's run over others.
+                once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
+                return {"dream": score, "disagreement": (once - twice) / SCORE_STEPS}
+
             worked = evolve(
                 run,
                 "dream",
@@ -104,7 +116,7 @@ def main(argv: list[str]) -> None:
                 express=basis.express,
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
-                beside=lambda theta: {"dream": population.score(theta[None], fixed)[0]},
+                beside=beside,
             )
         show(run, source, config)
         if not worked:

@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from torch import Tensor
 
 import wm.dream
 import wm.envs
@@ -284,15 +285,24 @@ def make_members(starts: Starts, count: int) -> list[Member]:
     return [Member(toy_mdnrnn(seed=1 + n), h, c) for n, (h, c) in enumerate(states)]
 
 
+def mean_of(model: MDNRNN, state: Any, z: Tensor, a: Tensor, kept: Tensor | None) -> NDArray[np.float32]:
+    """The mean f32[Z] of what M expects of the next z, for one dream, by M's own forward."""
+    h, c = (part[None, None] for part in state)
+    prediction, _ = model(z[None, None], a[None, None], (h, c), None if kept is None else kept[None, None])
+    return mixture_moments(prediction)[0][0, 0].numpy()
+
+
 def random_thetas(count: int) -> Array:
     return np.random.default_rng(0).normal(0, 0.7, (count, parameter_count(FEATURES)))
 
 
-@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize(("members", "disagreement"), [(1, 0.0), (3, 0.0), (3, 1.5)])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @torch.no_grad()
 @pytest.mark.usefixtures("one_thread")
-def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts, dropout: float, members: int) -> None:
+def test_scores_are_those_of_a_plain_loop(
+    networks: Networks, starts: Starts, dropout: float, members: int, disagreement: float
+) -> None:
     """One candidate and one start at a time, C by `LinearController`, the expectation written out."""
     config, others = replace(SMALL, dropout=dropout, dreams=5), make_members(starts, members - 1)
     population = Population(networks.mdnrnn, starts, config, others=others, dtype=torch.float32)
@@ -300,13 +310,15 @@ def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts, dr
     assert len(set(night.members.tolist())) == members
     models = [networks.mdnrnn, *(other.model for other in others)]
     dreamers = [make_dreamer(model, starts, config.temperature) for model in models]
-    wanted = np.zeros((4, config.dreams))
+    wanted, penalties = np.zeros((4, config.dreams)), 0.0
     for p, theta in enumerate(thetas):
         controller = LinearController(theta, FEATURES)
         for s, (start, member) in enumerate(zip(night.starts.tolist(), night.members.tolist(), strict=True)):
             kept = None if night.kept is None else torch.from_numpy(night.kept[s])
             z = torch.from_numpy(starts.z[start])
-            states = [tuple(torch.from_numpy(part[start]) for part in (one.h, one.c)) for one in (starts, *others)]
+            states: list[Any] = [
+                tuple(torch.from_numpy(part[start]) for part in (one.h, one.c)) for one in (starts, *others)
+            ]
             alive = 1.0
             for t in range(config.horizon):
                 action = torch.from_numpy(controller(torch.cat([z, states[0][0]]).numpy()))
@@ -315,12 +327,16 @@ def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts, dr
                     dreamer.step(z, *state, action, *draws, kept)  # type: ignore[call-arg]
                     for dreamer, state in zip(dreamers, states, strict=True)
                 ]
+                expected = [mean_of(*given, z, action, kept) for given in zip(models, states, strict=True)]
+                unsure = np.var(expected, axis=0).mean()
                 states = [(one.h, one.c) for one in told]
                 z, reward, end = told[member].z, told[member].reward.item(), told[member].terminated.item()
                 if t >= config.unpaid:
-                    wanted[p, s] += alive * ((1 - end) * reward + end * END)
+                    wanted[p, s] += alive * ((1 - end) * reward + end * END - disagreement * unsure)
+                    penalties += alive * disagreement * unsure
                 alive *= 1 - end
-    found = population.score(thetas, night)
+    assert bool(penalties > 1) == bool(disagreement)
+    found = population.score(thetas, night, disagreement)
     np.testing.assert_allclose(found, wanted.mean(1) * 1000 / (config.horizon - config.unpaid), rtol=1e-4, atol=1e-2)
     assert np.std(found) > 1
 
@@ -375,9 +391,10 @@ def test_a_night_with_dropout_is_the_same_night(networks: Networks, starts: Star
     assert len(np.unique(found.kept, axis=0)) > 50  # each dream has its own
 
 
+@pytest.mark.parametrize("disagreement", [0.0, 1.5])
 @pytest.mark.usefixtures("one_thread")
 def test_threads_and_blocks_change_nothing_in_an_ensemble(
-    networks: Networks, starts: Starts, monkeypatch: pytest.MonkeyPatch
+    networks: Networks, starts: Starts, monkeypatch: pytest.MonkeyPatch, disagreement: float
 ) -> None:
     """With more M's than dreams, too: one of them then has nothing to say."""
     thetas, config = random_thetas(11), replace(SMALL, dropout=0.3)
@@ -386,7 +403,7 @@ def test_threads_and_blocks_change_nothing_in_an_ensemble(
         monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
         others = make_members(starts, 3)
         population = Population(networks.mdnrnn, starts, config, others=others, threads=threads)
-        scores.append(population.score(thetas, population.night(0, 1)))
+        scores.append(population.score(thetas, population.night(0, 1), disagreement))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
 
@@ -399,7 +416,8 @@ def test_twins_are_one(networks: Networks, starts: Starts) -> None:
     thetas, night = random_thetas(4), both.night(0, 1)
     assert set(night.members.tolist()) == {0, 1}
     wanted = alone.score(thetas, alone.night(0, 1))
-    np.testing.assert_allclose(both.score(thetas, night), wanted, rtol=1e-4, atol=1e-2)
+    for disagreement in (0.0, 100.0):  # twins always agree
+        np.testing.assert_allclose(both.score(thetas, night, disagreement), wanted, rtol=1e-4, atol=1e-2)
 
 
 def test_a_night_shares_dreams_out_evenly_and_changes_nothing_else(networks: Networks, starts: Starts) -> None:

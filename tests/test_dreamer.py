@@ -72,6 +72,17 @@ def test_dropout_is_that_of_training_and_leaves_h_whole() -> None:
     assert not torch.allclose(found.reward, dreamer(model).step(z, h, c, a, uniform, noise).reward, atol=0.1)
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+@torch.no_grad()
+def test_the_mean_is_that_of_the_mixtures_that_z_is_drawn_from(temperature: float) -> None:
+    model = toy_mdnrnn()
+    z, h, c, a = random_input(50)
+    prediction, (after, _) = model(z[:, None], a[:, None], (h[None], c[None]))
+    wanted = ((prediction.logmix / temperature).softmax(-1) * prediction.mu).sum(-1)[:, 0]
+    fast = dreamer(model, temperature)
+    torch.testing.assert_close(fast.mean(fast.expect(after[0])), wanted, atol=1e-5, rtol=1e-5)
+
+
 @torch.no_grad()
 def test_any_leading_shape_and_shared_noise() -> None:
     """[P,S] dreams under noise [S] are the P·S dreams one by one."""

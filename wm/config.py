@@ -255,6 +255,9 @@ class DreamConfig(EvolutionConfig):
     dropout: float = 0.0
     """Chance that the heads do not see a unit of h in a dream, the same units from its first step to its last, drawn
     anew for each dream (Wellmer & Kwok, 2021): what pays in one such world only does not last. Paper: 0."""
+    disagreement: float = 0.0
+    """With an ensemble (--ensemble): points that a paid step costs for each unit by which its M's disagree about the
+    next z: the variance of their means of it, a mean over its dimensions. Paper: no ensemble."""
     starts: int = 512
     """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
     start_after: int = 70
@@ -442,7 +445,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
     **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "start_near", "double_every"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
-    **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
+    **dict.fromkeys(("road_weight", "outlook_weight", "disagreement"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
     **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip", "penalty", "off_road"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),

@@ -417,7 +417,7 @@ class _Scene:
         noise: f32[T,S,Z].
         kept: f32[S,H], or None.
         parts: The dreams that each M draws.
-        runs: The dreams in which it runs: the run's own in all, since C reads it.
+        runs: The dreams in which it runs, all of them or only its part: the run's own in all, since C reads it.
     """
 
     z: Tensor
@@ -484,7 +484,7 @@ class Population:
         members = len(self._members)
         return draw_night(rng, self._pool, dreams, config.horizon, self._members[0], config.dropout, members)
 
-    def score(self, thetas: Array, night: Night) -> Array:
+    def score(self, thetas: Array, night: Night, disagreement: float = 0.0) -> Array:
         """Lets each candidate dream from each start of the night.
 
         A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
@@ -493,17 +493,19 @@ class Population:
         Args:
             thetas: f64[P,N], flat weights.
             night: What all of them dream under.
+            disagreement: What a paid step costs for each unit by which the ensemble disagrees about the next z: the
+                variance over its M's of their mixtures' means, a mean over dimensions. All are fed the same z and a.
 
         Returns:
             f64[P], means over the starts.
         """
         weights = torch.from_numpy(thetas).float().to(self._device)
-        scene = self._scene(night)
+        scene = self._scene(night, watched=disagreement > 0)
         size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(night.starts))
         left = Event()
 
         def block(part: Tensor) -> Tensor:
-            return self._dream(part, scene, left)
+            return self._dream(part, scene, disagreement, left)
 
         with ThreadPoolExecutor(self._threads) as threads:
             try:
@@ -515,12 +517,12 @@ class Population:
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
-    def _scene(self, night: Night) -> _Scene:
-        """A night on the device, with what each M remembers of the dreams in which it runs."""
+    def _scene(self, night: Night, watched: bool) -> _Scene:
+        """A night on the device, with what each M remembers of the dreams in which it runs: of all if it is watched."""
         begin = torch.from_numpy(night.starts).to(self._device)
         bounds = np.searchsorted(night.members, np.arange(len(self._members) + 1)).tolist()
         parts = [slice(*each) for each in pairwise(bounds)]
-        runs = [slice(None), *parts[1:]]
+        runs = [slice(None)] * len(parts) if watched else [slice(None), *parts[1:]]
         return _Scene(
             z=self._z[begin],
             states=[(h[begin[dreams]], c[begin[dreams]]) for dreams, (h, c) in zip(runs, self._states, strict=True)],
@@ -532,7 +534,7 @@ class Population:
         )
 
     @torch.inference_mode()
-    def _dream(self, theta: Tensor, scene: _Scene, left: Event) -> Tensor:
+    def _dream(self, theta: Tensor, scene: _Scene, disagreement: float, left: Event) -> Tensor:
         """The returns f32[P,S] of P candidates from S starts; not to their ends once `left` is set."""
         candidates, features = len(theta), self._members[0].z + self._members[0].hidden
         weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)
@@ -546,14 +548,24 @@ class Population:
             if left.is_set():
                 break
             action = squash(torch.baddbmm(bias, torch.cat([z, states[0][0]], -1), weights))
-            told = []
+            paid = t >= self._config.unpaid
+            told, means = [], []
             for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
                 h, _ = states[m] = member.remember(z[:, runs], *states[m], action[:, runs])
-                raw = member.expect(h[:, part] if m == 0 else h, None if scene.kept is None else scene.kept[part])
+                own = part if runs == slice(None) else slice(None)  # its part of those in which it runs
+                if paid and disagreement:
+                    raw = member.expect(h, scene.kept)
+                    means.append(member.mean(raw))
+                    raw = raw[:, own]
+                else:
+                    raw = member.expect(h[:, own], None if scene.kept is None else scene.kept[part])
                 told.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))
             z, reward, terminated = (torch.cat(each, 1) for each in zip(*told, strict=True))
-            if t >= self._config.unpaid:
-                total += alive * torch.lerp(reward, end, terminated)
+            if paid:
+                earned = torch.lerp(reward, end, terminated)
+                if disagreement:
+                    earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)
+                total += alive * earned
             alive *= 1 - terminated
         return total
 

@@ -125,9 +125,15 @@ class Dreamer:
         return h, c
 
     def expect(self, h: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The second part, the heads side by side: f32[...,3KZ+2], for `draw` alone to read."""
+        """The second part, the heads side by side: f32[...,3KZ+2], for `draw` and `mean` alone to read."""
         seen = h if kept is None else h * kept
         return linear(seen.to(self._dtype), self._heads, self._head_bias).float()
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """The mean f32[...,Z] of the mixtures that `expect` gave, at the temperature that z is drawn at."""
+        size, by_component = self._mixtures * self.z, (self._mixtures, self.z)
+        weights = raw[..., :size].unflatten(-1, by_component).softmax(-2)
+        return (weights * raw[..., size : 2 * size].unflatten(-1, by_component)).sum(-2)
 
     def draw(self, raw: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The third part: z, reward and probability of terminating, of what `expect` gave."""
