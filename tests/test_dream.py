@@ -180,22 +180,25 @@ def test_check_env(source: Path, observe: str) -> None:
     assert env.observation_space.shape == ((FEATURES,) if observe == "features" else (64, 64, 3))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @torch.no_grad()
-def test_one_dream_is_m_by_the_book(source: Path, networks: Networks) -> None:
+def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: float) -> None:
     """The environment beside M's forward and the paper's sampling, written out number by number."""
     tau = 0.7
-    env = gymnasium.make("wm/Dream-v0", run=str(source), temperature=tau, horizon=30)
+    env = gymnasium.make("wm/Dream-v0", run=str(source), temperature=tau, dropout=dropout, horizon=30)
     observation, info = env.reset(seed=5)
     starts = find_starts(Run(source), networks, DreamConfig())
     z, h, c = (torch.from_numpy(part[info["start"]])[None, None] for part in (starts.z, starts.h, starts.c))
     rng = np.random.default_rng(5)  # what Gymnasium makes of the seed
     assert int(rng.integers(len(starts))) == info["start"]
+    hidden = torch.from_numpy(rng.random(HIDDEN, np.float32)) < dropout if dropout else torch.zeros(HIDDEN).bool()
+    kept = torch.where(hidden, 0.0, 1 / (1 - dropout))[None, None]
     for number in range(20):
         np.testing.assert_allclose(observation, np.concatenate([z[0, 0], h[0, 0]]), atol=2e-4)
         action = np.array([math.sin(number), 0.5, 0.1], np.float32)
         observation, reward, terminated, _, _ = env.step(action)
         uniform, noise = rng.random(Z + 1, np.float32), rng.standard_normal(Z, np.float32)
-        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c))
+        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c), kept)
         for i in range(Z):
             weights = torch.softmax(prediction.logmix[0, 0, i] / tau, 0)
             k = min(int((weights.cumsum(0) <= float(uniform[i])).sum()), len(weights) - 1)
@@ -317,7 +320,8 @@ def test_scores_are_those_of_a_plain_loop(
             kept = None if night.kept is None else torch.from_numpy(night.kept[s])
             z = torch.from_numpy(starts.z[start])
             states: list[Any] = [
-                tuple(torch.from_numpy(part[start]) for part in (one.h, one.c)) for one in (starts, *others)
+                tuple(torch.from_numpy(part[start]) for part in memory)
+                for memory in ((starts.h, starts.c), *((other.h, other.c) for other in others))
             ]
             alive = 1.0
             for t in range(config.horizon):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wm.config import DreamConfig, MDNRNNConfig
 from wm.controller.linear import ACTIONS
-from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World
+from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World, draw_kept
 from wm.memory.cell import LSTMCell
 from wm.memory.dream import Dreamer
 from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
@@ -289,6 +289,7 @@ def make_dream_env(
     horizon: int = DreamConfig.horizon,
     start: int | None = None,
     observe: Observe = "features",
+    dropout: float = DreamConfig.dropout,
     render_mode: str | None = None,
 ) -> DreamEnv:
     """One dream of a run; what `gymnasium.make("wm/Dream-v0", run=...)` calls.
@@ -299,6 +300,7 @@ def make_dream_env(
         horizon: Steps after which a dream is truncated.
         start: Number of the start that every dream begins at; None draws one each time.
         observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
+        dropout: Chance that M's heads do not see a unit of h in a dream, the same ones from its first step to its last.
         render_mode: "rgb_array", or None.
 
     Raises:
@@ -306,7 +308,7 @@ def make_dream_env(
         ValueError: An option makes no sense.
     """
     world = load_world(Run(run), temperature)
-    return DreamEnv(world, horizon=horizon, start=start, observe=observe, render_mode=render_mode)
+    return DreamEnv(world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode)
 
 
 def make_dream_vector_env(
@@ -317,6 +319,7 @@ def make_dream_vector_env(
     horizon: int = DreamConfig.horizon,
     start: int | None = None,
     observe: Observe = "features",
+    dropout: float = DreamConfig.dropout,
     render_mode: str | None = None,
 ) -> DreamVectorEnv:
     """Many dreams of a run as one batch of M; what `gymnasium.make_vec("wm/Dream-v0", num_envs, run=...)` calls.
@@ -324,7 +327,9 @@ def make_dream_vector_env(
     `num_envs` is the number of dreams, the other arguments are those of `make_dream_env`.
     """
     world = load_world(Run(run), temperature)
-    return DreamVectorEnv(num_envs, world, horizon=horizon, start=start, observe=observe, render_mode=render_mode)
+    return DreamVectorEnv(
+        num_envs, world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode
+    )
 
 
 def load_world(run: Run, temperature: float) -> World:
@@ -338,8 +343,9 @@ def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
     dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
 
     @torch.inference_mode()
-    def step(*arrays: NDArray[np.float32]) -> Any:
-        return tuple(each.numpy() for each in dreamer.step(*map(torch.from_numpy, arrays)))
+    def step(*arrays: NDArray[np.float32] | None) -> Any:
+        given: list[Any] = [None if each is None else torch.from_numpy(each) for each in arrays]
+        return tuple(each.numpy() for each in dreamer.step(*given))
 
     @torch.inference_mode()
     def decode(z: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -399,11 +405,6 @@ def draw_night(
         draw_kept(rng, (dreams, model.hidden), dropout) if dropout else None,
         np.sort(rng.permutation(members)[np.arange(dreams) % members]),
     )
-
-
-def draw_kept(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> NDArray[np.float32]:
-    """Factors of dropout, f32 of a shape: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
-    return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
 
 
 @dataclass(frozen=True)
