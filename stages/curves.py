@@ -17,7 +17,7 @@ from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
 
-KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream")
+KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """What a curve keeps of the metrics of each selection, as far as the stage has it."""
 
 

@@ -38,22 +38,34 @@ class DreamArgs(DreamConfig):
 
     source: Path | None = None
     """Folder of V, M and the latents, when it is not the run folder that starts and controller go to."""
+    ensemble: tuple[Path, ...] = ()
+    """Run folders of more M's, trained on the same vae.pt: each dream is drawn and paid by one M of them all."""
+
+
+@dataclass(frozen=True)
+class Recorded(DreamConfig):
+    """What is recorded of the evolution, and compared when it goes on."""
+
+    ensemble: tuple[str, ...] = ()
+    """The first digits of the hash of each further M, in their order."""
 
 
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command goes on after an interruption."""
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
-    config = narrowed(given, DreamConfig)
+    config = Recorded(**vars(narrowed(given, DreamConfig)), ensemble=tuple(map(short_hash, given.ensemble)))
     check_sizes(config)
     if not config.temperature > 0 or not 0 <= config.unpaid < config.horizon or config.start_after < 20:
         raise UserError(
             "--temperature must be above 0, --unpaid at least 0 and below --horizon, --start-after at least 20."
         )
+    if config.disagreement and not config.ensemble:
+        raise UserError("--disagreement is that of an ensemble: name its other M's with --ensemble, or leave it out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
 
-        from wm.dream import Population, load_networks
+        from wm.dream import SCORE_STEPS, Population, load_ensemble, load_networks
         from wm.train import pick_device
 
         models, networks = load_models(source, config.precision), load_networks(source)
@@ -67,16 +79,30 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(1)  # the population brings its own threads
         device = pick_device()
         threads = max(1, args.workers)
-        population = Population(networks.mdnrnn, starts, config, threads=threads, device=device)
-        print(f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts.")
+        others = load_ensemble(given.ensemble, source, networks, starts)
+        population = Population(networks.mdnrnn, starts, config, others=others, threads=threads, device=device)
+        print(
+            f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"
+            + (f", by {len(others) + 1} M's." if others else ".")
+        )
         tracks = [SELECT_SEEDS[t] for t in range(config.select_tracks)]
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                scores = population.score(candidates, population.night(args.seed, generation))
+                night = population.night(args.seed, generation)
+                scores = population.score(candidates, night, config.disagreement)
                 return scores, len(candidates) * config.dreams * config.horizon
 
             fixed = population.night(args.seed, 0, dreams=SCORE_DREAMS)
+
+            def beside(theta: Array) -> dict[str, float]:
+                score = population.score(theta[None], fixed)[0]
+                if not others:
+                    return {"dream": score}
+                # Of the same dreams to the last digit: those without a penalty need not be, all M's run over others.
+                once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
+                return {"dream": score, "disagreement": (once - twice) / SCORE_STEPS}
+
             worked = evolve(
                 run,
                 "dream",
@@ -90,11 +116,19 @@ def main(argv: list[str]) -> None:
                 express=basis.express,
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
-                beside=lambda theta: {"dream": population.score(theta[None], fixed)[0]},
+                beside=beside,
             )
         show(run, source, config)
         if not worked:
             print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
+
+
+def short_hash(folder: Path) -> str:
+    """What is recorded of the M of a run folder; UserError when there is none."""
+    path = Run(folder).mdnrnn
+    if not path.exists():
+        raise UserError(f"--ensemble {folder}: there is no {path}: name run folders after `make mdnrnn`.")
+    return file_hash(path)[:12]
 
 
 def made_starts(run: Run, source: Run, networks: Networks, config: DreamConfig, restart: bool) -> Starts:

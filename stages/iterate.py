@@ -35,7 +35,9 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: preset.iterate, "Train in the dream in rounds, each on new data.", argv)
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     # Hours pass until the first stage dream could refuse them.
-    parse(lambda preset: preset.dream, "", [*where, *taken_apart("--dream-options", config.dream_options)])
+    _, dream = parse(lambda preset: preset.dream, "", [*where, *taken_apart("--dream-options", config.dream_options)])
+    if dream.disagreement:
+        raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
         rows = read_lines(run.rounds, round=int, select=float, files=dict)

@@ -187,7 +187,7 @@ def loss(
     batch = to_tensors(clips, device)
     mask = batch.pop("mask")
     with autocast(device):
-        losses, prediction, _ = clip_losses(model, **batch, generator=generator)
+        losses, prediction, _ = clip_losses(model, **batch, generator=generator, dropout=config.dropout)
     means = mean_losses(losses, mask)
     total = total_loss(means, config.head_weight)
     parts = {name: value.detach() for name, value in means._asdict().items()}

@@ -105,7 +105,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def step(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(part.numpy() for part in dreamer.step(*map(torch.from_numpy, arrays)))
+        return tuple(part.numpy() for part in dreamer.step(*map(torch.from_numpy, arrays[:6])))  # without dropout
 
     world = World(step, lambda z: z, starts.z, starts.h, starts.c, -100.0)  # type: ignore[arg-type, return-value]
     torch.set_num_threads(THREADS)

@@ -15,14 +15,37 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from torch import Tensor
 
 import wm.dream
 import wm.envs
-from tests.toy_dream import CONFIG, END, EPISODES, FEATURES, HIDDEN, HIT, MISS, Z, make_toy_run, toy_mdnrnn
+from tests.toy_dream import (
+    CONFIG,
+    END,
+    EPISODES,
+    FEATURES,
+    HIDDEN,
+    HIT,
+    MISS,
+    Z,
+    make_toy_member,
+    make_toy_run,
+    toy_mdnrnn,
+)
 from wm.config import SMOKE, DreamConfig
 from wm.controller.linear import LinearController, parameter_count
-from wm.dream import Networks, Population, draw_starts, find_starts, load_networks, make_dreamer, split_latents
-from wm.memory.mdnrnn import mixture_moments, sample, save_mdnrnn
+from wm.dream import (
+    Member,
+    Networks,
+    Population,
+    draw_starts,
+    find_starts,
+    load_ensemble,
+    load_networks,
+    make_dreamer,
+    split_latents,
+)
+from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
 from wm.run import Run, UserError, file_hash
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts
@@ -157,22 +180,25 @@ def test_check_env(source: Path, observe: str) -> None:
     assert env.observation_space.shape == ((FEATURES,) if observe == "features" else (64, 64, 3))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @torch.no_grad()
-def test_one_dream_is_m_by_the_book(source: Path, networks: Networks) -> None:
+def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: float) -> None:
     """The environment beside M's forward and the paper's sampling, written out number by number."""
     tau = 0.7
-    env = gymnasium.make("wm/Dream-v0", run=str(source), temperature=tau, horizon=30)
+    env = gymnasium.make("wm/Dream-v0", run=str(source), temperature=tau, dropout=dropout, horizon=30)
     observation, info = env.reset(seed=5)
     starts = find_starts(Run(source), networks, DreamConfig())
     z, h, c = (torch.from_numpy(part[info["start"]])[None, None] for part in (starts.z, starts.h, starts.c))
     rng = np.random.default_rng(5)  # what Gymnasium makes of the seed
     assert int(rng.integers(len(starts))) == info["start"]
+    hidden = torch.from_numpy(rng.random(HIDDEN, np.float32)) < dropout if dropout else torch.zeros(HIDDEN).bool()
+    kept = torch.where(hidden, 0.0, 1 / (1 - dropout))[None, None]
     for number in range(20):
         np.testing.assert_allclose(observation, np.concatenate([z[0, 0], h[0, 0]]), atol=2e-4)
         action = np.array([math.sin(number), 0.5, 0.1], np.float32)
         observation, reward, terminated, _, _ = env.step(action)
         uniform, noise = rng.random(Z + 1, np.float32), rng.standard_normal(Z, np.float32)
-        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c))
+        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c), kept)
         for i in range(Z):
             weights = torch.softmax(prediction.logmix[0, 0, i] / tau, 0)
             k = min(int((weights.cumsum(0) <= float(uniform[i])).sum()), len(weights) - 1)
@@ -255,33 +281,67 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def make_members(starts: Starts, count: int) -> list[Member]:
+    """M's of other weights, each with a memory of its own at the starts."""
+    rng = np.random.default_rng(5)
+    states = rng.uniform(-1, 1, (count, 2, *starts.h.shape)).astype(np.float32)
+    return [Member(toy_mdnrnn(seed=1 + n), h, c) for n, (h, c) in enumerate(states)]
+
+
+def mean_of(model: MDNRNN, state: Any, z: Tensor, a: Tensor, kept: Tensor | None) -> NDArray[np.float32]:
+    """The mean f32[Z] of what M expects of the next z, for one dream, by M's own forward."""
+    h, c = (part[None, None] for part in state)
+    prediction, _ = model(z[None, None], a[None, None], (h, c), None if kept is None else kept[None, None])
+    return mixture_moments(prediction)[0][0, 0].numpy()
+
+
 def random_thetas(count: int) -> Array:
     return np.random.default_rng(0).normal(0, 0.7, (count, parameter_count(FEATURES)))
 
 
+@pytest.mark.parametrize(("members", "disagreement"), [(1, 0.0), (3, 0.0), (3, 1.5)])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @torch.no_grad()
 @pytest.mark.usefixtures("one_thread")
-def test_scores_are_those_of_a_plain_loop(networks: Networks, starts: Starts) -> None:
+def test_scores_are_those_of_a_plain_loop(
+    networks: Networks, starts: Starts, dropout: float, members: int, disagreement: float
+) -> None:
     """One candidate and one start at a time, C by `LinearController`, the expectation written out."""
-    population = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
+    config, others = replace(SMALL, dropout=dropout, dreams=5), make_members(starts, members - 1)
+    population = Population(networks.mdnrnn, starts, config, others=others, dtype=torch.float32)
     thetas, night = random_thetas(4), population.night(3, 1)
-    dreamer = make_dreamer(networks.mdnrnn, starts, SMALL.temperature)
-    wanted = np.zeros((4, SMALL.dreams))
+    assert len(set(night.members.tolist())) == members
+    models = [networks.mdnrnn, *(other.model for other in others)]
+    dreamers = [make_dreamer(model, starts, config.temperature) for model in models]
+    wanted, penalties = np.zeros((4, config.dreams)), 0.0
     for p, theta in enumerate(thetas):
         controller = LinearController(theta, FEATURES)
-        for s, start in enumerate(night.starts.tolist()):
-            z, h, c = (torch.from_numpy(part[start]) for part in (starts.z, starts.h, starts.c))
+        for s, (start, member) in enumerate(zip(night.starts.tolist(), night.members.tolist(), strict=True)):
+            kept = None if night.kept is None else torch.from_numpy(night.kept[s])
+            z = torch.from_numpy(starts.z[start])
+            states: list[Any] = [
+                tuple(torch.from_numpy(part[start]) for part in memory)
+                for memory in ((starts.h, starts.c), *((other.h, other.c) for other in others))
+            ]
             alive = 1.0
-            for t in range(SMALL.horizon):
-                action = torch.from_numpy(controller(torch.cat([z, h]).numpy()))
-                draws = (torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise))
-                z, h, c, reward, terminated = dreamer.step(z, h, c, action, *draws)
-                end = terminated.item()
-                if t >= SMALL.unpaid:
-                    wanted[p, s] += alive * ((1 - end) * reward.item() + end * END)
+            for t in range(config.horizon):
+                action = torch.from_numpy(controller(torch.cat([z, states[0][0]]).numpy()))
+                draws = [torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise)]
+                told = [
+                    dreamer.step(z, *state, action, *draws, kept)  # type: ignore[call-arg]
+                    for dreamer, state in zip(dreamers, states, strict=True)
+                ]
+                expected = [mean_of(*given, z, action, kept) for given in zip(models, states, strict=True)]
+                unsure = np.var(expected, axis=0).mean()
+                states = [(one.h, one.c) for one in told]
+                z, reward, end = told[member].z, told[member].reward.item(), told[member].terminated.item()
+                if t >= config.unpaid:
+                    wanted[p, s] += alive * ((1 - end) * reward + end * END - disagreement * unsure)
+                    penalties += alive * disagreement * unsure
                 alive *= 1 - end
-    found = population.score(thetas, night)
-    np.testing.assert_allclose(found, wanted.mean(1) * 1000 / (SMALL.horizon - SMALL.unpaid), rtol=1e-4, atol=1e-2)
+    assert bool(penalties > 1) == bool(disagreement)
+    found = population.score(thetas, night, disagreement)
+    np.testing.assert_allclose(found, wanted.mean(1) * 1000 / (config.horizon - config.unpaid), rtol=1e-4, atol=1e-2)
     assert np.std(found) > 1
 
 
@@ -320,6 +380,111 @@ def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> No
     assert len(set(population.night(0, 1, dreams=10).starts)) == 10  # all different while there are enough
     assert population.night(0, 1, dreams=30).starts.shape == (30,)
     assert one.uniform.shape == one.noise.shape == (SMALL.horizon, SMALL.dreams, Z)
+
+
+def test_a_night_with_dropout_is_the_same_night(networks: Networks, starts: Starts) -> None:
+    plain = Population(networks.mdnrnn, starts, SMALL).night(0, 1, dreams=300)
+    assert plain.kept is None
+    found = Population(networks.mdnrnn, starts, replace(SMALL, dropout=0.2)).night(0, 1, dreams=300)
+    for name in ("starts", "uniform", "noise"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+    assert found.kept is not None
+    assert found.kept.shape == (300, HIDDEN)
+    assert set(found.kept.ravel().tolist()) == {0.0, float(np.float32(1) / np.float32(0.8))}
+    assert (found.kept == 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert len(np.unique(found.kept, axis=0)) > 50  # each dream has its own
+
+
+@pytest.mark.parametrize("disagreement", [0.0, 1.5])
+@pytest.mark.usefixtures("one_thread")
+def test_threads_and_blocks_change_nothing_in_an_ensemble(
+    networks: Networks, starts: Starts, monkeypatch: pytest.MonkeyPatch, disagreement: float
+) -> None:
+    """With more M's than dreams, too: one of them then has nothing to say."""
+    thetas, config = random_thetas(11), replace(SMALL, dropout=0.3)
+    scores = []
+    for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
+        monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
+        others = make_members(starts, 3)
+        population = Population(networks.mdnrnn, starts, config, others=others, threads=threads)
+        scores.append(population.score(thetas, population.night(0, 1), disagreement))
+    np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_twins_are_one(networks: Networks, starts: Starts) -> None:
+    twin = Member(networks.mdnrnn, starts.h, starts.c)
+    alone = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
+    both = Population(networks.mdnrnn, starts, SMALL, others=[twin], dtype=torch.float32)
+    thetas, night = random_thetas(4), both.night(0, 1)
+    assert set(night.members.tolist()) == {0, 1}
+    wanted = alone.score(thetas, alone.night(0, 1))
+    for disagreement in (0.0, 100.0):  # twins always agree
+        np.testing.assert_allclose(both.score(thetas, night, disagreement), wanted, rtol=1e-4, atol=1e-2)
+
+
+def test_a_night_shares_dreams_out_evenly_and_changes_nothing_else(networks: Networks, starts: Starts) -> None:
+    alone = Population(networks.mdnrnn, starts, SMALL)
+    three = Population(networks.mdnrnn, starts, SMALL, others=make_members(starts, 2))
+    more = set()
+    for generation in range(12):
+        night, plain = three.night(0, generation, dreams=10), alone.night(0, generation, dreams=10)
+        for name in ("starts", "uniform", "noise"):
+            np.testing.assert_array_equal(getattr(night, name), getattr(plain, name))
+        assert plain.members.tolist() == [0] * 10
+        assert night.members.tolist() == sorted(night.members.tolist())
+        counts = np.bincount(night.members, minlength=3)
+        assert sorted(counts.tolist()) == [3, 3, 4]
+        more.add(int(counts.argmax()))
+    assert more == {0, 1, 2}
+
+
+@torch.no_grad()
+def test_each_m_of_an_ensemble_remembers_the_record_before_a_start(
+    source: Path, networks: Networks, starts: Starts, tmp_path: Path
+) -> None:
+    run, latents = Run(source), Latents(Run(source).latents)
+    folders = [make_toy_member(tmp_path / str(seed), run, seed) for seed in (1, 2)]
+    for seed, member in enumerate(load_ensemble(folders, run, networks, starts), 1):
+        model = toy_mdnrnn(seed)
+        for name, value in model.state_dict().items():
+            assert torch.equal(member.model.state_dict()[name], value)
+        for i in range(len(starts)):
+            episode, step = latents.episode(starts.episode[i]), int(starts.step[i])
+            z, a = torch.from_numpy(episode.mu[None, :step]), torch.from_numpy(episode.actions[None, :step])
+            _, (h, c) = model(z, a)
+            np.testing.assert_allclose(member.h[i], h[0, 0], rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(member.c[i], c[0, 0], rtol=2e-3, atol=1e-3)
+    assert load_ensemble([], run, networks, starts) == []
+    # The run's own M, remembered in this way, has what starts.npz has.
+    h, c = wm.dream.remembered(networks.mdnrnn, run, networks, starts)
+    np.testing.assert_array_equal(h, starts.h)
+    np.testing.assert_array_equal(c, starts.c)
+
+
+def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
+    good = make_toy_member(tmp_path / "good", run, 1)
+    other = make_toy_run(tmp_path / "other")
+    made_from = {"vae.pt": file_hash(run.vae)}
+    save_mdnrnn(other.mdnrnn, toy_mdnrnn(1).state_dict(), CONFIG, {"vae.pt": "another"})
+    small = Run(tmp_path / "small")
+    save_mdnrnn(small.mdnrnn, MDNRNN(Z, 3, 4, 3).state_dict(), {**CONFIG, "hidden": 4}, made_from)
+    for folders, sentence in (
+        ([good, other.folder], r"--ensemble .*other: its mdnrnn\.pt was trained on another vae\.pt .*`make mdnrnn"),
+        ([small.folder], r"--ensemble .*small: its M has hidden 4, that of .* 8"),
+        ([good, good], r"--ensemble .*good: its M is in the ensemble already"),
+        ([run.folder], r"--ensemble .*run: its M is in the ensemble already"),
+        ([tmp_path], r"mdnrnn\.pt is missing"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load_ensemble(folders, run, networks, starts)
+    elsewhere = replace(starts, episode=starts.episode + 100)
+    with pytest.raises(UserError, match=r"latents\.h5 lacks moments that starts\.npz names"):
+        load_ensemble([good], run, networks, elsewhere)
+    run.latents.unlink()
+    with pytest.raises(UserError, match=r"latents\.h5 is missing"):
+        load_ensemble([good], run, networks, starts)
 
 
 @torch.no_grad()

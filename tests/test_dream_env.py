@@ -22,10 +22,15 @@ STEER = np.array([0.25, 0, 0], np.float32)
 def world(chance: float = 0.1, seen: list[Any] | None = None) -> World:
     """h counts steps, z drifts with noise and steering, a step is worth z[0]; it terminates with `chance`."""
 
-    def step(z: Floats, h: Floats, c: Floats, a: Floats, uniform: Floats, noise: Floats) -> tuple[Floats, ...]:
+    def step(
+        z: Floats, h: Floats, c: Floats, a: Floats, uniform: Floats, noise: Floats, kept: Floats | None
+    ) -> tuple[Floats, ...]:
         if seen is not None:
-            seen.append((z.copy(), h.copy(), c.copy(), a.copy(), uniform.copy(), noise.copy()))
+            told = (z, h, c, a, uniform, noise, *([] if kept is None else [kept]))
+            seen.append(tuple(part.copy() for part in told))
         z = z + a[:, :1] + np.where(uniform > 0.5, 1, -1).astype(np.float32) * noise
+        if kept is not None:
+            z = z + kept.sum(1, keepdims=True)
         return z, h + np.float32(1 / 128), c + 1, z[:, 0].copy(), np.full(len(z), chance, np.float32)
 
     def decode(z: Floats) -> NDArray[np.uint8]:
@@ -157,6 +162,8 @@ def test_pixels_are_decoded_latents() -> None:
         ({"start": STARTS}, "start is 5, there are 5 starts"),
         ({"start": -1}, "start is -1"),
         ({"observe": "smell"}, "observe is 'smell'"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
         ({"render_mode": "human"}, "render_mode is 'human'"),
     ],
 )
@@ -169,13 +176,30 @@ def test_options_that_make_no_sense(make: Callable[..., Any], options: dict[str,
             make(world(), horizon=9).reset(options={"start": options["start"]})
 
 
+def test_dropout_stays_for_a_dream_and_follows_from_its_seed() -> None:
+    seen: list[Any] = []
+    env = DreamEnv(world(chance=0, seen=seen), horizon=9, dropout=0.4)
+    for seed in (3, None, 3):
+        play(env, seed, 4)
+    masks = [row[6] for row in seen]
+    rng = np.random.default_rng(3)
+    rng.integers(STARTS)
+    wanted = np.where(rng.random(HIDDEN, np.float32) < 0.4, 0, np.float32(1) / np.float32(0.6)).astype(np.float32)
+    for first in (0, 8):
+        assert all(np.array_equal(mask, wanted[None]) for mask in masks[first : first + 4])
+    assert all(np.array_equal(mask, masks[4]) for mask in masks[4:8])
+    plain: list[Any] = []
+    play(DreamEnv(world(chance=0, seen=plain), horizon=9), 3, 4)
+    assert all(len(row) == 6 for row in plain)  # M is told of none
+
+
 # --- many dreams -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("observe", ["features", "pixels"])
-def test_a_vector_is_its_singles(observe: Any) -> None:
+@pytest.mark.parametrize(("observe", "dropout"), [("features", 0.0), ("features", 0.4), ("pixels", 0.0)])
+def test_a_vector_is_its_singles(observe: Any, dropout: float) -> None:
     """Through ends of both kinds and new beginnings, beside Gymnasium's own loop over single environments."""
-    count, options = 4, {"horizon": 6, "observe": observe}
+    count, options = 4, {"horizon": 6, "observe": observe, "dropout": dropout}
     whole = DreamVectorEnv(count, world(0.2), **options)
     singles = SyncVectorEnv([lambda: DreamEnv(world(0.2), **options)] * count)
     assert whole.single_observation_space == singles.single_observation_space

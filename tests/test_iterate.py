@@ -264,6 +264,7 @@ def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pre
     [
         ("--temperature 0", "--temperature 0.0 is out of range"),
         ("--heat 2", "Unrecognized options: --heat"),
+        ("--disagreement 1", "--disagreement is that of an ensemble"),
         ("--horizon '3", r"--dream-options .* cannot be taken apart \(No closing quotation\)"),
     ],
 )

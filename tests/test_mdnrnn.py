@@ -16,6 +16,7 @@ from wm.memory.mdnrnn import (
     Prediction,
     clip_losses,
     draw,
+    draw_kept,
     gaussian_nll,
     load_mdnrnn,
     mean_losses,
@@ -245,9 +246,9 @@ def test_each_call_draws_z_anew_and_only_once() -> None:
     seen: list[Tensor] = []
 
     class Watched(MDNRNN):
-        def forward(self, z, a, state=None):  # type: ignore[no-untyped-def]
+        def forward(self, z, a, *rest, **more):  # type: ignore[no-untyped-def]
             seen.append(z)
-            return super().forward(z, a, state)
+            return super().forward(z, a, *rest, **more)
 
     model = Watched(**CONFIG)  # type: ignore[arg-type]
     _, _, targets = run_clip(model, *clip(2, 5), seed=1)
@@ -337,6 +338,51 @@ def test_cold_sampling_is_the_likeliest_component() -> None:
 def test_no_temperature_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="not above 0"):
         sample(mixture(1, 1, 1, 1, seed=0), temperature, torch.Generator())
+
+
+# --- dropout ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_dropout_hides_the_same_units_from_all_heads_at_all_steps_of_a_clip() -> None:
+    model = small(outlook=(2,))
+    mu, logvar, a, r, terminated = clip(3, 6, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    losses, found, z = clip_losses(model, mu, logvar, a, r, terminated, generator, dropout=0.4)
+
+    # By hand: the draws in their order, the LSTM over whole h, the heads on what is left of it.
+    generator = torch.Generator().manual_seed(1)
+    drawn = draw(mu, logvar, generator)
+    kept = torch.where(torch.rand(3, 1, 8, generator=generator) < 0.4, 0.0, 1 / 0.6)
+    assert 0 < (kept == 0).sum() < kept.numel()
+    assert torch.equal(z, drawn[:, 1:])
+    state = None
+    for t in range(6):
+        whole, state = model.lstm(torch.cat([drawn[:, t : t + 1], a[:, t : t + 1]], -1), state)
+        raw = model.mixture_head(whole * kept).unflatten(-1, (3, 3, 4)).transpose(-1, -2)
+        torch.testing.assert_close(found.logmix[:, t : t + 1], raw[:, :, 0].log_softmax(-1))
+        torch.testing.assert_close(found.mu[:, t : t + 1], raw[:, :, 1])
+        torch.testing.assert_close(found.reward[:, t : t + 1], model.reward_head(whole * kept)[..., 0])
+        torch.testing.assert_close(found.terminated[:, t : t + 1], model.terminated_head(whole * kept)[..., 0])
+        torch.testing.assert_close(found.outlook[:, t : t + 1], model.outlook_head(whole * kept))
+    torch.testing.assert_close(losses.nll, mixture_nll(found, z).mean(-1))
+
+
+@torch.no_grad()
+def test_without_dropout_nothing_is_drawn_for_it() -> None:
+    model, given = small(), clip(3, 6, seed=0)
+    plain, none = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    wanted, found = clip_losses(model, *given, plain), clip_losses(model, *given, none, dropout=0.0)
+    assert torch.equal(plain.get_state(), none.get_state())
+    assert torch.equal(wanted[0].nll, found[0].nll)
+    draw(given[0], given[1], again := torch.Generator().manual_seed(1))
+    assert torch.equal(plain.get_state(), again.get_state())
+
+
+def test_factors_of_dropout_keep_the_mean() -> None:
+    kept = draw_kept((20_000,), 0.25, torch.Generator().manual_seed(0))
+    assert set(kept.tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 # --- outlook ---------------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import torch
 
 import stages.dream
 from stages.dream import main
-from tests.toy_dream import CONFIG, Z, make_toy_run, toy_mdnrnn
+from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.agent import load_agent
+from wm.config import FAST_ENV, PRESETS
 from wm.controller.linear import load_controller
-from wm.dream import Population
+from wm.dream import Population, load_ensemble, load_networks
 from wm.evolve import Evolution
 from wm.memory.mdnrnn import save_mdnrnn
 from wm.run import Run, UserError, file_hash, read_lines, read_metrics
@@ -94,25 +95,32 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_resumed_run_equals_an_uninterrupted_one(run: Run, source: Path, tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(
+    ("at", "options"),
+    [(1, ()), (2, ()), (3, ()), (2, ("--dropout", "0.3")), (2, ("--disagreement", "9", "--ensemble"))],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    run: Run, source: Path, tmp_path: Path, at: int, options: tuple[str, ...]
+) -> None:
     whole = Run(shutil.copytree(source, tmp_path / "whole"))
-    stage(whole)
+    if "--ensemble" in options:
+        options += tuple(str(make_toy_member(tmp_path / str(seed), run, seed)) for seed in (1, 2))
+    stage(whole, *options)
     original, calls = Population.score, 0
 
-    def interrupted(self: Population, thetas: Any, night: Any) -> Any:
+    def interrupted(self: Population, thetas: Any, *rest: Any) -> Any:
         nonlocal calls
         calls += len(thetas) > 1  # generations; a single theta is the distribution mean
         if calls == at and (len(thetas) == 1) == (at == 2):  # generation 2: while the mean is scored
             raise KeyboardInterrupt
-        return original(self, thetas, night)
+        return original(self, thetas, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Population, "score", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            stage(run)
+            stage(run, *options)
     drawn = run.starts.read_bytes()
-    stage(run)
+    stage(run, *options)
     assert run.starts.read_bytes() == drawn == whole.starts.read_bytes()
     assert outcome(run) == outcome(whole)
 
@@ -149,10 +157,51 @@ def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
     assert outcome(run) == outcome(other)
 
 
+def test_an_ensemble_cannot_change_under_way(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (str(make_toy_member(tmp_path / str(seed), run, seed)) for seed in (1, 2))
+    stage(run, "--ensemble", one)
+    assert "by 2 M's" in capsys.readouterr().out
+    first = outcome(run)
+    moved = str(shutil.move(one, tmp_path / "moved"))
+    for ensemble in ((), ("--ensemble", other), ("--ensemble", moved, other)):
+        with pytest.raises(UserError, match=r"a dream made with other options \(ensemble was "):
+            stage(run, *ensemble, "--generations", "5")
+    stage(run, "--ensemble", moved)
+    assert "finished" in capsys.readouterr().out
+    stage(run, "--restart")
+    assert outcome(run)[0] != first[0]
+    with pytest.raises(UserError, match=r"--ensemble .*gone: there is no .*mdnrnn\.pt"):
+        stage(run, "--ensemble", str(tmp_path / "gone"))
+
+
+def test_a_penalty_is_in_the_fitness_and_not_in_the_dream_score(run: Run, source: Path, tmp_path: Path) -> None:
+    other = make_toy_member(tmp_path / "m", run, 1)
+    runs = [Run(shutil.copytree(source, tmp_path / weight)) for weight in ("0", "1", "4")]
+    for this in runs:
+        options = ("--ensemble", str(other), "--disagreement", this.folder.name)
+        stage(this, *options, "--generations", "1", "--select-every", "1")
+    rows = [read_metrics(this.metrics, "dream")[0] for this in runs]
+    # The first generation's candidates, and so the fitness without the penalty, are the same in all three.
+    means = [row["mean"] for row in rows]
+    assert means[0] - means[1] > 1
+    assert means[0] - means[2] == pytest.approx(4 * (means[0] - means[1]), rel=0.02)
+
+    networks, starts = load_networks(runs[2]), load_starts(runs[2].starts)
+    others = load_ensemble([other], runs[2], networks, starts)
+    population = Population(networks.mdnrnn, starts, PRESETS[FAST_ENV]["smoke"].dream, others=others)
+    night = population.night(0, 0, dreams=stages.dream.SCORE_DREAMS)
+    theta = load_controller(runs[2].dream)[0][None].astype(np.float64)
+    plain, penalised = (population.score(theta, night, weight)[0] for weight in (0.0, 1.0))
+    assert rows[2]["dream"] == pytest.approx(plain, rel=1e-3)
+    assert rows[2]["disagreement"] == pytest.approx((plain - penalised) / 1000, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("--temperature", "0"), "--temperature 0.0 is out of range"),
+        (("--dropout", "1"), "--dropout 1.0 is out of range"),
+        (("--disagreement", "1"), "--disagreement is that of an ensemble"),
         (("--unpaid", "20"), "--unpaid at least 0 and below --horizon"),
         (("--start-after", "19"), "--start-after at least 20"),
         (("--dreams", "0"), "--dreams 0 is out of range"),

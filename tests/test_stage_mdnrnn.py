@@ -228,6 +228,25 @@ def test_the_outlook_is_in_the_loss_and_has_its_constant(run: Run, capsys: pytes
         stage(run, "--updates", "4", "--validate-every", "2")
 
 
+def test_dropout_is_in_the_loss_and_not_in_validation(run: Run) -> None:
+    stage(run, "--updates", "1")
+    latents = Latents(run.latents)
+    training, held_out = latents.split(0.25, 0)
+    clips, cpu = validation_clips(latents, held_out, length=10, most=100), torch.device("cpu")
+    torch.manual_seed(0)
+    model = MDNRNN(4, 3, 8, 2).eval()
+    losses, metrics = [], []
+    for dropout in (0.0, 0.5):
+        config = MDNRNNConfig(batch=3, length=10, dropout=dropout)
+        constants = constant_predictors(latents, training, config)
+        with torch.no_grad():
+            total, _ = stages.mdnrnn.loss(model, clips, torch.Generator().manual_seed(0), config=config, device=cpu)
+            metrics.append(validate(model, clips=clips, constants=constants, config=config, seed=0, device=cpu))
+        losses.append(total.item())
+    assert metrics[0] == metrics[1]
+    assert losses[0] != pytest.approx(losses[1], abs=1e-4)
+
+
 def test_cross_entropy_of_a_constant() -> None:
     target = torch.tensor([1.0, 0.0])
     torch.testing.assert_close(binary(target, 0.25), torch.tensor([-np.log(0.25), -np.log(0.75)]).float())
@@ -273,9 +292,10 @@ def test_it_begins_with_given_weights(run: Run, source: Path, tmp_path: Path, mo
 # --- interruptions ---------------------------------------------------------------------------------------
 
 
-def test_resume_is_exact(run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dropout", ["0", "0.3"])
+def test_resume_is_exact(run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: str) -> None:
     whole = Run(shutil.copytree(source, tmp_path / "whole"))
-    options = ("--updates", "9", "--validate-every", "4")
+    options = ("--updates", "9", "--validate-every", "4", "--dropout", dropout)
     stage(whole, *options)
 
     calls = 0

@@ -35,6 +35,13 @@ def toy_mdnrnn(seed: int = 0, reward: str = "tile") -> MDNRNN:
     return model.eval()
 
 
+def make_toy_member(folder: Path, run: Run, seed: int) -> Path:
+    """Writes another M, trained on the V of a toy run; returns its folder."""
+    made_from = {"rollouts": "r", "vae.pt": file_hash(run.vae)}
+    save_mdnrnn(Run(folder).mdnrnn, toy_mdnrnn(seed).state_dict(), CONFIG, made_from)
+    return folder
+
+
 def toy_episode(index: int, steps: int) -> Episode:
     """A record without pictures: random actions, a tile wherever the gas is above 0.8, odd ones end by the rules."""
     actions = np.random.default_rng(index).uniform([-1, 0, 0], 1, (steps, 3)).astype(np.float32)

@@ -147,6 +147,9 @@ class MDNRNNConfig:
     """Largest norm of the gradient. Paper's code clips each entry at 1.0."""
     logsigma_floor: float = -7.0
     """Lower bound on log sigma: without one, sigma goes to 0 and the loss explodes."""
+    dropout: float = 0.0
+    """Chance that the heads do not see a unit of h in training, the same units for a whole clip (Wellmer & Kwok, 2021),
+    so that a dream may leave some out, too (the dream's own --dropout). Paper: 0."""
     head_weight: float = 1.0
     """Weight of the reward and termination losses (nats a step) beside the NLL (nats a latent dimension)."""
     outlook: tuple[int, ...] = ()
@@ -249,6 +252,12 @@ class DreamConfig(EvolutionConfig):
     the candidate's doing. Ours: the car rolls on for about a second."""
     temperature: float = 1.0
     """tau of what M draws: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
+    dropout: float = 0.0
+    """Chance that the heads do not see a unit of h in a dream, the same units from its first step to its last, drawn
+    anew for each dream (Wellmer & Kwok, 2021): what pays in one such world only does not last. Paper: 0."""
+    disagreement: float = 0.0
+    """With an ensemble (--ensemble): points that a paid step costs for each unit by which its M's disagree about the
+    next z: the variance of their means of it, a mean over its dimensions. Paper: no ensemble."""
     starts: int = 512
     """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
     start_after: int = 70
@@ -436,13 +445,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
     **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "start_near", "double_every"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
-    **dict.fromkeys(("road_weight", "outlook_weight"), (0, 10**6)),
+    **dict.fromkeys(("road_weight", "outlook_weight", "disagreement"), (0, 10**6)),
     **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
     **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip", "penalty", "off_road"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),
     "disturb": (0, 1),
+    "dropout": (0, 0.99),
     "components": (0, 4096),
     "hidden_units": (0, 1024),
     "validation": (1e-6, 1 - 1e-6),

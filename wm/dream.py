@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from wm.config import DreamConfig, MDNRNNConfig
 from wm.controller.linear import ACTIONS
-from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World
+from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World, draw_kept
 from wm.memory.cell import LSTMCell
 from wm.memory.dream import Dreamer
 from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
@@ -201,6 +203,82 @@ def mean_rewards(latents: Latents, episodes: NDArray[np.int64]) -> NDArray[np.fl
     return np.where(counts > 0, means, means[0]).astype(np.float32)
 
 
+# --- ensembles -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """Another M that dreams along.
+
+    Attributes:
+        model: M, of the sizes of the run's own.
+        h: f32[N,H], its outputs at the run's N starts.
+        c: f32[N,H], its cells there.
+    """
+
+    model: MDNRNN
+    h: NDArray[np.float32]
+    c: NDArray[np.float32]
+
+
+def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts: Starts) -> list[Member]:
+    """Reads the M's of other runs and warms each up over the recorded steps before the starts.
+
+    Args:
+        folders: Run folders whose M was trained on the same V.
+        run: The run, for its record.
+        networks: Its V and M.
+        starts: Its starts.
+
+    Raises:
+        UserError: One of the M's is missing, damaged, of another V, of other sizes or named twice; or the record is
+            missing or lacks a start.
+    """
+    members: list[Member] = []
+    known = {networks.made_from["mdnrnn.pt"]}
+    for folder in folders:
+        path = Run(folder).mdnrnn
+        model, meta = load_mdnrnn(path)
+        if meta["made_from"].get("vae.pt") != networks.made_from["vae.pt"]:
+            raise UserError(
+                f"--ensemble {folder}: its mdnrnn.pt was trained on another vae.pt than that of {run.folder}: "
+                f"copy that one there and train M on it with `make mdnrnn ARGS=--restart`, or leave it out."
+            )
+        unlike = [name for name in ("actions", "hidden") if getattr(model, name) != getattr(networks.mdnrnn, name)]
+        if unlike:
+            raise UserError(
+                f"--ensemble {folder}: its M has {unlike[0]} {getattr(model, unlike[0])}, that of {run.folder} "
+                f"{getattr(networks.mdnrnn, unlike[0])}: name M's of the same sizes only."
+            )
+        if file_hash(path) in known:
+            raise UserError(f"--ensemble {folder}: its M is in the ensemble already: name each M once, its own never.")
+        known.add(file_hash(path))
+        members.append(Member(model, *remembered(model, run, networks, starts)))
+    return members
+
+
+def remembered(
+    model: MDNRNN, run: Run, networks: Networks, starts: Starts
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """An M's (h, c) at the starts of a run, each f32[N,H], rounded as those of its own are on disk.
+
+    Raises:
+        UserError: latents.h5 is missing, damaged, of another V, or has no such moments.
+    """
+    latents, _, _ = split_latents(run, networks)
+    places = {index: place for place, index in enumerate(latents.table["index"].tolist())}
+    cell = make_cell(model)
+    h, c = np.empty_like(starts.h), np.empty_like(starts.c)
+    for index in np.unique(starts.episode).tolist():
+        here = starts.episode == index
+        if index not in places or latents.table["length"][places[index]] < starts.step[here].max():
+            raise UserError(
+                f"{run.latents} lacks moments that starts.npz names: draw new starts with `make dream ARGS=--restart`."
+            )
+        h[here], c[here] = warm_up(cell, latents.episode(places[index]), starts.step[here])
+    return h.astype(np.float16).astype(np.float32), c.astype(np.float16).astype(np.float32)
+
+
 # --- the environment -------------------------------------------------------------------------------------
 
 
@@ -211,6 +289,7 @@ def make_dream_env(
     horizon: int = DreamConfig.horizon,
     start: int | None = None,
     observe: Observe = "features",
+    dropout: float = DreamConfig.dropout,
     render_mode: str | None = None,
 ) -> DreamEnv:
     """One dream of a run; what `gymnasium.make("wm/Dream-v0", run=...)` calls.
@@ -221,6 +300,7 @@ def make_dream_env(
         horizon: Steps after which a dream is truncated.
         start: Number of the start that every dream begins at; None draws one each time.
         observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
+        dropout: Chance that M's heads do not see a unit of h in a dream, the same ones from its first step to its last.
         render_mode: "rgb_array", or None.
 
     Raises:
@@ -228,7 +308,7 @@ def make_dream_env(
         ValueError: An option makes no sense.
     """
     world = load_world(Run(run), temperature)
-    return DreamEnv(world, horizon=horizon, start=start, observe=observe, render_mode=render_mode)
+    return DreamEnv(world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode)
 
 
 def make_dream_vector_env(
@@ -239,6 +319,7 @@ def make_dream_vector_env(
     horizon: int = DreamConfig.horizon,
     start: int | None = None,
     observe: Observe = "features",
+    dropout: float = DreamConfig.dropout,
     render_mode: str | None = None,
 ) -> DreamVectorEnv:
     """Many dreams of a run as one batch of M; what `gymnasium.make_vec("wm/Dream-v0", num_envs, run=...)` calls.
@@ -246,7 +327,9 @@ def make_dream_vector_env(
     `num_envs` is the number of dreams, the other arguments are those of `make_dream_env`.
     """
     world = load_world(Run(run), temperature)
-    return DreamVectorEnv(num_envs, world, horizon=horizon, start=start, observe=observe, render_mode=render_mode)
+    return DreamVectorEnv(
+        num_envs, world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode
+    )
 
 
 def load_world(run: Run, temperature: float) -> World:
@@ -260,8 +343,9 @@ def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
     dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
 
     @torch.inference_mode()
-    def step(*arrays: NDArray[np.float32]) -> Any:
-        return tuple(each.numpy() for each in dreamer.step(*map(torch.from_numpy, arrays)))
+    def step(*arrays: NDArray[np.float32] | None) -> Any:
+        given: list[Any] = [None if each is None else torch.from_numpy(each) for each in arrays]
+        return tuple(each.numpy() for each in dreamer.step(*given))
 
     @torch.inference_mode()
     def decode(z: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -295,20 +379,55 @@ class Night:
         starts: i64[S], numbers of the starts.
         uniform: f32[T,S,Z] in [0, 1).
         noise: f32[T,S,Z], standard normal.
+        kept: f32[S,H], factors on the h that M's heads see, the same at all steps of a dream; None: no dropout.
+        members: i64[S], which M of the ensemble each dream is drawn by, 0 the run's own; those of one M are neighbours.
     """
 
     starts: NDArray[np.int64]
     uniform: NDArray[np.float32]
     noise: NDArray[np.float32]
+    kept: NDArray[np.float32] | None
+    members: NDArray[np.int64]
 
 
-def draw_night(rng: np.random.Generator, pool: int, dreams: int, horizon: int, z: int) -> Night:
-    """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise."""
+def draw_night(
+    rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Dreamer, dropout: float, members: int
+) -> Night:
+    """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise.
+
+    Then the dropout, and which of the `members` M's draws which dreams: each as many as any other, up to one. The
+    starts are in random order, so the first of them may go to the first M.
+    """
     return Night(
         rng.choice(pool, dreams, replace=dreams > pool),
-        rng.random((horizon, dreams, z), np.float32),
-        rng.standard_normal((horizon, dreams, z), np.float32),
+        rng.random((horizon, dreams, model.z), np.float32),
+        rng.standard_normal((horizon, dreams, model.z), np.float32),
+        draw_kept(rng, (dreams, model.hidden), dropout) if dropout else None,
+        np.sort(rng.permutation(members)[np.arange(dreams) % members]),
     )
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A night as the dreams of a block need it, of S dreams.
+
+    Attributes:
+        z: f32[S,Z], where they begin.
+        states: (h, c) of each M in the dreams in which it runs.
+        uniform: f32[T,S,Z].
+        noise: f32[T,S,Z].
+        kept: f32[S,H], or None.
+        parts: The dreams that each M draws.
+        runs: The dreams in which it runs, all of them or only its part: the run's own in all, since C reads it.
+    """
+
+    z: Tensor
+    states: list[tuple[Tensor, Tensor]]
+    uniform: Tensor
+    noise: Tensor
+    kept: Tensor | None
+    parts: list[slice]
+    runs: list[slice]
 
 
 class Population:
@@ -328,6 +447,7 @@ class Population:
         starts: Starts,
         config: DreamConfig,
         *,
+        others: Sequence[Member] = (),
         threads: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
@@ -337,24 +457,35 @@ class Population:
         Args:
             model: M.
             starts: The pool of starts.
-            config: Temperature, horizon, unpaid steps and dreams a candidate.
+            config: Temperature, dropout, horizon, unpaid steps and dreams a candidate.
+            others: The rest of an ensemble. C reads M's memory in all dreams; what draws z and says what is paid is one
+                of them all in each dream.
             threads: CPU threads, >= 1.
             device: Where to dream.
             dtype: Of the products of matrices; None: bfloat16 where that is fast, else float32.
         """
         self._device = torch.device(device)
         self.dtype = dtype or (torch.bfloat16 if has_fast_bf16(self._device) else torch.float32)
-        self._dreamer = make_dreamer(model, starts, config.temperature, self._device, self.dtype)
+        self._members = [
+            make_dreamer(one, starts, config.temperature, self._device, self.dtype)
+            for one in (model, *(other.model for other in others))
+        ]
         self._config, self._threads, self._pool = config, threads, len(starts)
-        self._begin = [torch.from_numpy(part).to(self._device) for part in (starts.z, starts.h, starts.c)]
+        self._z = torch.from_numpy(starts.z).to(self._device)
+        self._states = [
+            (torch.from_numpy(h).to(self._device), torch.from_numpy(c).to(self._device))
+            for h, c in ((starts.h, starts.c), *((other.h, other.c) for other in others))
+        ]
         self._end = float(starts.rewards[2])
 
     def night(self, *seed: int, dreams: int | None = None) -> Night:
-        """The starts and the noise that follow from `seed`, for the config's number of dreams or another one."""
+        """What follows from `seed`, for the config's number of dreams or another one."""
         dreams = self._config.dreams if dreams is None else dreams
-        return draw_night(np.random.default_rng(seed), self._pool, dreams, self._config.horizon, self._dreamer.z)
+        rng, config = np.random.default_rng(seed), self._config
+        members = len(self._members)
+        return draw_night(rng, self._pool, dreams, config.horizon, self._members[0], config.dropout, members)
 
-    def score(self, thetas: Array, night: Night) -> Array:
+    def score(self, thetas: Array, night: Night, disagreement: float = 0.0) -> Array:
         """Lets each candidate dream from each start of the night.
 
         A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
@@ -362,19 +493,20 @@ class Population:
 
         Args:
             thetas: f64[P,N], flat weights.
-            night: The starts and the noise.
+            night: What all of them dream under.
+            disagreement: What a paid step costs for each unit by which the ensemble disagrees about the next z: the
+                variance over its M's of their mixtures' means, a mean over dimensions. All are fed the same z and a.
 
         Returns:
             f64[P], means over the starts.
         """
         weights = torch.from_numpy(thetas).float().to(self._device)
-        begin = [part[torch.from_numpy(night.starts).to(self._device)] for part in self._begin]
-        uniform, noise = (torch.from_numpy(part).to(self._device) for part in (night.uniform, night.noise))
+        scene = self._scene(night, watched=disagreement > 0)
         size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(night.starts))
         left = Event()
 
         def block(part: Tensor) -> Tensor:
-            return self._dream(part, begin, uniform, noise, left)
+            return self._dream(part, scene, disagreement, left)
 
         with ThreadPoolExecutor(self._threads) as threads:
             try:
@@ -386,23 +518,55 @@ class Population:
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
+    def _scene(self, night: Night, watched: bool) -> _Scene:
+        """A night on the device, with what each M remembers of the dreams in which it runs: of all if it is watched."""
+        begin = torch.from_numpy(night.starts).to(self._device)
+        bounds = np.searchsorted(night.members, np.arange(len(self._members) + 1)).tolist()
+        parts = [slice(*each) for each in pairwise(bounds)]
+        runs = [slice(None)] * len(parts) if watched else [slice(None), *parts[1:]]
+        return _Scene(
+            z=self._z[begin],
+            states=[(h[begin[dreams]], c[begin[dreams]]) for dreams, (h, c) in zip(runs, self._states, strict=True)],
+            uniform=torch.from_numpy(night.uniform).to(self._device),
+            noise=torch.from_numpy(night.noise).to(self._device),
+            kept=None if night.kept is None else torch.from_numpy(night.kept).to(self._device),
+            parts=parts,
+            runs=runs,
+        )
+
     @torch.inference_mode()
-    def _dream(self, theta: Tensor, begin: list[Tensor], uniform: Tensor, noise: Tensor, left: Event) -> Tensor:
+    def _dream(self, theta: Tensor, scene: _Scene, disagreement: float, left: Event) -> Tensor:
         """The returns f32[P,S] of P candidates from S starts; not to their ends once `left` is set."""
-        candidates, features = len(theta), self._dreamer.z + self._dreamer.hidden
+        candidates, features = len(theta), self._members[0].z + self._members[0].hidden
         weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)
         bias = theta[:, None, ACTIONS * features :]
-        z, h, c = (part.expand(candidates, *part.shape) for part in begin)
+        z = scene.z.expand(candidates, *scene.z.shape)
+        states = [(h.expand(candidates, *h.shape), c.expand(candidates, *c.shape)) for h, c in scene.states]
         total = torch.zeros(z.shape[:2], device=z.device)
         alive = torch.ones_like(total)
         end = torch.full_like(total, self._end)
         for t in range(self._config.horizon):
             if left.is_set():
                 break
-            action = squash(torch.baddbmm(bias, torch.cat([z, h], -1), weights))
-            z, h, c, reward, terminated = self._dreamer.step(z, h, c, action, uniform[t], noise[t])
-            if t >= self._config.unpaid:
-                total += alive * torch.lerp(reward, end, terminated)
+            action = squash(torch.baddbmm(bias, torch.cat([z, states[0][0]], -1), weights))
+            paid = t >= self._config.unpaid
+            told, means = [], []
+            for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
+                h, _ = states[m] = member.remember(z[:, runs], *states[m], action[:, runs])
+                own = part if runs == slice(None) else slice(None)  # its part of those in which it runs
+                if paid and disagreement:
+                    raw = member.expect(h, scene.kept)
+                    means.append(member.mean(raw))
+                    raw = raw[:, own]
+                else:
+                    raw = member.expect(h[:, own], None if scene.kept is None else scene.kept[part])
+                told.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))
+            z, reward, terminated = (torch.cat(each, 1) for each in zip(*told, strict=True))
+            if paid:
+                earned = torch.lerp(reward, end, terminated)
+                if disagreement:
+                    earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)
+                total += alive * earned
             alive *= 1 - terminated
         return total
 

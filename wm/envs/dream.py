@@ -31,8 +31,9 @@ class World:
     """What a dream is made of.
 
     Attributes:
-        step: M, once: (z, h, c, a, uniform, noise) to (z, h, c, reward, probability of terminating), all f32[N,...],
-            new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness.
+        step: M, once: (z, h, c, a, uniform, noise, kept) to (z, h, c, reward, probability of terminating), all
+            f32[N,...], new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness; `kept` f32[N,H] are
+            factors on the h that M's heads see (dropout), or None.
         decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
         z: f32[S,Z], latents of the S starts.
         h: f32[S,H], M's outputs there.
@@ -40,7 +41,9 @@ class World:
         end: Reward of a step that terminates.
     """
 
-    step: Callable[[Floats, Floats, Floats, Floats, Floats, Floats], tuple[Floats, Floats, Floats, Floats, Floats]]
+    step: Callable[
+        [Floats, Floats, Floats, Floats, Floats, Floats, Floats | None], tuple[Floats, Floats, Floats, Floats, Floats]
+    ]
     decode: Callable[[Floats], Frames]
     z: Floats
     h: Floats
@@ -48,19 +51,29 @@ class World:
     end: float
 
 
+def draw_kept(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> Floats:
+    """Factors of dropout, f32 of a shape: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
+    return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
+
+
 class _Dreams:
     """N dreams side by side: the one owner of M's state, which advances once a step."""
 
-    def __init__(self, world: World, dreams: int, horizon: int, start: int | None, observe: Observe) -> None:
+    def __init__(
+        self, world: World, dreams: int, horizon: int, start: int | None, observe: Observe, dropout: float
+    ) -> None:
         if horizon < 1:
             raise ValueError(f"horizon is {horizon}, not at least 1")
         if observe not in ("features", "pixels"):
             raise ValueError(f"observe is {observe!r}, neither 'features' nor 'pixels'")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}, not at least 0 and below 1")
         self._world, self._horizon, self._observe = world, horizon, observe
         self._start = self._checked(start)
         # Copies: rows are written into where dreams begin.
         self._z, self._h, self._c = (np.repeat(part[:1], dreams, axis=0) for part in (world.z, world.h, world.c))
         self._steps = np.zeros(dreams, np.int64)
+        self._dropout, self._kept = dropout, np.ones_like(self._h) if dropout else None
 
     def space(self) -> spaces.Box:
         """What one dream observes."""
@@ -79,6 +92,8 @@ class _Dreams:
             part[chosen] for part in (self._world.z, self._world.h, self._world.c)
         )
         self._steps[row] = 0
+        if self._kept is not None:
+            self._kept[row] = draw_kept(rng, self._kept[row].shape, self._dropout)
         return chosen
 
     def advance(
@@ -101,7 +116,7 @@ class _Dreams:
                 rng.standard_normal(out=noise[row], dtype=np.float32)
         actions = np.clip(np.asarray(actions, np.float32), LOW, HIGH)
         self._z, self._h, self._c, reward, chance = self._world.step(
-            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise
+            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise, self._kept
         )
         self._steps += 1
         terminated = uniform[:, z] < chance
@@ -136,6 +151,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         horizon: int,
         start: int | None = None,
         observe: Observe = "features",
+        dropout: float = 0.0,
         render_mode: str | None = None,
     ) -> None:
         """Takes a world.
@@ -145,6 +161,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
             horizon: Steps after which a dream is truncated, >= 1.
             start: Number of the start that every dream begins at; None draws one each time.
             observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
+            dropout: Chance that M's heads do not see a unit of h in a dream, drawn as it begins; 0 <= dropout < 1.
             render_mode: "rgb_array" for `render` to decode u8[64,64,3].
 
         Raises:
@@ -152,7 +169,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         """
         _check_render_mode(render_mode, self.metadata)
         self.render_mode = render_mode
-        self._dreams = _Dreams(world, 1, horizon, start, observe)
+        self._dreams = _Dreams(world, 1, horizon, start, observe, dropout)
         self.observation_space = self._dreams.space()
         self.action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
 
@@ -194,6 +211,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         horizon: int,
         start: int | None = None,
         observe: Observe = "features",
+        dropout: float = 0.0,
         render_mode: str | None = None,
     ) -> None:
         """Takes a world for `num_envs` >= 1 dreams; the rest as for `DreamEnv`."""
@@ -201,7 +219,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
             raise ValueError(f"num_envs is {num_envs}, not at least 1")
         _check_render_mode(render_mode, self.metadata)
         self.num_envs, self.render_mode = num_envs, render_mode
-        self._dreams = _Dreams(world, num_envs, horizon, start, observe)
+        self._dreams = _Dreams(world, num_envs, horizon, start, observe, dropout)
         self.single_observation_space = self._dreams.space()
         self.single_action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -97,7 +97,9 @@ class Dreamer:
         self._gates, self._gate_bias = take(gates), take(gate_bias)
         self._heads, self._head_bias = take(heads * factor[:, None]), take(head_bias * factor)
 
-    def step(self, z: Tensor, h: Tensor, c: Tensor, a: Tensor, uniform: Tensor, noise: Tensor) -> Dreamt:
+    def step(
+        self, z: Tensor, h: Tensor, c: Tensor, a: Tensor, uniform: Tensor, noise: Tensor, kept: Tensor | None = None
+    ) -> Dreamt:
         """Dreams one step; what it is given stays as it is.
 
         Args:
@@ -107,14 +109,35 @@ class Dreamer:
             a: f32[...,A], the actions.
             uniform: f32[...,Z] in [0, 1), chooses the components; it may be broadcast over leading dimensions.
             noise: f32[...,Z], standard normal, as `uniform`.
+            kept: f32[...,H], factors on the h that the heads see (dropout), as `uniform`; the h that is returned has
+                none. None: 1.
         """
+        h, c = self.remember(z, h, c, a)
+        z, reward, terminated = self.draw(self.expect(h, kept), uniform, noise)
+        return Dreamt(z, h, c, reward, terminated)
+
+    def remember(self, z: Tensor, h: Tensor, c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The first part of `step`, the LSTM: h and c after z and a."""
         x = torch.cat([z, a, h], -1).to(self._dtype)
         i, f, g, o = linear(x, self._gates, self._gate_bias).float().sigmoid_().split(self.hidden, -1)
         c = (f * c).addcmul_(i, g, value=2).sub_(i)  # f c + i (2 g - 1)
         h = (c + c).sigmoid_().mul_(2).sub_(1).mul_(o)  # o tanh(c)
+        return h, c
 
+    def expect(self, h: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The second part, the heads side by side: f32[...,3KZ+2], for `draw` and `mean` alone to read."""
+        seen = h if kept is None else h * kept
+        return linear(seen.to(self._dtype), self._heads, self._head_bias).float()
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """The mean f32[...,Z] of the mixtures that `expect` gave, at the temperature that z is drawn at."""
+        size, by_component = self._mixtures * self.z, (self._mixtures, self.z)
+        weights = raw[..., :size].unflatten(-1, by_component).softmax(-2)
+        return (weights * raw[..., size : 2 * size].unflatten(-1, by_component)).sum(-2)
+
+    def draw(self, raw: Tensor, uniform: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The third part: z, reward and probability of terminating, of what `expect` gave."""
         size = self._mixtures * self.z
-        raw = linear(h.to(self._dtype), self._heads, self._head_bias).float()
         logits, mu, logsigma, reward, terminated = raw.split([size, size, size, 1, 1], -1)
         by_component = (self._mixtures, self.z)
         # The component is the number of cumulative weights that the uniform draw has reached; the last of them,
@@ -130,4 +153,4 @@ class Dreamer:
         if self._pays is not None:
             miss, hit = self._pays
             paid = miss + (hit - miss) * paid.sigmoid()
-        return Dreamt(z, h, c, paid, terminated.squeeze(-1).sigmoid())
+        return z, paid, terminated.squeeze(-1).sigmoid()

@@ -93,18 +93,22 @@ class MDNRNN(nn.Module):
         if self.outlook:
             self.outlook_head = nn.Linear(hidden, len(self.outlook))
 
-    def forward(self, z: Tensor, a: Tensor, state: State | None = None) -> tuple[Prediction, State]:
+    def forward(
+        self, z: Tensor, a: Tensor, state: State | None = None, kept: Tensor | None = None
+    ) -> tuple[Prediction, State]:
         """Advances over T >= 1 steps.
 
         Args:
             z: f32[B,T,Z], latents.
             a: f32[B,T,A], the actions taken there.
             state: (h, c) before the first step; None: zeros, the start of an episode.
+            kept: f32[B,1,H], factors on the h that the heads see (dropout); what goes on in time has none. None: 1.
 
         Returns:
             The predictions after each step, and (h, c) after the last; its h[0] is f32[B,H].
         """
         h, state = self.lstm(torch.cat([z, a], dim=-1), state)  # [B,T,H]
+        h = h if kept is None else h * kept
         # Z lies innermost in memory, so that sums over the few K components run over whole rows of Z. What the
         # products of matrices gave in bfloat16, under autocast, is float32 from here on: logs want the digits.
         raw = self.mixture_head(h).float().unflatten(-1, (3, self.mixtures, self.z)).transpose(-1, -2)
@@ -130,6 +134,12 @@ def draw(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
     """Draws z ~ N(mu, exp(logvar)), of the shape of `mu`; the noise comes from `generator`, on its device."""
     noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
     return mu + (0.5 * logvar).exp() * noise
+
+
+def draw_kept(shape: Sequence[int], dropout: float, generator: torch.Generator) -> Tensor:
+    """Factors of dropout on the generator's device: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
+    uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
+    return (uniform >= dropout).float() / (1 - dropout)
 
 
 def gaussian_nll(x: Tensor, mu: Tensor, logsigma: Tensor) -> Tensor:
@@ -225,6 +235,7 @@ def clip_losses(
     r: Tensor,
     terminated: Tensor,
     generator: torch.Generator,
+    dropout: float = 0.0,
 ) -> tuple[StepLosses, Prediction, Tensor]:
     """Runs M over clips and compares what it predicts at each step with what came one step later.
 
@@ -239,12 +250,14 @@ def clip_losses(
         r: f32[B,T], the reward for it.
         terminated: bool[B,T], whether the episode terminated with it.
         generator: Source of the draws.
+        dropout: Chance that a clip's heads do not see a unit of h, at all of its steps.
 
     Returns:
         The losses, the predictions that they are of, and the targets z f32[B,T,Z].
     """
     z = draw(mu, logvar, generator)
-    prediction, _ = model(z[:, :-1], a)
+    kept = draw_kept((len(z), 1, model.hidden), dropout, generator).to(z.device) if dropout else None
+    prediction, _ = model(z[:, :-1], a, kept=kept)
     return step_losses(prediction, z[:, 1:], r, terminated, model.reward), prediction, z[:, 1:]
 
 
