@@ -31,8 +31,9 @@ SCOUT = "scout"
 class CollectArgs(CollectConfig):
     """Who drives the driven episodes."""
 
-    driver: Literal["controller", "dream"] = "controller"
-    """Which controller drives: evolved on real rollouts, or in the dream."""
+    driver: Literal["controller", "dream", "dream-latest"] = "controller"
+    """Which controller drives: evolved on real rollouts; or in the dream, the mean that real tracks selected, or the
+    latest, which knows the holes of its dream best."""
     source: Path | None = None
     """Folder of that controller with its V and M; none: RUN/scout, made first."""
 

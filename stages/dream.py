@@ -117,6 +117,7 @@ def main(argv: list[str]) -> None:
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
                 beside=beside,
+                latest=run.dream_latest,
             )
         show(run, source, config)
         if not worked:

@@ -90,7 +90,7 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
     }
     if number:
         link_shards(before, this)
-        arguments["collect"] += ["--driver", "dream", "--source", str(before.folder)]
+        arguments["collect"] += ["--driver", config.driver, "--source", str(before.folder)]
         first = args.config().collect.episodes
         earlier = ["--earlier", *(str(first + n * config.added) for n in range(number))]
         for stage, start, updates in (

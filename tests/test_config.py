@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from wm.config import (
     COLLECT_SEEDS,
+    DREAMER,
     EVALUATE_SEEDS,
     EVOLVE_SEEDS,
     FAST_ENV,
@@ -62,7 +63,7 @@ def test_an_index_outside_of_a_part_is_an_error(index: int) -> None:
 
 
 def test_presets() -> None:
-    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, scout=SCOUT, laptop=LAPTOP, paper=PAPER)
+    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, scout=SCOUT, dreamer=DREAMER, laptop=LAPTOP, paper=PAPER)
 
 
 def test_the_papers_numbers() -> None:

@@ -14,6 +14,7 @@ from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.agent import load_agent
 from wm.config import FAST_ENV, PRESETS
+from wm.controller.basis import fit_basis
 from wm.controller.linear import load_controller
 from wm.dream import Population, load_ensemble, load_networks
 from wm.evolve import Evolution
@@ -49,11 +50,18 @@ def stage(run: Run, *arguments: str, pictures: bool = False) -> None:
         main(["--run", str(run.folder), *SMALL, *arguments])
 
 
-def outcome(run: Run) -> tuple[bytes, dict[str, Any], bytes, list[dict[str, float]]]:
+def outcome(run: Run) -> tuple[bytes, bytes, dict[str, Any], bytes, list[dict[str, float]]]:
     """All that an uninterrupted and a resumed run have to have in common."""
     theta, meta = load_controller(run.dream)
+    latest, _ = load_controller(run.dream_latest)
     lines = [{name: value for name, value in row.items() if name not in TIMES} for row in read_lines(run.metrics)]
-    return theta.tobytes(), meta, Evolution.load(run.checkpoints / "dream.npz").es.mean.tobytes(), lines
+    return (
+        theta.tobytes(),
+        latest.tobytes(),
+        meta,
+        Evolution.load(run.checkpoints / "dream.npz").es.mean.tobytes(),
+        lines,
+    )
 
 
 def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +89,11 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert theta.shape == (3 * 13,)
     assert set(meta["made_from"]) == {"vae.pt", "mdnrnn.pt", "starts.npz"}
     assert (meta["env_steps"], meta["select_steps"], meta["generations"]) == (640, 6, 4)
+    latest, meta = load_controller(run.dream_latest)
+    assert (meta["generation"], meta["generations"], meta["selection_score"]) == (4, 4, None)
+    es = Evolution.load(run.checkpoints / "dream.npz").es
+    basis = fit_basis(np.concatenate([starts.z, starts.h], axis=1), centre=True, whiten=0, components=0)
+    np.testing.assert_array_equal(latest, basis.express(es.mean).astype(np.float32))
     agent = load_agent(run.folder, controller="dream")
     assert agent.act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)
     assert agent.z.shape == (Z,)
@@ -142,7 +155,7 @@ def test_v_m_and_record_may_lie_in_another_folder(run: Run, source: Path, tmp_pa
     stage(run)
     assert outcome(run) == outcome(other)
     assert {path.name for path in other.folder.glob("*.*")} == {
-        *(".lock", "starts.npz", "dream.npz", "metrics.jsonl", "manifest.json"),
+        *(".lock", "starts.npz", "dream.npz", "dream-latest.npz", "metrics.jsonl", "manifest.json"),
     }
 
 

@@ -20,7 +20,7 @@ from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, check_made_from, file_hash
 from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
 
-CONTROLLERS = ("controller", "dream")
+CONTROLLERS = ("controller", "dream", "dream-latest")
 """What a run folder may hold as C: evolved on real rollouts, evolved in the dream; the file is <name>.npz."""
 
 Frame = NDArray[np.uint8]
@@ -139,21 +139,21 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
     """
     if controller not in CONTROLLERS:
         raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
-    path = run.folder / f"{controller}.npz"
+    path, stage = run.folder / f"{controller}.npz", controller.removesuffix("-latest")
     theta, meta = load_controller(path)
     precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
     if precision not in get_args(Precision):
         raise UserError(
             f"{path} acts in {precision!r}, which this version does not know: "
-            f"redo it with `make {controller} ARGS=--restart`."
+            f"redo it with `make {stage} ARGS=--restart`."
         )
     models = load_models(run, precision)
-    check_made_from(path, meta["made_from"], models.made_from)
+    check_made_from(path, meta["made_from"], models.made_from, stage)
     try:
         make_controller(theta, models.features)
     except ValueError as error:
         raise UserError(
-            f"{path} does not fit the models beside it: redo it with `make {controller} ARGS=--restart`."
+            f"{path} does not fit the models beside it: redo it with `make {stage} ARGS=--restart`."
         ) from error
     return models, theta
 
@@ -163,7 +163,8 @@ def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
 
     Args:
         folder: The run folder.
-        controller: "controller", evolved on real rollouts, or "dream", evolved in the dream.
+        controller: "controller", evolved on real rollouts; "dream", evolved in the dream, the mean that was best on
+            real selection tracks; "dream-latest", the last mean there.
     """
     run = Run(folder)
     models, theta = load_acting(run, controller)

@@ -37,7 +37,7 @@ class Common:
     run: Path
     """Run folder; it is made when missing."""
     preset: str = "laptop"
-    """Sizes of everything: smoke (minutes), laptop (an evening), paper (the paper's)."""
+    """Sizes of everything: smoke (minutes), laptop (an evening), paper (the paper's), dreamer (rounds in the dream)."""
     env: str = FAST_ENV
     """Gymnasium id of the environment; presets are kept per environment."""
     workers: int = os.cpu_count() or 1

@@ -277,6 +277,9 @@ class IterateConfig:
     added: int = 10_000
     """Episodes that each round after the first adds, driven by the controller of the round before with bursts of
     brownian actions."""
+    driver: Literal["dream", "dream-latest"] = "dream"
+    """Who drives them: of the evolution's means the one that real tracks selected, or the latest, which has gone
+    furthest into what its dream gets wrong."""
     vae_updates: int = 100_000
     """Gradient updates of V in each round after the first, from the weights of the round before."""
     mdnrnn_updates: int = 2000
@@ -386,6 +389,22 @@ SCOUT = replace(
         select_tracks=32,
     ),
 )
+DREAMER = replace(
+    LAPTOP,
+    collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100),
+    vae=SCOUT.vae,
+    mdnrnn=SCOUT.mdnrnn,
+    dream=replace(
+        LAPTOP.dream,
+        generations=60,
+        popsize=64,
+        dreams=32,
+        horizon=200,
+        select_every=5,
+        average=8,
+    ),
+    iterate=replace(LAPTOP.iterate, rounds=5, added=300, driver="dream-latest", vae_updates=400, mdnrnn_updates=1500),
+)
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
     vae=replace(
@@ -431,12 +450,14 @@ SMOKE = Config(
         select_every=1,
         select_tracks=2,
     ),
-    iterate=replace(PAPER.iterate, rounds=2, added=2, vae_updates=20, mdnrnn_updates=20),
+    iterate=replace(PAPER.iterate, rounds=2, added=2, driver="dream-latest", vae_updates=20, mdnrnn_updates=20),
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
     probe=replace(PAPER.probe, episodes=3, max_steps=100),
 )
 
-PRESETS: dict[str, dict[str, Config]] = {FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "laptop": LAPTOP, "paper": PAPER}}
+PRESETS: dict[str, dict[str, Config]] = {
+    FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "dreamer": DREAMER, "laptop": LAPTOP, "paper": PAPER}
+}
 
 BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("episodes", "max_steps", "updates", "generations", "validate_every"), (1, 10**9)),

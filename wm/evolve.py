@@ -125,6 +125,7 @@ def evolve(
     select: Select,
     express: Callable[[Array], Array] = lambda candidate: candidate,
     beside: Callable[[Array], Mapping[str, float]] = lambda theta: {},
+    latest: Path | None = None,
 ) -> bool:
     """Evolves until `config.generations` or `config.env_steps` are done, going on from the checkpoint if there is one.
 
@@ -145,6 +146,7 @@ def evolve(
         select: Plays the selection tracks.
         express: Takes what evolves, f64[N], to the theta that it stands for.
         beside: Gives more numbers of a theta that was selected on, for the metrics.
+        latest: Where the distribution mean of the last generation goes as well, whatever real tracks say of it.
 
     Returns:
         False when it had been finished before and nothing was done.
@@ -156,8 +158,8 @@ def evolve(
     check_sizes(config)
     checkpoint = run.checkpoints / f"{stage}.npz"
     if restart:
-        artifact.unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)
+        for path in (artifact, checkpoint, *([latest] if latest else [])):
+            path.unlink(missing_ok=True)
     if artifact.exists():
         _, meta = load_controller(artifact)
         check_made_from(artifact, meta["made_from"], made_from)
@@ -196,6 +198,9 @@ def evolve(
             "select_steps": state.select_steps,
             "made_from": made_from,
         }
+        if latest:  # before the artifact, whose presence says that all is done
+            last = {**meta, "generation": state.es.generation, "selection_score": None}
+            save_controller(latest, express(state.es.average(config.average)), last)
         save_controller(artifact, state.best_theta, meta)
 
     def ended() -> bool:

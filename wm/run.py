@@ -435,6 +435,7 @@ class Run:
         self.controller = self.folder / "controller.npz"
         self.starts = self.folder / "starts.npz"
         self.dream = self.folder / "dream.npz"
+        self.dream_latest = self.folder / "dream-latest.npz"
         self.score = self.folder / "score.json"
         self.scores = self.folder / "scores.jsonl"
         self.probe = self.folder / "probe.json"

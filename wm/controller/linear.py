@@ -54,11 +54,12 @@ def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any
 def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Reads what `save_controller` wrote: theta f32[N] and meta; UserError when it is missing or damaged.
 
-    The file is named after the stage that makes it.
+    The file is named after the stage that makes it, dream-latest.npz after dream.
     """
+    stage = path.stem.removesuffix("-latest")
     if not path.exists():
-        raise UserError(f"{path} is missing: make it with `make {path.stem}`.")
-    redo = f"remove it and run `make {path.stem}`, which makes it anew from its checkpoint if that is there"
+        raise UserError(f"{path} is missing: make it with `make {stage}`.")
+    redo = f"remove it and run `make {stage}`, which makes it anew from its checkpoint if that is there"
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
