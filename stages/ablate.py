@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         says: What it is, for the table.
-        vae: Options of stage vae; None: the row has RUN's own V.
+        vae: Options of stage vae, where {run} is RUN's folder; None: the row has RUN's own V.
         mdnrnn: The same for M; one that trains V anew needs an M of its own.
         controller: Options of stage controller.
     """
@@ -41,7 +41,11 @@ ROWS = {
     "untrained-m": Row("V + untrained M, linear", mdnrnn=("--updates", "1", "--lr", "1e-12", "--lr-final", "1e-12")),
     "v": Row("V only, linear", controller=("--inputs", "z")),
     "v-hidden": Row("V only, hidden layer of 40", controller=("--inputs", "z", "--hidden-units", "40")),
-    "road": Row("V weighted to the road + M, linear", vae=("--road-weight", "5"), mdnrnn=()),
+    "road": Row(
+        "V taken on with the road weighted + M, linear",
+        vae=("--start", "{run}/vae.pt", "--updates", "1000", "--road-weight", "5"),
+        mdnrnn=("--start", "{run}/mdnrnn.pt", "--updates", "1000"),
+    ),
     "all-directions": Row("V + M, linear, all 288 features", controller=("--components", "0", "--whiten", "0")),
 }
 """The paper's rows (section 3.4), and what ours adds to them."""
@@ -98,7 +102,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
     ):
         if arguments is not None:
             print(f"row {name}, stage {stage}", flush=True)
-            call_stage(stage, options, arguments)
+            call_stage(stage, options, [argument.format(run=run.folder) for argument in arguments])
 
     score, evolved = read_json(this.score), read_metrics(this.metrics, "controller")
     returns = np.array(score["returns"])

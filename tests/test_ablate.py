@@ -79,6 +79,8 @@ def test_a_row_calls_the_stages_of_what_it_changes(run: Run, pretended: Pretende
     for name, stage, arguments in pretended.calls:
         if stage == "controller":
             assert arguments == [*budget, *ROWS[name].controller]
+        elif stage == "vae":
+            assert arguments == ["--start", f"{run.folder}/vae.pt", "--updates", "1000", "--road-weight", "5"]
         elif stage == "evaluate":
             assert arguments == ["--episodes", "4"]
 
