@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     """Writes the page; whatever is missing, it says how to make it."""
     args, config = parse(lambda preset: ReportArgs(), "Write a report of a run.", argv)
     run, source = Run(args.run), Run(config.source or args.run)
+    run.sweep()
     folders = list(dict.fromkeys([source.folder, *config.compare]))
     names = Counter(folder.name for folder in folders)
     told = [tell(Run(folder), folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
