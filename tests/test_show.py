@@ -147,8 +147,8 @@ def test_tiles_of_several_pictures_say_which_is_which_and_show_their_curves(coun
     rising = Curves("distance of z from the real z, in 18 dimensions", {"dream": [0.0, 1.0, 2.0]}, seconds=0.06)
     frame = tiled({f"track {i}": moment(curves=(rising, rising)) for i in range(count)})
     assert frame.shape[1] <= 1440
-    bright = (frame > 180).all(axis=-1)  # letters
-    line = (frame == LINES[0]).all(axis=-1)
+    bright = np.asarray((frame > 180).all(axis=-1))  # letters
+    line = np.asarray((frame == LINES[0]).all(axis=-1))
     rows, columns = (sorted(set(found.tolist())) for found in np.nonzero((frame == RED).all(axis=-1)))
     tops = [row for row in rows if row - 1 not in rows]
     lefts = [column for column in columns if column - 1 not in columns]
