@@ -19,6 +19,7 @@ import pytest
 
 import wm.envs  # noqa: F401
 from stages import play
+from tests.contrast import contrast, over, themes
 from tests.toy_dream import make_toy_run
 from wm.config import FAST_ENV
 from wm.controller.linear import parameter_count, save_controller
@@ -93,6 +94,22 @@ def test_every_element_that_the_script_looks_for_is_in_the_page() -> None:
     for script in site.PAGE.glob("*.js"):
         for name in re.findall(r"""(?:\$|write)\("([\w-]+)\"""", script.read_text()):
             assert f'id="{name}"' in page, name
+
+
+def test_both_themes_of_the_page_have_contrast() -> None:
+    """Text 4.5 to 1, also on a pad that is filled up; what is drawn 3 to 1."""
+    style = (site.PAGE / "style.css").read_text()
+    (fill,) = set(re.findall(r"color-mix\(in srgb, var\(--(?:you|controller)\) (\d+)%, transparent\)", style))
+    for colours in themes(style):
+        for ground in (colours["ground"], colours["raised"]):
+            assert min(contrast(colours[ink], ground) for ink in ("ink", "soft")) >= 4.5
+        for who in ("you", "controller"):
+            assert contrast(colours["ink"], over(colours[who], int(fill) / 100, colours["raised"])) >= 4.5, who
+        assert contrast(colours["on"], colours["you"]) >= 4.5
+        assert min(contrast(colours[drawn], colours["raised"]) for drawn in ("you", "warn")) >= 3
+    grass = "#66ff66"  # the brightest that a dream has
+    assert contrast("#ffffff", over("#0a0c10", 0.78, grass)) >= 4.5
+    assert "color: #fff; background: rgb(10 12 16 / .78)" in style
 
 
 SERVE = "import sys; from pathlib import Path; from stages.play import serve; serve(Path(sys.argv[1]), 0)"

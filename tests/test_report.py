@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from stages.report import main
+from tests.contrast import contrast, themes
 from wm.config import FAST_ENV
 from wm.controller.linear import save_controller
 from wm.run import Run, UserError, append_line, file_hash, write_json
@@ -388,23 +389,8 @@ def test_nothing_that_a_run_says_becomes_markup(told: Told) -> None:
     assert page.words.count(evil) > 5
 
 
-def contrast(one: str, other: str) -> float:
-    """Contrast of two colours #rrggbb, as WCAG 2 defines it."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def test_both_themes_have_contrast() -> None:
-    themes = re.findall(r":root \{(.*?)\}", TEMPLATE.read_text(), flags=re.DOTALL)
-    assert len(themes) == 2
-    for theme in themes:
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", theme))
+    for colours in themes(TEMPLATE.read_text()):
         for ground in ("ground", "raised"):
             for ink in ("ink", "soft", "link"):
                 assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)

@@ -672,7 +672,7 @@ def add_ablations(section: Section, main: Told) -> None:
         for row in read_json(main.run.ablations, rows=dict)["rows"].values()
     ]
     header = ["recipe", "weights of C", "million steps", "fresh real tracks", "95% of the mean", "median", "below 700"]
-    section.notes.append("What each part of the recipe is worth was measured by `make ablate`, on this run's data.")
+    section.notes.append("What each part of the recipe is worth was measured by `make ablate` on this run's data.")
     section.blocks.append(Table("What each part of the recipe is worth, at equal budgets", header, rows))
 
 
@@ -783,8 +783,8 @@ def describe_score(found: Mapping[str, Any]) -> str:
 
 
 def date(iso: str) -> str:
-    """A time of `wm.run.now` for people; it does not wrap."""
-    return iso.replace("T", "\N{NO-BREAK SPACE}").removesuffix("+00:00")
+    """A time of `wm.run.now` for people."""
+    return iso.replace("T", " ").removesuffix("+00:00")
 
 
 def duration(seconds: float) -> str:
