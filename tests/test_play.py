@@ -215,16 +215,22 @@ def test_the_reconstruction_is_of_the_frame_that_is_shown() -> None:
     ]
     assert min(grassy) > 0.2
     assert abs(grassy[0] - grassy[1]) < 0.15
+    lower = (shown[230:340, :half], shown[230:340, half:])  # kerbs are red, too, but further up
+    cars = [np.argwhere((part[..., 0] > 150) & (part[..., 1] < 60)) for part in lower]
+    here, there = (car.mean(axis=0) for car in cars)
+    assert np.abs(here - there)[0] < 8  # both show the same part of the world, so that eyes can go across
     env.close()
 
 
 def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     actions: list[Any] = []
+    titles: list[str] = []
 
     class Watched(BesideReconstruction):
         def step(self, action: Any) -> Any:
             actions.append(action.tolist())
+            titles.append(pygame.display.get_caption()[0])
             if len(actions) == 3:
                 pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_UP))
             if len(actions) == 6:
@@ -234,6 +240,7 @@ def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(keyboard, "BesideReconstruction", Watched)
     drive_by_keyboard(PRETRAINED, TRACK, "fast")
     np.testing.assert_allclose(actions, [[0, 0, 0]] * 3 + [[0, 0.8, 0]] * 3)
+    assert titles == [f"Track {TRACK}: arrow keys or WASD drive, Escape closes"] * len(actions)
     assert capsys.readouterr().out == "Drive with the arrow keys or WASD; Escape closes the window.\n"
 
 

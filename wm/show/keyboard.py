@@ -16,7 +16,7 @@ from wm.config import FAST_ENV, STOCK_ENV
 from wm.envs.preprocess import preprocess
 from wm.run import Run, UserError
 from wm.show.canvas import FPS, Image, Moment, Pane, side_by_side
-from wm.show.views import WorldModel
+from wm.show.views import WorldModel, speed_of, without_dashboard
 
 Action = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ def keys_to_action() -> dict[tuple[int, ...], Action]:
 
 
 class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
-    """CarRacing whose `render` gives the camera and V's reconstruction, with action bars, score and step below."""
+    """CarRacing whose `render` gives the camera and V's reconstruction; below action bars, score, step and speed."""
 
     def __init__(self, env: gym.Env[Any, Any], world: WorldModel) -> None:
         """Takes an environment made with render_mode="rgb_array", and the models."""
@@ -61,8 +61,12 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
         """u8[H, W, 3]."""
         camera: Image = np.asarray(self.env.render(), np.uint8)
         seen = self._world.decode(self._world.encode(preprocess(self._observation)))
-        panes = (Pane("camera", camera), Pane("V's reconstruction", seen, "of what is above the dashboard"))
-        return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}")))
+        panes = (
+            Pane("camera", without_dashboard(camera), "without the dashboard"),
+            Pane("V's reconstruction", seen, "of the same frame"),
+        )
+        speed = f"speed {speed_of(self.env):.0f} m/s"
+        return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}", speed)))
 
 
 def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> None:
@@ -87,6 +91,7 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
     with warnings.catch_warnings():  # it misses matplotlib's windows, which only its plots need
         warnings.simplefilter("ignore")
         from gymnasium.utils.play import play
+    pygame.display.set_caption(f"Track {track}: arrow keys or WASD drive, Escape closes")
     print("Drive with the arrow keys or WASD; Escape closes the window.")
     beside = BesideReconstruction(env, WorldModel(run))
     play(beside, fps=FPS, keys_to_action=keys_to_action(), seed=track, noop=np.zeros(3, np.float32))
