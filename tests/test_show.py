@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wm.show.canvas import (
+    FOOTER,
     FPS,
     HEADER,
     LINES,
@@ -116,6 +117,13 @@ def test_a_row_of_pictures_with_curves() -> None:
         rows, columns = np.nonzero((plot == LINES[0]).all(axis=-1))
         assert rows[columns.argmin()] > rows[columns.argmax()] + 30  # it rises to the right
     assert side_by_side(moment()).shape[0] == frame.shape[0] - PLOT
+
+
+def test_readings_stay_within_the_frame() -> None:
+    narrow = Moment(moment().panes[:2], STILL, ("score 912", "step 1000", "speed 100 m/s"))
+    bright = np.asarray((side_by_side(narrow)[-FOOTER:] > 180).all(axis=-1))
+    assert bright[:, 700:].any()  # the speed
+    assert not bright[:, -4:].any()
 
 
 def test_a_missing_picture_leaves_its_place_dark() -> None:

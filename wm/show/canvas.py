@@ -215,8 +215,9 @@ def _foot(canvas: Image, moment: Moment, top: int) -> None:
     """Bars of the action and the readings, in the lowest 96 rows from `top` on."""
     for i, (name, low, colour) in enumerate(BARS):
         _bar(canvas, name, float(moment.action[i]), low, colour, left=20 + i * 180, top=top + 20)
+    column = min(170, (canvas.shape[1] - 570) // 2)
     for i, reading in enumerate(moment.readings):
-        _write(canvas, reading, 570 + i // 2 * 170, top + 42 + i % 2 * 34, 0.7)
+        _write(canvas, reading, 570 + i // 2 * column, top + 42 + i % 2 * 34, 0.7, within=column - 6)
 
 
 def _bar(canvas: Image, name: str, value: float, low: float, colour: Colour, left: int, top: int) -> None:
