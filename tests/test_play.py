@@ -195,9 +195,11 @@ def test_keys() -> None:
     assert keys[(pygame.K_LEFT,)].tolist() == keys[(ord("a"),)].tolist() == [-1, 0, 0]
     np.testing.assert_allclose(keys[(pygame.K_RIGHT, pygame.K_UP)], [1, 0.8, 0])
     np.testing.assert_allclose(keys[(ord("d"), ord("s"))], [1, 0, 0.8])
+    np.testing.assert_allclose(keys[(pygame.K_LEFT, ord("w"))], [-1, 0.8, 0])  # a hand on each set
+    np.testing.assert_allclose(keys[(pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP)], [0, 0.8, 0])
     space = gym.make(FAST_ENV, disable_env_checker=True).action_space
     assert all(action in space for action in keys.values())
-    assert len(keys) == 2 * (3 * 4 - 1)
+    assert len({tuple(sorted(held)) for held in keys}) == len(keys) == 2**8 - 1
 
 
 def test_the_reconstruction_is_of_the_frame_that_is_shown() -> None:

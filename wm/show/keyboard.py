@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from itertools import product
+from itertools import combinations
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -20,20 +20,26 @@ from wm.show.views import WorldModel, speed_of, without_dashboard
 
 Action = NDArray[np.float32]
 
-KEYS = ((pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN), tuple(map(ord, "adws")))
-"""Left, right, gas, brake."""
+KEYS = {
+    "left": (pygame.K_LEFT, ord("a")),
+    "right": (pygame.K_RIGHT, ord("d")),
+    "gas": (pygame.K_UP, ord("w")),
+    "brake": (pygame.K_DOWN, ord("s")),
+}
+"""What each key does, of either set."""
 
 GAS, BRAKE = 0.8, 0.8
 """How far the pedals go: at full gas the car spins in every bend."""
 
 
 def keys_to_action() -> dict[tuple[int, ...], Action]:
-    """The action for each set of keys that can be held together; left and right at once is none."""
+    """The action for each set of keys that can be held together, of both sets at once, too; left and right cancel."""
+    keys = [key for pair in KEYS.values() for key in pair]
     found = {}
-    for (left, right, gas, brake), steer, gives_gas, brakes in product(KEYS, (-1, 0, 1), (False, True), (False, True)):
-        held = [key for key, used in ((left, steer < 0), (right, steer > 0), (gas, gives_gas), (brake, brakes)) if used]
-        if held:
-            found[tuple(held)] = np.array([steer, GAS * gives_gas, BRAKE * brakes], np.float32)
+    for count in range(1, len(keys) + 1):
+        for held in combinations(keys, count):
+            left, right, gas, brake = (any(key in held for key in pair) for pair in KEYS.values())
+            found[held] = np.array([right - left, GAS * gas, BRAKE * brake], np.float32)
     return found
 
 
