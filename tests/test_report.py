@@ -248,7 +248,7 @@ def add_variant(run: Run, stage: str, name: str, seed: int, tau: float, *points:
         for i, (dreamt, real) in enumerate(points)
     ]
     config = {"temperature": tau} if stage == "dream" else {}
-    row = {"name": name, "seed": seed, "steps": 2e5, "options": f"--temperature {tau}", "stage": stage}
+    row = {"name": name, "seed": seed, "steps": 2e5, "options": f"--temperature {tau} --popsize 8", "stage": stage}
     append_line(run.curves, {**row, "curve": curve, "config": config})
 
 
@@ -273,10 +273,11 @@ def test_variants_of_the_dream_are_a_table_of_temperatures(tmp_path: Path) -> No
     page = check(text)
     assert table_of(text, "Variants of the dream") == [
         ["variant", "temperature", "seeds", "dream score", "real selection tracks", "options"],
-        ["cold", "0.5", "1", "2100", "196", "--temperature 0.5"],
-        ["warm", "1.15", "2", "875 (800 to 950)", "550 (500 to 600)", "--temperature 1.15"],
+        ["cold", "0.5", "1", "2100", "196", "--temperature 0.5 --popsize 8"],
+        ["warm", "1.15", "2", "875 (800 to 950)", "550 (500 to 600)", "--temperature 1.15 --popsize 8"],
     ]
-    assert table_of(text, "Variants of the evolution")[1:] == [["k32", "1", "800", "--temperature 1.0"]]
+    assert table_of(text, "Variants of the evolution")[1:] == [["k32", "1", "800", "--temperature 1.0 --popsize 8"]]
+    assert "<code>--temperature 0.5</code> <code>--popsize 8</code>" in text  # lines break between options only
     assert len(page.all("img")) == 1
     assert "Not made yet: make dream" in " ".join(page.words.split())
 
@@ -371,7 +372,10 @@ def test_several_runs_share_the_plots_in_the_same_colours(told: Told, tmp_path: 
             ("line-1", "other"),
         ]
     bare = tell(write_run(tmp_path / "bare", whole=False), "bare")
-    legends = re.findall(r'<ul class="legend">(.*?)</ul>', render(bare, [other], []))
+    text = render(bare, [other], [])
+    assert page_words(text).count("Not made yet") == 6
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text)
+    assert len([legend for legend in legends if "other" in legend]) == len(with_both) - 1  # no score, no curve of it
     assert all('class="line-1"' in legend for legend in legends if "other" in legend)
 
 

@@ -309,7 +309,7 @@ def vision(plotter: Plotter, told: Sequence[Told]) -> Section:
     """V: losses, reconstructions, traversals, KL of each dimension."""
     main = told[0]
     section = Section("vision", "V, the VAE")
-    if not began(section, main, "vae", main.run.vae):
+    if not began(section, told, "vae", main.run.vae):
         return section
     best = best_validation(main.metrics("vae"))
     if best:
@@ -346,7 +346,7 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
     """M: losses against baselines, predictions, calibration."""
     main = told[0]
     section = Section("memory", "M, the MDN-RNN")
-    if not began(section, main, "mdnrnn", main.run.mdnrnn):
+    if not began(section, told, "mdnrnn", main.run.mdnrnn):
         return section
     best = best_validation(main.metrics("mdnrnn"))
     tiles = main.stages.get("mdnrnn", {}).get("config", {}).get("reward", MDNRNNConfig.reward) == "tile"
@@ -415,7 +415,7 @@ def controller(plotter: Plotter, told: Sequence[Told]) -> Section:
     section = Section("controller", "C, the controller")
     add_ablations(section, main)
     add_variants(section, main, "controller")
-    if not began(section, main, "controller", main.run.controller):
+    if not began(section, told, "controller", main.run.controller):
         return section
     add_curves(section, plotter, told, "controller")
     if main.run.controller.exists():
@@ -452,7 +452,7 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
     main = told[0]
     section = Section("dream", "The dream")
     add_variants(section, main, "dream")
-    if not began(section, main, "dream", main.run.dream):
+    if not began(section, told, "dream", main.run.dream):
         return section
     rows = []
     for one in told:
@@ -494,16 +494,16 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-def began(section: Section, main: Told, stage: str, artifact: Path) -> bool:
-    """Whether there is anything to tell of a stage; notes down what is missing."""
-    rows = main.metrics(stage)
+def began(section: Section, told: Sequence[Told], stage: str, artifact: Path) -> bool:
+    """Whether there is anything to tell of a stage, of any of the runs; notes down what the first one misses."""
+    rows = told[0].metrics(stage)
     if not artifact.exists():
         section.missing = f"make {stage}"
         if rows:
             section.notes.append(f"It is under way or was interrupted: {artifact.name} is not there yet.")
     elif not rows:
         section.notes.append("Its curves are not here: metrics.jsonl has no line of it.")
-    return bool(rows) or artifact.exists()
+    return artifact.exists() or any(one.metrics(stage) for one in told)
 
 
 def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -636,7 +636,8 @@ def add_variants(section: Section, main: Told, stage: str) -> None:
         tau = [f"{seeds[0]['config']['temperature']:g}"] if dreamt else []
         dreams = [over_seeds([point["dream"] for point in best])] if dreamt else []
         real = over_seeds([point["select"] for point in best])
-        table.append([name, *tau, str(len(seeds)), *dreams, real, seeds[0]["options"] or "the preset's"])
+        options = " ".join(f"`{option}`" for option in re.split(r"\s+(?=--)", seeds[0]["options"]) if option)
+        table.append([name, *tau, str(len(seeds)), *dreams, real, options or "the preset's"])
     if dreamt:
         table.sort(key=lambda row: float(row[1]))
         caption = "Variants of the dream: temperature, dream score and real score"
