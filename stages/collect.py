@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wm.agent import load_acting
 from wm.cli import Common, call_stage, narrowed, parse, run_stage
@@ -108,12 +109,8 @@ def scout(args: Common, preset: str, driver: str) -> Run:
 
 
 def summarise(rollouts: Rollouts) -> dict[str, Any]:
-    """Numbers of a whole collection; histograms of each action in ten bins of equal width."""
+    """Numbers of a whole collection; histograms of the returns and of each action, in bins of equal width."""
     actions = np.concatenate([rollouts.actions(episode) for episode in range(len(rollouts))])
-    histograms = []
-    for column in actions.reshape(len(actions), -1).T.astype(np.float64):
-        counts, edges = np.histogram(column, bins=10)
-        histograms.append({"edges": edges.tolist(), "counts": counts.tolist()})
     table = rollouts.table
     on_road = np.average(table["on_road"], weights=table["length"])
     return {
@@ -124,9 +121,16 @@ def summarise(rollouts: Rollouts) -> dict[str, Any]:
         "return_max": float(table["ret"].max()),
         "policies": {name.decode(): int((table["policy"] == name).sum()) for name in np.unique(table["policy"])},
         "on_road": float(on_road) if np.isfinite(on_road) else None,
-        "actions": histograms,
+        "returns": histogram(table["ret"], bins=25),
+        "actions": [histogram(column, bins=10) for column in actions.reshape(len(actions), -1).T.astype(np.float64)],
         "fingerprint": rollouts.fingerprint(),
     }
+
+
+def histogram(values: NDArray[np.floating], bins: int) -> dict[str, list[float]]:
+    """Edges and counts, for JSON."""
+    counts, edges = np.histogram(values, bins=bins)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def describe(found: dict[str, Any]) -> str:

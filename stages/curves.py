@@ -8,7 +8,6 @@ and goes on as any other, and leaves the same metrics. Without --name it draws w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
+from wm.show.report import over_seeds, read_variants, stage_of
 
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """What a curve keeps of the metrics of each selection, as far as the stage has it."""
@@ -50,29 +50,19 @@ def main(argv: list[str]) -> None:
         with run.lock():
             for seed in config.seeds:
                 evolve(args, run, config, seed)
-    rows = [row for row in read_lines(run.curves) if stage_of(row) == config.stage]
-    if not rows:
+    variants = read_variants(run, config.stage)
+    if not variants:
         raise UserError(
             f"{run.curves} has no curve of stage {config.stage}: measure one with `make curves ARGS='--name NAME'`."
         )
+    rows = [row for group in variants.values() for row in group]
     plot_variants(run.plots / ("curves.png" if config.stage == "controller" else "curves-dream.png"), rows)
-    for name, group in groupby(sorted(rows, key=lambda row: row["name"]), key=lambda row: row["name"]):
+    for name, group in variants.items():
         curves = [row["curve"] for row in group]
         steps = np.mean([curve[-1]["env_steps"] for curve in curves])
-        last = spread([curve[-1]["select"] for curve in curves])
-        best = spread([max(point["select"] for point in curve) for curve in curves])
+        last = over_seeds([curve[-1]["select"] for curve in curves])
+        best = over_seeds([max(point["select"] for point in curve) for curve in curves])
         print(f"{name}: {last} after {steps / 1e6:.1f} million steps, at best {best} ({len(curves)} seeds)")
-
-
-def stage_of(row: dict[str, Any]) -> str:
-    """The stage of a curve; there was only one when the first ones were recorded."""
-    stage: str = row.get("stage", "controller")
-    return stage
-
-
-def spread(scores: list[float]) -> str:
-    """The mean over seeds, and from the lowest to the highest of several."""
-    return f"{np.mean(scores):.0f}" + (f" ({min(scores):.0f} to {max(scores):.0f})" if len(scores) > 1 else "")
 
 
 def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:

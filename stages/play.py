@@ -42,7 +42,9 @@ def main(argv: list[str]) -> None:
     if config.world == "real":
         drive_by_keyboard(run, config.track, config.car)
         return
-    folder = Run(args.run).play
+    target = Run(args.run)
+    target.sweep()
+    folder = target.play
     size = build_site(run, folder, config.controller)
     add_runtime(folder / "runtime")
     print(f"{folder}: {size / 1e6:.1f} MB of the run's own; any web server can serve this folder.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from wm.cli import parse, run_stage
 from wm.config import DreamConfig
 from wm.controller.linear import load_controller, save_controller
 from wm.dream import find_starts, load_networks
-from wm.run import Run, UserError, file_hash, read_json, write_json
+from wm.run import Run, UserError, copy, file_hash, read_json, write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
@@ -21,11 +20,15 @@ MOST_BYTES = 25_000_000
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 """The score of each controller on stock tracks."""
 
-TOLD = (
-    *("metrics.jsonl", "rollouts/summary.json", "probe.json"),
-    *(f"plots/{name}.png" for name in ("contact_sheet", "reconstructions", "traversals", "predictions", "calibration")),
+PLOTS = (
+    *("contact_sheet", "reconstructions", "traversals", "predictions", "calibration"),
+    *("controller", "dream", "rounds", "curves", "curves-dream"),
 )
-"""What else a report of the published run is made of, as far as it is there."""
+TOLD = (
+    *("metrics.jsonl", "rollouts/summary.json", "probe.json", "curves.jsonl", "ablations.json", "rounds.jsonl"),
+    *(f"plots/{name}.png" for name in PLOTS),
+)
+"""What else a report of the published run is made of, or a README shows of it, as far as it is there."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ def main(argv: list[str]) -> None:
     """Writes V and M in half precision, and records their new hashes in what was made from them."""
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
-    names = ["controller", *(["dream"] if run.dream.exists() else [])]
+    names = [name for name in SCORES if (run.folder / f"{name}.npz").exists()]
+    if not names:
+        raise UserError(f"{run.folder} has no controller: make one with `make controller` or `make dream`.")
     for name in names:
         load_acting(run, name)  # what does not fit together is not published
         check_score(run, name)
@@ -55,36 +60,38 @@ def main(argv: list[str]) -> None:
     made_from["mdnrnn.pt"] = file_hash(target.mdnrnn)
     save_starts(target.starts, replace(starts, made_from=made_from))
     write_json(target.manifest, run.read_manifest())
-    target.plots.mkdir(exist_ok=True)
-    for stale in (target.dream, target.folder / SCORES["dream"], target.plots / "dream.png"):
-        stale.unlink(missing_ok=True)
+    for stale in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *TOLD):
+        (target.folder / stale).unlink(missing_ok=True)
     for name in names:
         theta, meta = load_controller(run.folder / f"{name}.npz")
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": made_from})
-        shutil.copy(run.folder / SCORES[name], target.folder / SCORES[name])
-        shutil.copy(run.plots / f"{name}.png", target.plots / f"{name}.png")
-    for name in TOLD:
-        (target.folder / name).unlink(missing_ok=True)
+    for name in (*(SCORES[name] for name in names), *TOLD):
         if (run.folder / name).exists():
-            (target.folder / name).parent.mkdir(exist_ok=True)
-            shutil.copy(run.folder / name, target.folder / name)
+            copy(run.folder / name, target.folder / name)
 
     total = sum(path.stat().st_size for path in target.folder.rglob("*") if path.is_file())
     if total > MOST_BYTES:
         raise UserError(f"{target.folder} has {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
-    score = read_json(run.score)
-    print(f"{target.folder}: {total / 1e6:.1f} MB, score {score['mean']:.0f} ± {score['std']:.0f}.")
-    print("V and M are rounded to half precision: check the score with `make evaluate RUN=pretrained`.")
+    scores = {name: read_json(run.folder / SCORES[name]) for name in names}
+    told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
+    print(f"{target.folder}: {total / 1e6:.1f} MB, {told}.")
+    print(f"V and M are rounded to half precision: check with {scored_by(names[0], 'RUN=pretrained ')}.")
 
 
 def check_score(run: Run, name: str) -> None:
     """UserError unless the score of the controller `name` is there and of that very controller."""
     path, controller = run.folder / SCORES[name], run.folder / f"{name}.npz"
-    command = "`make evaluate`" if name == "controller" else f"`make evaluate ARGS='--controller {name}'`"
+    command = scored_by(name)
     if not path.exists():
         raise UserError(f"{path} is missing: make it with {command}.")
     if read_json(path)["made_from"][controller.name] != file_hash(controller):
         raise UserError(f"{path} is of another controller than {controller}: redo it with {command}.")
+
+
+def scored_by(name: str, which: str = "") -> str:
+    """The command that scores the controller `name`, of the run that `which` names."""
+    options = "" if name == "controller" else f"ARGS='--controller {name}'"
+    return f"`{f'make evaluate {which}{options}'.strip()}`"
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
     if config.track < 0 or config.max_steps < 1 or not config.temperature > 0:
         raise UserError("--track must be at least 0, --max-steps at least 1, --temperature above 0.")
     run = Run(args.run)
+    run.sweep()
     world = WorldModel(Run(config.source or args.run), config.controller)
     env_id = STOCK_ENV if config.car == "stock" else FAST_ENV
     drives = {

@@ -45,13 +45,11 @@ def main(argv: list[str]) -> None:
     """Writes the page; whatever is missing, it says how to make it."""
     args, config = parse(lambda preset: ReportArgs(), "Write a report of a run.", argv)
     run, source = Run(args.run), Run(config.source or args.run)
+    run.sweep()
     folders = list(dict.fromkeys([source.folder, *config.compare]))
     names = Counter(folder.name for folder in folders)
     told = [tell(Run(folder), folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
-    if run.score.exists():  # scored here, though the models lie elsewhere
-        told[0] = replace(told[0], score=run.score)
-    if run.probe.exists():
-        told[0] = replace(told[0], probe=run.probe)
+    told[0] = replace(told[0], beside=run.folder)  # scored and probed here, though the models lie elsewhere
     videos: list[Video] = []
     if config.videos:
         try:
@@ -71,10 +69,10 @@ def film(told: Told) -> list[Video]:
     Raises:
         UserError: The models do not fit one another.
     """
-    score = told.read_score()
-    if score is None or not told.run.controller.exists():
+    score = told.read_score(told.scored)
+    if score is None or not (told.run.folder / f"{told.scored}.npz").exists():
         return []
-    world = WorldModel(told.run)
+    world = WorldModel(told.run, told.scored)
     ordered = sorted(zip(score["returns"], score["seeds"], strict=True))
     env = gym.make(score["env_id"], render_mode="rgb_array", disable_env_checker=True)
     return [

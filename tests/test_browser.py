@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,28 @@ def test_a_phone(open_page: Open) -> None:
     page.wait_for_selector("body[data-driver=controller]")
     page.tap("#pad-gas")
     page.wait_for_selector("body[data-driver=you]")
+
+
+@pytest.mark.parametrize(("width", "height"), [(568, 320), (740, 360), (932, 430)])
+def test_a_phone_on_its_side(open_page: Open, width: int, height: int) -> None:
+    """All that drives is in reach without scrolling, and nothing covers anything else."""
+    page = ready(
+        open_page("?start=5&paused", viewport={"width": width, "height": height}, is_mobile=True, has_touch=True)
+    )
+    keep(page, f"phone-{width}")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    boxes = [each.bounding_box() for each in page.locator("button, #picture").all()]
+    boxes += [page.locator(name).bounding_box() for name in (".scores", ".rate", "#say")]
+    found = [(box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]) for box in boxes if box]
+    assert len(found) == 13
+    assert max(bottom for *_, bottom in found) <= height
+    assert all(min(right - left, bottom - top) >= 44 for left, top, right, bottom in found[1:10])
+    for group in (found[:10], found[10:]):  # the picture and the buttons; what lies on the picture
+        for one, other in combinations(group, 2):
+            apart = max(one[0] - other[2], other[0] - one[2], one[1] - other[3], other[1] - one[3])
+            assert apart >= 0, (one, other)
+    for button in page.locator("button").all():
+        assert button.evaluate("e => e.scrollWidth <= e.clientWidth")  # its text fits
 
 
 def test_reduced_motion_begins_paused(open_page: Open) -> None:

@@ -131,6 +131,8 @@ def test_leaves_shards_a_summary_and_a_picture(whole: Run) -> None:
     assert 0 <= summary["on_road"] <= 1
     assert summary["bytes"] == sum(path.stat().st_size for path in whole.rollouts.glob("*.h5"))
     assert summary["fingerprint"] == rollouts.fingerprint()
+    assert sum(summary["returns"]["counts"]) == 4
+    assert summary["returns"]["edges"][-1] == pytest.approx(rollouts.table["ret"].max())
     assert len(summary["actions"]) == 3
     for histogram in summary["actions"]:
         assert sum(histogram["counts"]) == rollouts.table["length"].sum()

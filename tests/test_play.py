@@ -19,6 +19,7 @@ import pytest
 
 import wm.envs  # noqa: F401
 from stages import play
+from tests.contrast import contrast, over, themes
 from tests.toy_dream import make_toy_run
 from wm.config import FAST_ENV
 from wm.controller.linear import parameter_count, save_controller
@@ -93,6 +94,22 @@ def test_every_element_that_the_script_looks_for_is_in_the_page() -> None:
     for script in site.PAGE.glob("*.js"):
         for name in re.findall(r"""(?:\$|write)\("([\w-]+)\"""", script.read_text()):
             assert f'id="{name}"' in page, name
+
+
+def test_both_themes_of_the_page_have_contrast() -> None:
+    """Text 4.5 to 1, also on a pad that is filled up; what is drawn 3 to 1."""
+    style = (site.PAGE / "style.css").read_text()
+    (fill,) = set(re.findall(r"color-mix\(in srgb, var\(--(?:you|controller)\) (\d+)%, transparent\)", style))
+    for colours in themes(style):
+        for ground in (colours["ground"], colours["raised"]):
+            assert min(contrast(colours[ink], ground) for ink in ("ink", "soft")) >= 4.5
+        for who in ("you", "controller"):
+            assert contrast(colours["ink"], over(colours[who], int(fill) / 100, colours["raised"])) >= 4.5, who
+        assert contrast(colours["on"], colours["you"]) >= 4.5
+        assert min(contrast(colours[drawn], colours["raised"]) for drawn in ("you", "warn")) >= 3
+    grass = "#66ff66"  # the brightest that a dream has
+    assert contrast("#ffffff", over("#0a0c10", 0.78, grass)) >= 4.5
+    assert "color: #fff; background: rgb(10 12 16 / .78)" in style
 
 
 SERVE = "import sys; from pathlib import Path; from stages.play import serve; serve(Path(sys.argv[1]), 0)"
@@ -178,9 +195,11 @@ def test_keys() -> None:
     assert keys[(pygame.K_LEFT,)].tolist() == keys[(ord("a"),)].tolist() == [-1, 0, 0]
     np.testing.assert_allclose(keys[(pygame.K_RIGHT, pygame.K_UP)], [1, 0.8, 0])
     np.testing.assert_allclose(keys[(ord("d"), ord("s"))], [1, 0, 0.8])
+    np.testing.assert_allclose(keys[(pygame.K_LEFT, ord("w"))], [-1, 0.8, 0])  # a hand on each set
+    np.testing.assert_allclose(keys[(pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP)], [0, 0.8, 0])
     space = gym.make(FAST_ENV, disable_env_checker=True).action_space
     assert all(action in space for action in keys.values())
-    assert len(keys) == 2 * (3 * 4 - 1)
+    assert len({tuple(sorted(held)) for held in keys}) == len(keys) == 2**8 - 1
 
 
 def test_the_reconstruction_is_of_the_frame_that_is_shown() -> None:
@@ -198,16 +217,22 @@ def test_the_reconstruction_is_of_the_frame_that_is_shown() -> None:
     ]
     assert min(grassy) > 0.2
     assert abs(grassy[0] - grassy[1]) < 0.15
+    lower = (shown[230:340, :half], shown[230:340, half:])  # kerbs are red, too, but further up
+    cars = [np.argwhere((part[..., 0] > 150) & (part[..., 1] < 60)) for part in lower]
+    here, there = (car.mean(axis=0) for car in cars)
+    assert np.abs(here - there)[0] < 8  # both show the same part of the world, so that eyes can go across
     env.close()
 
 
 def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     actions: list[Any] = []
+    titles: list[str] = []
 
     class Watched(BesideReconstruction):
         def step(self, action: Any) -> Any:
             actions.append(action.tolist())
+            titles.append(pygame.display.get_caption()[0])
             if len(actions) == 3:
                 pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_UP))
             if len(actions) == 6:
@@ -217,6 +242,7 @@ def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(keyboard, "BesideReconstruction", Watched)
     drive_by_keyboard(PRETRAINED, TRACK, "fast")
     np.testing.assert_allclose(actions, [[0, 0, 0]] * 3 + [[0, 0.8, 0]] * 3)
+    assert titles == [f"Track {TRACK}: arrow keys or WASD drive, Escape closes"] * len(actions)
     assert capsys.readouterr().out == "Drive with the arrow keys or WASD; Escape closes the window.\n"
 
 

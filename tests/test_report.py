@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from stages.report import main
+from tests.contrast import contrast, themes
 from wm.config import FAST_ENV
 from wm.controller.linear import save_controller
 from wm.run import Run, UserError, append_line, file_hash, write_json
@@ -109,6 +110,7 @@ def write_run(folder: Path, whole: bool = True) -> Run:
         **{"episodes": 8, "frames": 900, "return_mean": -20.0, "return_std": 5.0, "return_max": 3.0, "bytes": 1e6},
         **{"policies": {"brownian": 8}, "on_road": 0.7, "actions": [{"edges": [-1, 0, 1], "counts": [1, 3]}] * 3},
     }
+    summary["returns"] = {"edges": [-30, -20, 3], "counts": [3, 5]}
     (run.rollouts / "summary.json").write_text(json.dumps(summary))
     run.plots.mkdir()
     for name in ("contact_sheet", "reconstructions", "traversals", "predictions", "calibration"):
@@ -199,7 +201,7 @@ def test_of_a_whole_run_everything_is_there(told: Told) -> None:
         assert words in page.words, words
     assert "not these" not in page.words
     plots = [a for a in page.all("svg") if a.get("role") == "img"]
-    assert len(plots) == 3 + 3 + 4 + 5 + 1 + 7  # data, V, M, C, score, dream
+    assert len(plots) == 4 + 3 + 4 + 5 + 1 + 7  # data, V, M, C, score, dream
     assert all(a.get("viewbox") for a in plots)
 
 
@@ -230,9 +232,104 @@ def test_rounds_are_a_table_of_the_dream(told: Told) -> None:
     assert "Rounds: V and M on validation episodes" in words
     cells = ["1", "700 (200 new)", "12.50", "0.930", "700", "450 ± 50", "250", "345,678", "20.5"]
     assert "".join(cells) in words
-    assert "those of round 1, the best on the real selection tracks: make report RUN=whole/rounds/1 tells" in words
+    assert "those of round 1, the best on the real selection tracks." in words  # their folders are not here
     assert "not yet: make collect" not in words
     assert "Options of iterate" in words
+    (told.run.folder / "rounds" / "1").mkdir(parents=True)
+    words = page_words(render(tell(told.run, "whole"), [], []))
+    assert "those of round 1, the best on the real selection tracks: make report RUN=whole/rounds/1 tells" in words
+
+
+def add_variant(run: Run, stage: str, name: str, seed: int, tau: float, *points: tuple[float, float]) -> None:
+    """A line of curves.jsonl; `points` are dream scores and real ones."""
+    curve = [
+        {"step": i, "env_steps": 1e5 * (i + 1), "select": real, "select_std": 9.0}
+        | ({"dream": dreamt} if stage == "dream" else {})
+        for i, (dreamt, real) in enumerate(points)
+    ]
+    config = {"temperature": tau} if stage == "dream" else {}
+    row = {"name": name, "seed": seed, "steps": 2e5, "options": f"--temperature {tau} --popsize 8", "stage": stage}
+    append_line(run.curves, {**row, "curve": curve, "config": config})
+
+
+def table_of(text: str, caption: str) -> list[list[str]]:
+    """The cells of the table of that caption, its header first."""
+    (found,) = re.findall(rf"<table>\s*<caption><span>{caption}.*?</table>", text, flags=re.DOTALL)
+    cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", found, flags=re.DOTALL)]
+    return [[re.sub("<.*?>", "", cell) for cell in row] for row in cells]
+
+
+def test_variants_of_the_dream_are_a_table_of_temperatures(tmp_path: Path) -> None:
+    """As the paper's for Doom; also of a run that has no dream of its own yet."""
+    run = write_run(tmp_path / "run", whole=False)
+    add_variant(run, "dream", "warm", 1, 1.15, (900, 300), (950, 500), (990, 100))
+    add_variant(run, "dream", "warm", 2, 1.15, (850, 400), (800, 600))
+    add_variant(run, "dream", "cold", 1, 0.5, (2000, 50))
+    add_variant(run, "dream", "cold", 1, 0.5, (2000, 50), (2100, 196))  # the same seed with a larger budget
+    add_variant(run, "controller", "k32", 1, 1.0, (0, 700), (0, 800))
+    run.plots.mkdir()
+    cv2.imwrite(str(run.plots / "curves-dream.png"), np.zeros((8, 8, 3), np.uint8))
+    text = render(tell(run, "run"), [], [])
+    page = check(text)
+    assert table_of(text, "Variants of the dream") == [
+        ["variant", "temperature", "seeds", "dream score", "real selection tracks", "options"],
+        ["cold", "0.5", "1", "2100", "196", "--temperature 0.5 --popsize 8"],
+        ["warm", "1.15", "2", "875 (800 to 950)", "550 (500 to 600)", "--temperature 1.15 --popsize 8"],
+    ]
+    assert table_of(text, "Variants of the evolution")[1:] == [["k32", "1", "800", "--temperature 1.0 --popsize 8"]]
+    assert "<code>--temperature 0.5</code> <code>--popsize 8</code>" in text  # lines break between options only
+    assert len(page.all("img")) == 1
+    assert "Not made yet: make dream" in " ".join(page.words.split())
+
+
+def test_ablations_are_a_table_of_c(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", whole=False)
+    numbers = {"env_steps": 1_512_345.0, "mean": 871.4, "std": 101.0, "median": 910.2, "lost": 5, "episodes": 100}
+    rows = {"full": {"says": "V + M", "weights": 867, "ci95": 19.8, **numbers}}
+    rows["v"] = {"says": "V only", "weights": 99, "ci95": None, **numbers}
+    write_json(run.ablations, {"rows": rows})
+    text = render(tell(run, "run"), [], [])
+    check(text)
+    last = ["1.51", "871 ± 101"]
+    assert table_of(text, "What each part")[1:] == [
+        ["V + M", "867", *last, "± 20", "910", "5 of 100"],
+        ["V only", "99", *last, "", "910", "5 of 100"],
+    ]
+
+
+def test_a_run_that_only_dreams_drove_is_scored_by_the_dreams_controller(told: Told) -> None:
+    """As make iterate leaves it: no controller.npz, and no score.json."""
+    told.run.controller.unlink()
+    told.run.score.unlink()
+    words = page_words(render(told, [], []))
+    assert words.count("750 ± 50 on 2 tracks") == 2  # in the section of the score and in the dream's table
+    assert words.count("Every track, the worst first") == 2  # to unfold, and above the one table
+    (told.run.folder / "score-dream.json").unlink()
+    words = " ".join(page_words(render(told, [], [])).split())
+    assert "Not made yet: make evaluate ARGS='--controller dream'" in words
+
+
+@pytest.mark.parametrize(
+    ("returns", "bins"), [([880.0, 911.0, 935.0], 12), ([-20.0, 911.0], 20), ([-120.0, 1010.0], 24), ([905.0], 2)]
+)
+def test_the_histogram_of_a_score_shows_how_the_tracks_differ(told: Told, returns: list[float], bins: int) -> None:
+    score = json.loads(told.run.score.read_text())
+    score |= {"returns": returns, "lengths": [900] * len(returns), "seeds": list(range(len(returns)))}
+    told.run.score.write_text(json.dumps(score))
+    (told.run.folder / "score-dream.json").unlink()
+    text = render(told, [], [])
+    svg = text[text.index("Returns of the tracks</title>") :].partition("</figure>")[0]
+    assert svg.count('class="bar"') == bins
+    described = re.search(r"<desc.*?>(.*?)</desc>", svg)
+    assert described is not None
+    assert sum(int(n) for n in re.findall(r"(\d+) from", described[1])) == len(returns)  # none falls out
+
+
+def test_calibration_that_is_missing_is_named(told: Told) -> None:
+    assert "How far M's heads can be believed" not in page_words(render(told, [], []))
+    lines = [line for line in told.run.metrics.read_text().splitlines() if "calibration" not in line]
+    told.run.metrics.write_text("\n".join(lines) + "\n")
+    assert "How far M's heads can be believed is not measured yet: make dream." in page_words(render(told, [], []))
 
 
 def test_a_score_of_another_controller_is_told(told: Told) -> None:
@@ -275,7 +372,10 @@ def test_several_runs_share_the_plots_in_the_same_colours(told: Told, tmp_path: 
             ("line-1", "other"),
         ]
     bare = tell(write_run(tmp_path / "bare", whole=False), "bare")
-    legends = re.findall(r'<ul class="legend">(.*?)</ul>', render(bare, [other], []))
+    text = render(bare, [other], [])
+    assert page_words(text).count("Not made yet") == 6
+    legends = re.findall(r'<ul class="legend">(.*?)</ul>', text)
+    assert len([legend for legend in legends if "other" in legend]) == len(with_both) - 1  # no score, no curve of it
     assert all('class="line-1"' in legend for legend in legends if "other" in legend)
 
 
@@ -293,23 +393,8 @@ def test_nothing_that_a_run_says_becomes_markup(told: Told) -> None:
     assert page.words.count(evil) > 5
 
 
-def contrast(one: str, other: str) -> float:
-    """Contrast of two colours #rrggbb, as WCAG 2 defines it."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def test_both_themes_have_contrast() -> None:
-    themes = re.findall(r":root \{(.*?)\}", TEMPLATE.read_text(), flags=re.DOTALL)
-    assert len(themes) == 2
-    for theme in themes:
-        colours = dict(re.findall(r"--(\w+): (#\w{6})", theme))
+    for colours in themes(TEMPLATE.read_text()):
         for ground in ("ground", "raised"):
             for ink in ("ink", "soft", "link"):
                 assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)

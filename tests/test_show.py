@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wm.show.canvas import (
+    FOOTER,
     FPS,
     HEADER,
     LINES,
@@ -118,6 +119,13 @@ def test_a_row_of_pictures_with_curves() -> None:
     assert side_by_side(moment()).shape[0] == frame.shape[0] - PLOT
 
 
+def test_readings_stay_within_the_frame() -> None:
+    narrow = Moment(moment().panes[:2], STILL, ("score 912", "step 1000", "speed 100 m/s"))
+    bright = np.asarray((side_by_side(narrow)[-FOOTER:] > 180).all(axis=-1))
+    assert bright[:, 700:].any()  # the speed
+    assert not bright[:, -4:].any()
+
+
 def test_a_missing_picture_leaves_its_place_dark() -> None:
     empty = Moment((Pane("none", None),), STILL, ("step 1",))
     assert side_by_side(empty)[HEADER : HEADER + PANE[1], 30:300].max() < 60
@@ -139,6 +147,32 @@ def test_tiles_show_every_track(count: int, columns: int) -> None:
         assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(across) + 1) > 10_000
         left.add(int(across.min()))
     assert len(left) == columns
+
+
+@pytest.mark.parametrize("count", [2, 4, 9, MOST_TILES])
+def test_tiles_of_several_pictures_say_which_is_which_and_show_their_curves(count: int) -> None:
+    """Pictures of grass that touch each other look like one; and what a comparison is about are its curves."""
+    rising = Curves("distance of z from the real z, in 18 dimensions", {"dream": [0.0, 1.0, 2.0]}, seconds=0.06)
+    frame = tiled({f"track {i}": moment(curves=(rising, rising)) for i in range(count)})
+    assert frame.shape[1] <= 1440
+    bright = np.asarray((frame > 180).all(axis=-1))  # letters
+    line = np.asarray((frame == LINES[0]).all(axis=-1))
+    rows, columns = (sorted(set(found.tolist())) for found in np.nonzero((frame == RED).all(axis=-1)))
+    tops = [row for row in rows if row - 1 not in rows]
+    lefts = [column for column in columns if column - 1 not in columns]
+    wide, high = columns.index(lefts[1]) if len(lefts) > 1 else len(columns), rows[-1] + 1 - tops[-1]
+    assert len(tops) * len(lefts) >= count
+    down = tops[1] - tops[0] if len(tops) > 1 else frame.shape[0]
+    for i in range(count):
+        top, left = tops[i // len(lefts)], lefts[i % len(lefts)]
+        for neighbour in (left - 2, left + wide + 1):
+            assert (frame[top : top + high, neighbour] < 60).all()  # dark between the pictures
+        for picture in (left - wide, left, left + wide):
+            assert bright[top + high : top + high + 25, picture : picture + wide].any()  # its caption
+        found = line[top + high : top + down, left - wide : left + 2 * wide]
+        y, x = np.nonzero(found)
+        assert y[x.argmin()] > y[x.argmax()] + 20  # it rises to the right
+    assert not bright[:, -4:].any()  # nothing runs out of the frame
 
 
 def test_action_bars_grow_from_zero_to_the_value() -> None:

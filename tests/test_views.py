@@ -178,12 +178,15 @@ def test_a_drive_that_ends_too_early_is_told_in_one_sentence(
 
 def test_a_grid_of_dreams_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     what = "--view dream --grid 2 --track 5 --car fast --max-steps 6"
+    killed = tmp_path / "videos" / ".dream-fast-5-x1y2.tmp.mp4"
+    killed.parent.mkdir()
+    killed.write_bytes(b"half a video")
     main(f"--run {tmp_path} --source {PRETRAINED.folder} {what}".split())
     said = capsys.readouterr().out
     assert "track 5" in said
     assert "track 6" in said
-    assert (tmp_path / "videos" / "dream-fast-5-grid2.mp4").stat().st_size > 0
-    assert (tmp_path / "videos" / "dream-fast-5-grid2.webp").stat().st_size > 0
+    assert {path.name for path in killed.parent.iterdir()} == {"dream-fast-5-grid2.mp4", "dream-fast-5-grid2.webp"}
+    assert min(path.stat().st_size for path in killed.parent.iterdir()) > 0
 
 
 @pytest.mark.parametrize("wrong", ["--grid 0", "--grid 37", "--temperature 0", "--max-steps 0", "--track -1"])

@@ -140,6 +140,10 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
     if controller not in CONTROLLERS:
         raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
     path, stage = run.folder / f"{controller}.npz", controller.removesuffix("-latest")
+    others = [name for name in CONTROLLERS if (run.folder / f"{name}.npz").exists()]
+    if others and not path.exists():
+        way = f"make it with `make {stage}`, or choose the controller {others[0]!r}, which is there"
+        raise UserError(f"{path} is missing: {way}.")
     theta, meta = load_controller(path)
     precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
     if precision not in get_args(Precision):

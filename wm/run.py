@@ -469,6 +469,11 @@ class Run:
         manifest["stages"].setdefault(stage, {}).update(entry)
         write_json(self.manifest, manifest)
 
+    def sweep(self) -> None:
+        """Removes what killed commands left half written. `lock` does; commands that only look on take no lock."""
+        with writing(self.folder):
+            remove_leftovers(self.folder)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other commands off this folder; UserError when one is at work. The kernel frees it at any death."""
@@ -486,8 +491,7 @@ class Run:
                 raise UserError(
                     f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
                 ) from error
-            with writing(self.folder):
-                remove_leftovers(self.folder)
+            self.sweep()
             try:
                 yield
             finally:

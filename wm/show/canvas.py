@@ -89,6 +89,10 @@ HEADER, FOOTER, PLOT = 68, 96, 200
 """Heights of the captions, of the bars and readings, and of the plots."""
 WIDEST = 1440
 """Pixels across a grid of tracks."""
+SEAM, TILE_TEXT, TILE_PLOT = 4, 60, 150
+"""In a tile: pixels between its pictures, and the heights of its two lines of text and of its plots."""
+LEAST_PLOT = 450
+"""Pixels across that a plot needs: narrow tiles show the first one only."""
 MOST_TILES = 36
 """Tracks in a grid; the text of more of them could not be read."""
 
@@ -126,27 +130,40 @@ def side_by_side(moment: Moment) -> Image:
 
 
 def tiled(moments: Mapping[str, Moment]) -> Image:
-    """Several drives at once, a tile each: its pictures, its label, and its first two readings.
+    """Several drives at once, a tile each: its pictures with their captions, its label, two readings, its plots.
 
     Args:
-        moments: 1 to 36 by label, with equally many pictures each.
+        moments: 1 to 36 by label, with equally many pictures and plots each.
 
     Returns:
         u8[H, W, 3], H and W even, W at most 1440.
     """
-    panes = len(next(iter(moments.values())).panes)
-    columns = _columns(len(moments), panes * PANE[0] / (PANE[1] + 60))
+    first = next(iter(moments.values()))
+    panes, below = len(first.panes), TILE_TEXT + (TILE_PLOT if first.curves else 0)
+    columns = _columns(len(moments), panes * PANE[0] / (PANE[1] + below))
     rows = math.ceil(len(moments) / columns)
     width = min(PANE[0], ((WIDEST - GAP) // columns - GAP) // panes)
-    size = (width, round(width * PANE[1] / PANE[0]))
-    across, down = panes * width + GAP, size[1] + 60
+    size = (width - SEAM * (panes > 1), round(width * PANE[1] / PANE[0]))
+    across, down = panes * width + GAP, size[1] + below
     canvas = _canvas(columns * across + GAP, rows * down + GAP)
     for i, (label, moment) in enumerate(moments.items()):
         left, top = GAP + i % columns * across, GAP + i // columns * down
+        upper, lower, bottom = top + size[1] + 20, top + size[1] + 42, top + size[1] + TILE_TEXT
         for k, pane in enumerate(moment.panes):
             _paste(canvas, pane.image, left + k * width, top, size)
-        _write(canvas, label, left, top + size[1] + 20, 0.5, FAINT)
-        _write(canvas, "  ".join(moment.readings[:2]), left, top + size[1] + 42, 0.55)
+            if panes > 1:
+                _write(canvas, pane.caption, left + k * width, upper, 0.5, within=size[0])
+        readings = "  ".join(moment.readings[:2])
+        if panes > 1:
+            _write(canvas, label, left, lower, 0.5, FAINT)
+            _write(canvas, readings, left + _length(label, 0.5) + 2 * GAP, lower, 0.55)
+        else:
+            _write(canvas, label, left, upper, 0.5, FAINT)
+            _write(canvas, readings, left, lower, 0.55)
+        plots = moment.curves[: max(1, panes * width // LEAST_PLOT)]
+        for k, curves in enumerate(plots):
+            wide = panes * width // len(plots)
+            _plot(canvas[bottom : bottom + TILE_PLOT - GAP, left + k * wide : left + (k + 1) * wide], curves)
     return canvas
 
 
@@ -180,16 +197,27 @@ def _paste(
     place[:] = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else enlarge)
 
 
-def _write(canvas: Image, text: str, x: int, y: int, size: float, colour: Colour = INK) -> None:
+def _write(
+    canvas: Image, text: str, x: int, y: int, size: float, colour: Colour = INK, within: int | None = None
+) -> None:
+    """Writes from (x, y) on; smaller, if it would be longer than `within` pixels."""
+    if within is not None:
+        size *= min(1, within / max(1, _length(text, size)))
     cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
+def _length(text: str, size: float) -> int:
+    """Pixels across that a text takes."""
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0])
 
 
 def _foot(canvas: Image, moment: Moment, top: int) -> None:
     """Bars of the action and the readings, in the lowest 96 rows from `top` on."""
     for i, (name, low, colour) in enumerate(BARS):
         _bar(canvas, name, float(moment.action[i]), low, colour, left=20 + i * 180, top=top + 20)
+    column = min(170, (canvas.shape[1] - 570) // 2)
     for i, reading in enumerate(moment.readings):
-        _write(canvas, reading, 570 + i // 2 * 170, top + 42 + i % 2 * 34, 0.7)
+        _write(canvas, reading, 570 + i // 2 * column, top + 42 + i % 2 * 34, 0.7, within=column - 6)
 
 
 def _bar(canvas: Image, name: str, value: float, low: float, colour: Colour, left: int, top: int) -> None:
@@ -205,7 +233,7 @@ def _plot(area: Image, curves: Curves) -> None:
     """Draws the curves so far into a part of the canvas; the upper end of the axis grows with them."""
     height, width = area.shape[:2]
     left, right, top, bottom = 58, width - 30, 58, height - 26
-    _write(area, curves.title, left, 26, 0.6)
+    _write(area, curves.title, left, 26, 0.6, within=right - left)
     highest = max((value for values in curves.lines.values() for value in values), default=0.0)
     scale = _round_up(highest)
     cv2.rectangle(area, (left, top), (right, bottom), FAINT, 1)
@@ -216,7 +244,7 @@ def _plot(area: Image, curves: Curves) -> None:
     x_of_name = left
     for (name, values), colour in zip(curves.lines.items(), LINES, strict=False):
         _write(area, name, x_of_name, 48, 0.55, colour)
-        x_of_name += cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.55, 1)[0][0] + 24
+        x_of_name += _length(name, 0.55) + 24
         x = left + (right - left) * np.arange(len(values)) / (curves.seconds * FPS)
         y = bottom - (bottom - top) * np.asarray(values) / scale
         points = np.stack([x, y], axis=1).round().astype(np.int32)

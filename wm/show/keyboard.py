@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from itertools import product
+from itertools import combinations
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -16,29 +16,35 @@ from wm.config import FAST_ENV, STOCK_ENV
 from wm.envs.preprocess import preprocess
 from wm.run import Run, UserError
 from wm.show.canvas import FPS, Image, Moment, Pane, side_by_side
-from wm.show.views import WorldModel
+from wm.show.views import WorldModel, speed_of, without_dashboard
 
 Action = NDArray[np.float32]
 
-KEYS = ((pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN), tuple(map(ord, "adws")))
-"""Left, right, gas, brake."""
+KEYS = {
+    "left": (pygame.K_LEFT, ord("a")),
+    "right": (pygame.K_RIGHT, ord("d")),
+    "gas": (pygame.K_UP, ord("w")),
+    "brake": (pygame.K_DOWN, ord("s")),
+}
+"""What each key does, of either set."""
 
 GAS, BRAKE = 0.8, 0.8
 """How far the pedals go: at full gas the car spins in every bend."""
 
 
 def keys_to_action() -> dict[tuple[int, ...], Action]:
-    """The action for each set of keys that can be held together; left and right at once is none."""
+    """The action for each set of keys that can be held together, of both sets at once, too; left and right cancel."""
+    keys = [key for pair in KEYS.values() for key in pair]
     found = {}
-    for (left, right, gas, brake), steer, gives_gas, brakes in product(KEYS, (-1, 0, 1), (False, True), (False, True)):
-        held = [key for key, used in ((left, steer < 0), (right, steer > 0), (gas, gives_gas), (brake, brakes)) if used]
-        if held:
-            found[tuple(held)] = np.array([steer, GAS * gives_gas, BRAKE * brakes], np.float32)
+    for count in range(1, len(keys) + 1):
+        for held in combinations(keys, count):
+            left, right, gas, brake = (any(key in held for key in pair) for pair in KEYS.values())
+            found[held] = np.array([right - left, GAS * gas, BRAKE * brake], np.float32)
     return found
 
 
 class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
-    """CarRacing whose `render` gives the camera and V's reconstruction, with action bars, score and step below."""
+    """CarRacing whose `render` gives the camera and V's reconstruction; below action bars, score, step and speed."""
 
     def __init__(self, env: gym.Env[Any, Any], world: WorldModel) -> None:
         """Takes an environment made with render_mode="rgb_array", and the models."""
@@ -61,8 +67,12 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
         """u8[H, W, 3]."""
         camera: Image = np.asarray(self.env.render(), np.uint8)
         seen = self._world.decode(self._world.encode(preprocess(self._observation)))
-        panes = (Pane("camera", camera), Pane("V's reconstruction", seen, "of what is above the dashboard"))
-        return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}")))
+        panes = (
+            Pane("camera", without_dashboard(camera), "without the dashboard"),
+            Pane("V's reconstruction", seen, "of the same frame"),
+        )
+        speed = f"speed {speed_of(self.env):.0f} m/s"
+        return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}", speed)))
 
 
 def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> None:
@@ -87,6 +97,7 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
     with warnings.catch_warnings():  # it misses matplotlib's windows, which only its plots need
         warnings.simplefilter("ignore")
         from gymnasium.utils.play import play
+    pygame.display.set_caption(f"Track {track}: arrow keys or WASD drive, Escape closes")
     print("Drive with the arrow keys or WASD; Escape closes the window.")
     beside = BesideReconstruction(env, WorldModel(run))
     play(beside, fps=FPS, keys_to_action=keys_to_action(), seed=track, noop=np.zeros(3, np.float32))

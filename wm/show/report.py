@@ -18,12 +18,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from wm.config import EVALUATE_SEEDS, VAEConfig
+from wm.config import EVALUATE_SEEDS, MDNRNNConfig, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
 from wm.probe import HEADER, describe, rows
 from wm.run import Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics
 from wm.show.svg import Line, Plotter, number
-from wm.store.shards import Rollouts
 from wm.vision.vae import DEAD_NATS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -32,13 +31,14 @@ STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe"
 """Stages that the report tells of, in their order."""
 SETTLE = 0.05
 """Share of a loss curve, from its start, that does not count for the height of its plot."""
-RETURN_BINS = 25
-"""Bins of the histogram of the collected returns."""
-SCORE_STEP = 50
-"""Width of the bins of the histogram of a score."""
+SCORE_STEPS, SCORE_BINS = (5, 10, 20, 50, 100), 25
+"""Widths of the bins of the histogram of a score, of which the first one is taken that needs no more than so many."""
+SOLVED = 900.0
+"""What a mean return has to reach for the environment to be solved, as Gym's documentation had it."""
 DREAM_SCORE = "make evaluate ARGS='--controller dream'"
 """The command that scores what was evolved in the dream."""
-ACTION_NAMES = ("steering", "gas", "brake")
+ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
+"""Names of the actions, and between what they lie."""
 
 
 # --- what sections are made of ----------------------------------------------------------------------------
@@ -119,33 +119,41 @@ class Told:
     Attributes:
         name: What plots call it.
         run: Its folder.
-        score: Path of its score, which may be in another folder than the models.
-        probe: Path of its probe, likewise.
+        beside: A folder whose scores and probe count before its own: the committed run's models are scored elsewhere.
         stages: Its manifest's records by stage.
     """
 
     name: str
     run: Run
-    score: Path
-    probe: Path
+    beside: Path
     stages: Mapping[str, Any]
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The stage's lines of metrics.jsonl."""
         return read_metrics(self.run.metrics, stage)
 
+    @property
+    def scored(self) -> str:
+        """Which controller the score is of: that of real rollouts; in a run made by dreams alone, that of the dream."""
+        return "dream" if self.run.dream.exists() and not self.run.controller.exists() else "controller"
+
     def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
         """The score of a controller, if there is one."""
-        path = self.score if controller == "controller" else self.score.with_name(f"score-{controller}.json")
+        path = self.find("score.json" if controller == "controller" else f"score-{controller}.json")
         found: dict[str, Any] | None = read_json(path) if path.exists() else None
         return found
 
+    def find(self, name: str) -> Path:
+        """Where a file of the run is."""
+        beside = self.beside / name
+        return beside if beside.exists() else self.run.folder / name
 
-def tell(run: Run, name: str, score: Path | None = None) -> Told:
+
+def tell(run: Run, name: str) -> Told:
     """Opens a run for the report; UserError when its folder or its manifest is missing or damaged."""
     if not run.manifest.exists():
         raise UserError(f"{run.folder} holds no run: make one with `make collect`, or give another RUN.")
-    return Told(name, run, score or run.score, run.probe, run.read_manifest()["stages"])
+    return Told(name, run, run.folder, run.read_manifest()["stages"])
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -191,7 +199,7 @@ def render(main: Told, others: Sequence[Told], videos: Sequence[Video]) -> str:
     environment.filters["prose"] = prose
     return environment.get_template(TEMPLATE.name).render(
         title=f"Run {main.name}",
-        subtitle=f"World model on CarRacing{beside}. Written {now()}.",
+        subtitle=f"World model on CarRacing{beside}. Written {date(now())} UTC.",
         sections=sections,
         footer=f"Made by `make report` at commit {commit()}. This page loads nothing from anywhere.",
     )
@@ -223,7 +231,7 @@ def overview(told: Sequence[Told]) -> Section:
                 str(record["cores"]),
                 str(record["seed"]),
                 record["commit"],
-                record["started"].replace("T", " ").removesuffix("+00:00"),
+                date(record["started"]),
             ]
         )
     header = ["stage", "state", "wall time", "peak memory", "cores", "seed", "commit", "started (UTC)"]
@@ -233,7 +241,7 @@ def overview(told: Sequence[Told]) -> Section:
     if len(told) > 1:
         rows = []
         for one in told:
-            found = one.read_score()
+            found = one.read_score(one.scored)
             seconds = sum(record["seconds"] for record in one.stages.values())
             rows.append([one.name, describe_score(found) if found else "no score yet", duration(seconds)])
         section.blocks.append(Table("Runs compared", ["run", "score", "time of all stages"], rows))
@@ -285,15 +293,14 @@ def data(plotter: Plotter, main: Told) -> Section:
         "Rows of small frames: road, grass and bends from the car's start to its end",
         "An episode a row, from its first frame to its last.",
     )
-    if any(main.run.rollouts.glob("[!.]*.h5")):
-        returns = Rollouts(main.run.rollouts).table["ret"]
-        counts, edges = np.histogram(returns, bins=RETURN_BINS)
-        svg = plotter.histogram("Returns of the episodes", "return", "episodes", edges.tolist(), counts.tolist())
+    if "returns" in found:
+        edges, counts = found["returns"]["edges"], found["returns"]["counts"]
+        svg = plotter.histogram("Returns of the episodes", "return", "episodes", edges, counts)
         section.blocks.append(Plot("Returns", svg))
-    for name, histogram in zip(ACTION_NAMES, found["actions"], strict=False):
+    for (name, unit), histogram in zip(ACTION_NAMES.items(), found["actions"], strict=False):
         shares = 100 * np.array(histogram["counts"]) / max(1, sum(histogram["counts"]))
         title = f"Actions: {name}"
-        svg = plotter.histogram(title, name, "% of the steps", histogram["edges"], shares.tolist())
+        svg = plotter.histogram(title, f"{name}, {unit}", "% of the steps", histogram["edges"], shares.tolist())
         section.blocks.append(Plot(title, svg))
     return section
 
@@ -302,7 +309,7 @@ def vision(plotter: Plotter, told: Sequence[Told]) -> Section:
     """V: losses, reconstructions, traversals, KL of each dimension."""
     main = told[0]
     section = Section("vision", "V, the VAE")
-    if not began(section, main, "vae", main.run.vae):
+    if not began(section, told, "vae", main.run.vae):
         return section
     best = best_validation(main.metrics("vae"))
     if best:
@@ -339,36 +346,31 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
     """M: losses against baselines, predictions, calibration."""
     main = told[0]
     section = Section("memory", "M, the MDN-RNN")
-    if not began(section, main, "mdnrnn", main.run.mdnrnn):
+    if not began(section, told, "mdnrnn", main.run.mdnrnn):
         return section
     best = best_validation(main.metrics("mdnrnn"))
+    tiles = main.stages.get("mdnrnn", {}).get("config", {}).get("reward", MDNRNNConfig.reward) == "tile"
+    heads = {
+        "reward": ("reward head", "nats a step" if tiles else "(reward a step)²"),
+        "terminated": ("termination head", "nats a step"),
+        "outlook": ("outlook head", "(tiles a step)²" if tiles else "(reward a step)²"),
+    }
     if best:
         section.headline = f"{best['val_nll']:.3f} nats a latent dimension"
+        baselines = {
+            "marginal": "one fixed Gaussian",
+            "one": "the one Gaussian with the mixture's mean and variance",
+            "unit": "N(0, 1)",
+        }
         rows = [
-            [
-                "next z, nats a dimension",
-                f"{best['val_nll']:.3f}",
-                f"{best['val_nll_marginal']:.3f}",
-                "one fixed Gaussian",
-            ],
-            [
-                "next z, nats a dimension",
-                f"{best['val_nll']:.3f}",
-                f"{best['val_nll_one']:.3f}",
-                "the one Gaussian with the mixture's mean and variance",
-            ],
-            ["next z, nats a dimension", f"{best['val_nll']:.3f}", f"{best['val_nll_unit']:.3f}", "N(0, 1)"],
-            ["reward head, a step", f"{best['val_reward']:.4f}", f"{best['val_reward_constant']:.4f}", "a constant"],
-            [
-                "termination head, nats a step",
-                f"{best['val_terminated']:.5f}",
-                f"{best['val_terminated_constant']:.5f}",
-                "a constant",
-            ],
+            ["next z, nats a dimension", f"{best['val_nll']:.3f}", f"{best[f'val_nll_{name}']:.3f}", which]
+            for name, which in baselines.items()
         ]
-        if "val_outlook" in best:
-            outlook, constant = f"{best['val_outlook']:.5f}", f"{best['val_outlook_constant']:.5f}"
-            rows.append(["outlook head, (tiles a step)²", outlook, constant, "a constant"])
+        rows += [
+            [f"{head}, {unit}", f"{best[f'val_{name}']:.5f}", f"{best[f'val_{name}_constant']:.5f}", "a constant"]
+            for name, (head, unit) in heads.items()
+            if f"val_{name}" in best
+        ]
         caption = f"M against what needs no M, on validation clips at update {best['step']:,}; less is better"
         section.blocks.append(Table(caption, ["loss", "M", "baseline", "which one"], rows))
     levels = []
@@ -378,15 +380,11 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
     label = "nats a latent dimension"
     lines = losses(told, "mdnrnn", "nll")
     add_lines(section, plotter, "M: next z", "update", label, lines, levels=levels, settle=settle)
-    for name, title, unit in (
-        ("reward", "M: reward head", "loss a step"),
-        ("terminated", "M: termination head", "nats a step"),
-        ("outlook", "M: outlook head", "mean square error"),
-    ):
+    for name, (head, unit) in heads.items():
         baseline = f"val_{name}_constant"
         levels = [("a constant", best[baseline])] if best and baseline in best and len(told) == 1 else []
         lines = losses(told, "mdnrnn", name)
-        add_lines(section, plotter, title, "update", unit, lines, levels=levels, settle=settle)
+        add_lines(section, plotter, f"M: {head}", "update", unit, lines, levels=levels, settle=settle)
     add_picture(
         section,
         main.run.plots / "predictions.png",
@@ -400,6 +398,8 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
             [name, number(value)] for name, value in calibration[-1].items() if name not in ("stage", "step", "time")
         ]
         section.blocks.append(Table("Calibration of M's heads", ["number", "value"], rows, folded=True))
+    else:
+        section.notes.append("How far M's heads can be believed is not measured yet: `make dream`.")
     add_picture(
         section,
         main.run.plots / "calibration.png",
@@ -413,7 +413,9 @@ def controller(plotter: Plotter, told: Sequence[Told]) -> Section:
     """C: learning curves and weights."""
     main = told[0]
     section = Section("controller", "C, the controller")
-    if not began(section, main, "controller", main.run.controller):
+    add_ablations(section, main)
+    add_variants(section, main, "controller")
+    if not began(section, told, "controller", main.run.controller):
         return section
     add_curves(section, plotter, told, "controller")
     if main.run.controller.exists():
@@ -425,16 +427,16 @@ def score(plotter: Plotter, told: Sequence[Told], videos: Sequence[Video]) -> Se
     """The score: its histogram, every track, the worst and the best one as videos."""
     main = told[0]
     section = Section("score", "The score")
-    found = main.read_score()
+    found = main.read_score(main.scored)
     if found is None:
-        section.missing = "make evaluate"
+        section.missing = "make evaluate" if main.scored == "controller" else DREAM_SCORE
         return section
     section.headline = describe_score(found)
-    add_score(section, plotter, main, found, "controller")
+    add_score(section, plotter, main, found, main.scored)
     if len(told) > 1:
         lines = []
         for i, one in enumerate(told):
-            theirs = one.read_score()
+            theirs = one.read_score(one.scored)
             if theirs:
                 ordered = sorted(theirs["returns"])
                 shares = [100 * (len(ordered) - i) / len(ordered) for i in range(len(ordered))]
@@ -449,7 +451,8 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
     """The dream: each run's temperature with its scores, the curves against the real score, the controller."""
     main = told[0]
     section = Section("dream", "The dream")
-    if not began(section, main, "dream", main.run.dream):
+    add_variants(section, main, "dream")
+    if not began(section, told, "dream", main.run.dream):
         return section
     rows = []
     for one in told:
@@ -480,7 +483,7 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
     title = "Dream score and real score of the distribution mean"
     add_lines(section, plotter, title, "score in the dream", "score on real selection tracks", lines)
     scored = main.read_score("dream")
-    if scored:
+    if scored and main.scored != "dream":
         add_score(section, plotter, main, scored, "dream")
         add_tracks(section, scored)
     if main.run.dream.exists():
@@ -491,16 +494,16 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-def began(section: Section, main: Told, stage: str, artifact: Path) -> bool:
-    """Whether there is anything to tell of a stage; notes down what is missing."""
-    rows = main.metrics(stage)
+def began(section: Section, told: Sequence[Told], stage: str, artifact: Path) -> bool:
+    """Whether there is anything to tell of a stage, of any of the runs; notes down what the first one misses."""
+    rows = told[0].metrics(stage)
     if not artifact.exists():
         section.missing = f"make {stage}"
         if rows:
             section.notes.append(f"It is under way or was interrupted: {artifact.name} is not there yet.")
     elif not rows:
         section.notes.append("Its curves are not here: metrics.jsonl has no line of it.")
-    return bool(rows) or artifact.exists()
+    return artifact.exists() or any(one.metrics(stage) for one in told)
 
 
 def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -595,17 +598,95 @@ def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: 
         add_lines(section, plotter, f"Return by {label}", label, "return", lines)
 
 
+def stage_of(row: Mapping[str, Any]) -> str:
+    """The stage of a line of curves.jsonl; there was only one when the first ones were recorded."""
+    stage: str = row.get("stage", "controller")
+    return stage
+
+
+def read_variants(run: Run, stage: str) -> dict[str, list[dict[str, Any]]]:
+    """What `make curves` measured of a stage: the lines of curves.jsonl by variant, one for each of its seeds."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in read_lines(run.curves, name=str, seed=int, curve=list):
+        if stage_of(row) == stage and row["curve"]:
+            found[row["name"], row["seed"]] = row  # a larger budget has a line of its own, below the first one
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for (name, _), row in sorted(found.items()):
+        variants.setdefault(name, []).append(row)
+    return variants
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """The mean over seeds, and from the lowest to the highest of several."""
+    return f"{np.mean(values):.0f}" + (f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else "")
+
+
+def add_variants(section: Section, main: Told, stage: str) -> None:
+    """Adds the table of the variants of an evolution that `make curves` compared, and their picture, if there are any.
+
+    Of the dream it is the paper's table of temperatures: each with its score in the dream and the real one.
+    """
+    variants = read_variants(main.run, stage)
+    if not variants:
+        return
+    dreamt = stage == "dream"
+    table = []
+    for name, seeds in variants.items():
+        best = [max(row["curve"], key=lambda point: point["select"]) for row in seeds]
+        tau = [f"{seeds[0]['config']['temperature']:g}"] if dreamt else []
+        dreams = [over_seeds([point["dream"] for point in best])] if dreamt else []
+        real = over_seeds([point["select"] for point in best])
+        options = " ".join(f"`{option}`" for option in re.split(r"\s+(?=--)", seeds[0]["options"]) if option)
+        table.append([name, *tau, str(len(seeds)), *dreams, real, options or "the preset's"])
+    if dreamt:
+        table.sort(key=lambda row: float(row[1]))
+        caption = "Variants of the dream: temperature, dream score and real score"
+        header = ["variant", "temperature", "seeds", "dream score", "real selection tracks", "options"]
+    else:
+        caption = "Variants of the evolution"
+        header = ["variant", "seeds", "real selection tracks", "options"]
+    section.blocks.append(Table(caption, header, table))
+    command = "make curves ARGS=--stage=dream" if dreamt else "make curves"
+    section.notes.append(
+        f"Variants are those of `{command}`: of each seed the point that was best on the real selection tracks, which "
+        "flatters it; the mean over seeds, and from the lowest to the highest."
+    )
+    picture = main.run.plots / ("curves-dream.png" if dreamt else "curves.png")
+    alt = "Learning curves of the variants: return on the real selection tracks by steps of the population"
+    add_picture(section, picture, "Variants", alt, "Mean over seeds, and from the lowest to the highest.")
+
+
+def add_ablations(section: Section, main: Told) -> None:
+    """Adds the table of what each part of the recipe is worth, as `make ablate` measured it, if it did."""
+    if not main.run.ablations.exists():
+        return
+    rows = [
+        [
+            row["says"],
+            f"{row['weights']:,}",
+            f"{row['env_steps'] / 1e6:.2f}",
+            f"{row['mean']:.0f} ± {row['std']:.0f}",
+            "" if row["ci95"] is None else f"± {row['ci95']:.0f}",
+            f"{row['median']:.0f}",
+            f"{row['lost']} of {row['episodes']}",
+        ]
+        for row in read_json(main.run.ablations, rows=dict)["rows"].values()
+    ]
+    header = ["recipe", "weights of C", "million steps", "fresh real tracks", "95% of the mean", "median", "below 700"]
+    section.notes.append("What each part of the recipe is worth was measured by `make ablate` on this run's data.")
+    section.blocks.append(Table("What each part of the recipe is worth, at equal budgets", header, rows))
+
+
 def add_rounds(section: Section, main: Told) -> None:
     """Adds the table of the rounds that `make iterate` made, if there are any."""
     found = read_lines(main.run.rounds, round=int, select=float)
     if not found:
         return
     best = max(found, key=lambda row: row["select"])
-    folder = f"{main.run.folder.name}/rounds/{best['round']}"
-    section.notes.append(
-        f"This run was made in rounds; V, M and controller are those of round {best['round']}, the best on the real "
-        f"selection tracks: `make report RUN={folder}` tells how they were made."
-    )
+    note = f"This run was made in rounds; V, M and controller are those of round {best['round']}, the best on the real"
+    folder = Path("rounds") / str(best["round"])
+    more = f": `make report RUN={main.run.folder.name / folder}` tells how they were made"
+    section.notes.append(f"{note} selection tracks{more if (main.run.folder / folder).exists() else ''}.")
     rows = [
         [
             str(row["round"]),
@@ -632,7 +713,7 @@ def add_score(section: Section, plotter: Plotter, main: Told, found: Mapping[str
     section.notes.append(
         f"Mean ± standard deviation over tracks {min(seeds)} to {max(seeds)} of {found['env_id']}"
         f"{', on which nothing is trained or selected' if fresh else ''} "
-        f"(Gymnasium {found['versions']['gymnasium']}, commit {found['commit']}, {found['time']})."
+        f"(Gymnasium {found['versions']['gymnasium']}, commit {found['commit']}, {date(found['time'])} UTC)."
     )
     path = main.run.folder / f"{controller}.npz"
     if path.exists() and found["made_from"].get(path.name) != file_hash(path):
@@ -640,10 +721,11 @@ def add_score(section: Section, plotter: Plotter, main: Told, found: Mapping[str
             "The files that were scored are not these: a published run is rounded to half precision after its "
             "scoring; for any other, `make evaluate` scores what is here."
         )
-    low = min(0, math.floor(min(returns) / SCORE_STEP) * SCORE_STEP)
-    edges = np.arange(low, 1000 + SCORE_STEP + 1, SCORE_STEP)
+    low, high = min([*returns, SOLVED]), max([*returns, SOLVED])
+    step = next((step for step in SCORE_STEPS if high - low <= step * SCORE_BINS), SCORE_STEPS[-1])
+    edges = np.arange(math.floor(low / step), math.floor(high / step) + 2) * step
     counts, _ = np.histogram(returns, bins=edges)
-    marks = [("mean", found["mean"]), ("900, the environment's 'solved'", 900.0)]
+    marks = [("mean", found["mean"]), (f"{SOLVED:.0f}, the environment's 'solved'", SOLVED)]
     svg = plotter.histogram("Returns of the tracks", "return", "tracks", edges.tolist(), counts.tolist(), marks=marks)
     section.blocks.append(Plot("Returns", svg))
 
@@ -659,10 +741,11 @@ def add_tracks(section: Section, found: Mapping[str, Any]) -> None:
 
 def add_probe(section: Section, main: Told) -> None:
     """Adds the table of what a linear map reads from [z; h]."""
-    if not main.probe.exists():
+    path = main.find(main.run.probe.name)
+    if not path.exists():
         section.notes.append("What C can read from [z; h] of the car and the road is not probed yet: `make probe`.")
         return
-    found = read_json(main.probe, config=dict, episodes=dict, steps=dict, targets=list, made_from=dict)
+    found = read_json(path, config=dict, episodes=dict, steps=dict, targets=list, made_from=dict)
     caption = "What ridge regression reads from z, h and both: R², and root mean square error in the unit"
     section.blocks.append(Table(caption, HEADER, rows(found)))
     section.notes.append(f"The probe: {describe(found)}")
@@ -698,6 +781,11 @@ def describe_score(found: Mapping[str, Any]) -> str:
     """A score in a few words."""
     interval = "" if found["ci95"] is None else f" (95% interval of the mean ± {found['ci95']:.0f})"
     return f"{found['mean']:.0f} ± {found['std']:.0f} on {len(found['seeds'])} tracks{interval}"
+
+
+def date(iso: str) -> str:
+    """A time of `wm.run.now` for people."""
+    return iso.replace("T", " ").removesuffix("+00:00")
 
 
 def duration(seconds: float) -> str:

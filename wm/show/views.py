@@ -150,8 +150,7 @@ class _Filmed:
 
     def act(self, observation: Image) -> Vector:
         self.camera = np.asarray(self._env.render(), np.uint8)
-        car: Any = self._env.unwrapped
-        self.speed = float(np.hypot(*car.car.hull.linearVelocity))
+        self.speed = speed_of(self._env)
         self.state = self._agent.state
         return self._agent.act(observation)
 
@@ -172,7 +171,13 @@ def drive(env: gym.Env[Any, Any], agent: Agent, track: int, max_steps: int) -> I
         yield Shot(step.number, filmed.camera, frame, agent.z, filmed.state, step.action, score, filmed.speed)
 
 
-def _without_dashboard(camera: Image) -> Image:
+def speed_of(env: gym.Env[Any, Any]) -> float:
+    """The speed of CarRacing's car now, in metres a second as Box2D counts them."""
+    racing: Any = env.unwrapped
+    return float(np.hypot(*racing.car.hull.linearVelocity))
+
+
+def without_dashboard(camera: Image) -> Image:
     """The part of the camera's picture that V sees: its upper 84 of 96 rows."""
     return camera[: camera.shape[0] * DASHBOARD_ROW // FRAME_SHAPE[0]]
 
@@ -223,7 +228,7 @@ def _triptych(world: WorldModel, shots: Iterator[Shot]) -> Iterator[Moment]:
     expected = None
     for shot in shots:
         panes = (
-            Pane("camera", _without_dashboard(shot.camera), "without the dashboard"),
+            Pane("camera", without_dashboard(shot.camera), "without the dashboard"),
             Pane("V's reconstruction", world.decode(shot.z), "of the same frame"),
             Pane("M's prediction of it", expected, "from z, action and h one step before"),
         )
@@ -254,7 +259,7 @@ def _dream(world: WorldModel, shots: Iterator[Shot], seed: int, max_steps: int, 
         z = step.observation[: len(start.z)]
         panes = (
             Pane("the dream", world.decode(z), f"M's samples at tau {temperature:g}, decoded by V"),
-            Pane("where it began", _without_dashboard(start.camera), f"the real track after {WARM_UP} steps"),
+            Pane("where it began", without_dashboard(start.camera), f"the real track after {WARM_UP} steps"),
         )
         yield Moment(panes, step.action, (f"score {score:.0f}", f"step {step.number}"))
 
@@ -279,7 +284,7 @@ def _compare(
         for name, picture in (("dream", dreamt), ("start kept", still), ("V alone", seen)):
             error[name].append(float(np.abs(picture.astype(float) - shot.frame).mean()))
         panes = (
-            Pane("real", _without_dashboard(shot.camera), "the controller drives here"),
+            Pane("real", without_dashboard(shot.camera), "the controller drives here"),
             Pane("real, through V", seen, "what the dream could look like at best"),
             Pane("dream", dreamt, f"same start, same actions, tau {temperature:g}"),
         )

@@ -1,0 +1,89 @@
+"""Stage publish: which controllers and what else of a run it takes, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.publish import TOLD, main
+from tests.toy_dream import FEATURES, make_toy_run
+from wm.agent import load_acting
+from wm.controller.linear import parameter_count, save_controller
+from wm.run import Run, UserError, append_line, file_hash, write_json
+
+SCORES = {"controller": "score.json", "dream": "score-dream.json"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_toy_run(tmp_path / "run")
+
+
+def add_controller(run: Run, name: str, value: float, scored: bool = True) -> None:
+    made_from = {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
+    theta = np.full(parameter_count(FEATURES), value, np.float32)
+    save_controller(run.folder / f"{name}.npz", theta, {"made_from": made_from, "config": {"precision": "float32"}})
+    if scored:
+        hashes = {f"{name}.npz": file_hash(run.folder / f"{name}.npz")}
+        write_json(run.folder / SCORES[name], {"mean": 100 * value, "std": 7.0, "made_from": hashes})
+
+
+def publish(run: Run, target: Path) -> Run:
+    main(["--run", str(run.folder), "--to", str(target)])
+    return Run(target)
+
+
+@pytest.mark.parametrize("names", [("controller",), ("dream",), ("controller", "dream")])
+def test_the_controllers_that_are_there_are_published(
+    run: Run, tmp_path: Path, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An iterated run has that of the dream only; what another run left in the folder does not stay."""
+    target = tmp_path / "published"
+    for name in SCORES:
+        add_controller(run, name, 9.0)
+    publish(run, target)
+    for name in SCORES:
+        (run.folder / f"{name}.npz").unlink()
+    capsys.readouterr()
+    for name in names:
+        add_controller(run, name, 1.0)
+    published = publish(run, target)
+    for name, score in SCORES.items():
+        assert (target / f"{name}.npz").exists() == (target / score).exists() == (name in names)
+    for name in names:
+        assert (load_acting(published, name)[1] == 1).all()
+    told = ", ".join(f"{name} 100 ± 7" for name in names)
+    command = "make evaluate RUN=pretrained" + (" ARGS='--controller dream'" if names[0] == "dream" else "")
+    said = capsys.readouterr().out
+    assert f" MB, {told}.\n" in said
+    assert f"check with `{command}`." in said
+
+
+def test_what_the_report_tells_of_goes_along(run: Run, tmp_path: Path) -> None:
+    add_controller(run, "dream", 1.0)
+    append_line(run.rounds, {"round": 0})
+    write_json(run.ablations, {"rows": {}})
+    run.plots.mkdir()
+    (run.plots / "curves-dream.png").write_bytes(b"a picture")
+    (run.plots / "else.png").write_bytes(b"another")
+    published = publish(run, tmp_path / "published")
+    there = {name for name in TOLD if (published.folder / name).exists()}
+    assert there == {"rounds.jsonl", "ablations.json", "plots/curves-dream.png"}
+    assert not (published.plots / "else.png").exists()
+    run.rounds.unlink()
+    assert not publish(run, tmp_path / "published").rounds.exists()
+
+
+def test_a_run_without_a_controller_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no controller: make one with `make controller` or `make dream`"):
+        publish(run, tmp_path / "published")
+    add_controller(run, "dream", 1.0, scored=False)
+    with pytest.raises(UserError, match=r"score-dream\.json is missing: make it with `make evaluate ARGS='--contr"):
+        publish(run, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+
+
+def test_who_asks_for_the_wrong_controller_is_told_which_one_is_there(run: Run) -> None:
+    add_controller(run, "dream", 1.0)
+    with pytest.raises(UserError, match=r"controller\.npz is missing: .* or choose the controller 'dream', which is"):
+        load_acting(run)
