@@ -20,6 +20,9 @@ from wm.show.plots import plot_variants
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """What a curve keeps of the metrics of each selection, as far as the stage has it."""
 
+CURVE: dict[str, type] = {"name": str, "seed": int, "steps": int, "options": str, "curve": list}
+"""What a line of the results holds that is read again."""
+
 
 @dataclass(frozen=True)
 class CurvesArgs:
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> None:
         with run.lock():
             for seed in config.seeds:
                 evolve(args, run, config, seed)
-    rows = [row for row in read_lines(run.curves) if stage_of(row) == config.stage]
+    rows = [row for row in read_lines(run.curves, **CURVE) if stage_of(row) == config.stage]
     if not rows:
         raise UserError(
             f"{run.curves} has no curve of stage {config.stage}: measure one with `make curves ARGS='--name NAME'`."
@@ -77,7 +80,7 @@ def spread(scores: list[float]) -> str:
 
 def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     """Gives one seed its budget and adds its curve to the results, unless it is there."""
-    known = [row for row in read_lines(run.curves) if row["name"] == config.name]
+    known = [row for row in read_lines(run.curves, **CURVE) if row["name"] == config.name]
     if any(row["options"] != config.options or stage_of(row) != config.stage for row in known):
         raise UserError(f"{run.curves} has a variant {config.name} with other options: choose another --name.")
     if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):

@@ -21,6 +21,7 @@ from wm.run import (
     now,
     read_json,
     read_lines,
+    read_score,
     versions,
     write_json,
 )
@@ -72,13 +73,13 @@ def main(argv: list[str]) -> None:
     name = "score" + "-dream" * (config.controller == "dream") + "-fast" * config.fast
     out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
-    if not args.restart and out.exists() and is_of(score := read_json(out), what):
+    if not args.restart and out.exists() and is_of(score := read_score(out), what):
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
         return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
         begin()
         played: dict[str, list[float]] = {}
-        if not args.restart and partial.exists() and is_of(saved := read_json(partial), what):
+        if not args.restart and partial.exists() and is_of(saved := read_json(partial, played=dict), what):
             played = saved["played"]
         missing = [seed for seed in seeds if str(seed) not in played]
         with (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from wm.cli import parse, run_stage
 from wm.config import DreamConfig
 from wm.controller.linear import load_controller, save_controller
 from wm.dream import find_starts, load_networks
-from wm.run import Run, UserError, file_hash, read_json, write_json
+from wm.run import Run, UserError, copy, file_hash, read_score, write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
@@ -24,6 +23,7 @@ SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 TOLD = (
     *("metrics.jsonl", "rollouts/summary.json", "probe.json"),
     *(f"plots/{name}.png" for name in ("contact_sheet", "reconstructions", "traversals", "predictions", "calibration")),
+    *(f"plots/{name}.png" for name in SCORES),
 )
 """What else a report of the published run is made of, as far as it is there."""
 
@@ -55,24 +55,21 @@ def main(argv: list[str]) -> None:
     made_from["mdnrnn.pt"] = file_hash(target.mdnrnn)
     save_starts(target.starts, replace(starts, made_from=made_from))
     write_json(target.manifest, run.read_manifest())
-    target.plots.mkdir(exist_ok=True)
-    for stale in (target.dream, target.folder / SCORES["dream"], target.plots / "dream.png"):
+    for stale in (target.dream, target.folder / SCORES["dream"]):
         stale.unlink(missing_ok=True)
     for name in names:
         theta, meta = load_controller(run.folder / f"{name}.npz")
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": made_from})
-        shutil.copy(run.folder / SCORES[name], target.folder / SCORES[name])
-        shutil.copy(run.plots / f"{name}.png", target.plots / f"{name}.png")
+        copy(run.folder / SCORES[name], target.folder / SCORES[name])
     for name in TOLD:
         (target.folder / name).unlink(missing_ok=True)
         if (run.folder / name).exists():
-            (target.folder / name).parent.mkdir(exist_ok=True)
-            shutil.copy(run.folder / name, target.folder / name)
+            copy(run.folder / name, target.folder / name)
 
     total = sum(path.stat().st_size for path in target.folder.rglob("*") if path.is_file())
     if total > MOST_BYTES:
         raise UserError(f"{target.folder} has {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
-    score = read_json(run.score)
+    score = read_score(run.score)
     print(f"{target.folder}: {total / 1e6:.1f} MB, score {score['mean']:.0f} ± {score['std']:.0f}.")
     print("V and M are rounded to half precision: check the score with `make evaluate RUN=pretrained`.")
 
@@ -83,7 +80,7 @@ def check_score(run: Run, name: str) -> None:
     command = "`make evaluate`" if name == "controller" else f"`make evaluate ARGS='--controller {name}'`"
     if not path.exists():
         raise UserError(f"{path} is missing: make it with {command}.")
-    if read_json(path)["made_from"][controller.name] != file_hash(controller):
+    if read_score(path)["made_from"].get(controller.name) != file_hash(controller):
         raise UserError(f"{path} is of another controller than {controller}: redo it with {command}.")
 
 

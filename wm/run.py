@@ -56,6 +56,25 @@ RECORD: dict[str, type | tuple[type, ...]] = {
 }
 """What the manifest holds of each stage; `Run.stage` writes it."""
 
+SCORE: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("mean", "std"), float),
+    "ci95": (float, NoneType),
+    **dict.fromkeys(("returns", "lengths", "seeds"), list),
+    "env_id": str,
+    "max_steps": int,
+    "made_from": dict,
+}
+"""What a score holds that is read again; stage evaluate writes it."""
+
+SUMMARY: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("episodes", "frames"), int),
+    **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), (int, float)),
+    "policies": dict,
+    "on_road": (float, NoneType),
+    "actions": list,
+}
+"""What the summary of a collection holds that is read again; stage collect writes it."""
+
 NOTICE_SECONDS = 20.0
 """Without a terminal, a progress line is printed this often."""
 
@@ -167,6 +186,19 @@ def read_json(path: Path, **fields: type | tuple[type, ...]) -> Any:
         return _parsed(path.read_bytes(), fields)
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON ({in_short(error)}): remove it or restore it.") from error
+
+
+def read_score(path: Path) -> dict[str, Any]:
+    """A score; UserError when it is damaged or none."""
+    score: dict[str, Any] = read_json(path, **SCORE)
+    columns = [score[name] for name in ("returns", "lengths", "seeds")]
+    if len({len(column) for column in columns}) > 1 or not columns[0] or not all(map(_are_numbers, columns)):
+        raise UserError(f"{path} holds no score (its returns, lengths and seeds): remove it or restore it.")
+    return score
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from wm.config import EVALUATE_SEEDS, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
 from wm.probe import HEADER, describe, rows
-from wm.run import Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics
+from wm.run import SUMMARY, Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics, read_score
 from wm.show.svg import Line, Plotter, number
 from wm.store.shards import Rollouts
 from wm.vision.vae import DEAD_NATS
@@ -39,6 +39,12 @@ SCORE_STEP = 50
 DREAM_SCORE = "make evaluate ARGS='--controller dream'"
 """The command that scores what was evolved in the dream."""
 ACTION_NAMES = ("steering", "gas", "brake")
+
+ROUND: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("round", "episodes", "new", "real_steps"), int),
+    **dict.fromkeys(("error", "nats", "dream", "select", "select_std", "gap", "minutes"), (int, float)),
+}
+"""What a line of rounds.jsonl holds that is read again; stage iterate writes it."""
 
 
 # --- what sections are made of ----------------------------------------------------------------------------
@@ -137,8 +143,7 @@ class Told:
     def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
         """The score of a controller, if there is one."""
         path = self.score if controller == "controller" else self.score.with_name(f"score-{controller}.json")
-        found: dict[str, Any] | None = read_json(path) if path.exists() else None
-        return found
+        return read_score(path) if path.exists() else None
 
 
 def tell(run: Run, name: str, score: Path | None = None) -> Told:
@@ -270,7 +275,7 @@ def data(plotter: Plotter, main: Told) -> Section:
         else:
             section.missing = "make collect"
         return section
-    found = read_json(summary)
+    found = read_json(summary, **SUMMARY)
     policies = ", ".join(f"{n:,} by {name}" for name, n in found["policies"].items())
     road = "" if found["on_road"] is None else f", {found['on_road']:.0%} of the steps on the road"
     section.headline = f"{found['episodes']:,} episodes, {found['frames']:,} frames"
@@ -597,7 +602,7 @@ def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: 
 
 def add_rounds(section: Section, main: Told) -> None:
     """Adds the table of the rounds that `make iterate` made, if there are any."""
-    found = read_lines(main.run.rounds, round=int, select=float)
+    found = read_lines(main.run.rounds, **ROUND)
     if not found:
         return
     best = max(found, key=lambda row: row["select"])
