@@ -91,20 +91,27 @@ UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
     errno.EIO: "see to the disk, and the same command goes on",
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what is in its place, and the same command goes on"),
+    errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
 """What to do when the system refuses to write, by the number of its error."""
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within it, an OSError of writing `path` becomes one sentence, a MachineError."""
+def writing(path: Path | None) -> Iterator[None]:
+    """Within it, an OSError of writing `path`, or for None whatever the error names, becomes one sentence.
+
+    Raises:
+        MachineError: That sentence.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         reason = os.strerror(error.errno)
-        raise MachineError(f"{path} cannot be written ({reason}): {UNWRITABLE[error.errno]}.") from error
+        where = path or error.filename or "a file of the run"
+        raise MachineError(f"{where} cannot be written ({reason}): {UNWRITABLE[error.errno]}.") from error
 
 
 # --- files -----------------------------------------------------------------------------------------------
