@@ -15,7 +15,8 @@ import numpy as np
 
 from wm.cli import Common, call_stage, parse, run_stage
 from wm.controller.linear import load_controller
-from wm.run import Run, UserError, commit, file_hash, now, read_json, read_metrics, read_score, share, write_json
+from wm.evolve import selections
+from wm.run import Run, UserError, commit, file_hash, now, read_json, read_score, share, write_json
 from wm.store.shards import share_shards
 
 
@@ -106,9 +107,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
             print(f"row {name}, stage {stage}", flush=True)
             call_stage(stage, options, arguments)
 
-    score, evolved = read_score(this.score), read_metrics(this.metrics, "controller")
-    if not evolved:
-        raise UserError(f"{this.metrics} lacks the lines of the evolution: restore it, or redo the row with --restart.")
+    score, evolved = read_score(this.score), selections(this, "controller")
     returns = np.array(score["returns"])
     return {
         "says": row.says,

@@ -45,8 +45,6 @@ def main(argv: list[str]) -> None:
     config = narrowed(given, CollectConfig)
     if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
-    if config.max_steps < 1 or config.episodes_per_shard < 1:
-        raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
     if config.scout not in PRESETS[args.env]:
         raise UserError(f"--scout {config.scout} is no preset: choose one of {', '.join(PRESETS[args.env])}.")
     run = Run(args.run)

@@ -46,8 +46,8 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of an evolution.", argv)
     run = Run(args.run)
     if config.name:
-        if config.steps < 1 or not config.seeds:
-            raise UserError("--steps must be at least 1, and --seeds must name at least one seed.")
+        if not config.seeds:
+            raise UserError("--seeds must name at least one seed.")
         if config.name.startswith(".") or not all(letter.isalnum() or letter in "._+-" for letter in config.name):
             raise UserError(f"--name {config.name!r} becomes a folder: letters, digits, _, +, - and inner dots only.")
         with run.lock():

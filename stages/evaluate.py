@@ -14,7 +14,6 @@ from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
 from wm.run import (
     Progress,
     Run,
-    UserError,
     append_line,
     commit,
     file_hash,
@@ -54,8 +53,6 @@ def main(argv: list[str]) -> None:
         "Score the controller on fresh stock tracks.",
         argv,
     )
-    if config.episodes < 1 or config.max_steps < 1 or config.first_seed < 0:
-        raise UserError("--episodes and --max-steps must be at least 1, --first-seed at least 0.")
     source = Run(config.source or args.run)
     models, theta = load_acting(source, config.controller)
     env_id = FAST_ENV if config.fast else STOCK_ENV

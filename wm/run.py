@@ -606,6 +606,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def began_with(path: Path | None) -> dict[str, str]:
+    """What a stage is made from beside, when it begins with another artifact; UserError when that is not there."""
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise UserError(f"{path} is missing, which was to begin with: give another one.")
+    return {"start": file_hash(path)}
+
+
 def check_made_from(
     path: Path, recorded: Mapping[str, str], current: Mapping[str, str], stage: str | None = None
 ) -> None:
