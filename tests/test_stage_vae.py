@@ -113,8 +113,11 @@ def test_encoder_of_the_artifact_equals_v(trained: Run) -> None:
     np.testing.assert_allclose(np.stack([encoder(frame) for frame in frames]), expected, atol=1e-4)
 
 
-def test_finished_stage_does_nothing(started: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_stage_does_nothing(
+    started: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = started.vae.read_bytes(), started.metrics.read_bytes()
+    monkeypatch.setattr(stages.vae, "seeded", lambda *_: pytest.fail("it builds a network"))
     main(arguments(started, *SMALL))
     assert capsys.readouterr().out.strip() == f"stage vae is finished: {started.vae} has its 6 updates."
     assert (started.vae.read_bytes(), started.metrics.read_bytes()) == before
