@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from wm.cli import Common, call_stage, parse, run_stage
-from wm.run import Run, UserError, commit, file_hash, now, read_json, read_metrics, share, write_json
+from wm.controller.linear import load_controller
+from wm.evolve import selections
+from wm.run import Run, UserError, commit, file_hash, now, read_json, read_score, share, write_json
 from wm.store.shards import share_shards
 
 
@@ -75,7 +77,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--rows {' '.join(unknown)} is unknown: choose of {', '.join(ROWS)}.")
     run = Run(args.run)
     with run.lock():
-        for needed, stage in ((run.vae, "vae"), (run.latents, "mdnrnn"), (run.mdnrnn, "mdnrnn")):
+        for needed, stage in (
+            (run.rollouts / "summary.json", "collect"),
+            (run.vae, "vae"),
+            (run.latents, "mdnrnn"),
+            (run.mdnrnn, "mdnrnn"),
+        ):
             if not needed.exists():
                 raise UserError(f"{needed} is missing: make it with `make {stage}`.")
         table = read_json(run.ablations, rows=dict)["rows"] if run.ablations.exists() else {}
@@ -104,12 +111,12 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
             print(f"row {name}, stage {stage}", flush=True)
             call_stage(stage, options, [argument.format(run=run.folder) for argument in arguments])
 
-    score, evolved = read_json(this.score), read_metrics(this.metrics, "controller")
+    score, evolved = read_score(this.score), selections(this, "controller")
     returns = np.array(score["returns"])
     return {
         "says": row.says,
         "options": {"vae": row.vae, "mdnrnn": row.mdnrnn, "controller": row.controller},
-        "weights": len(np.load(this.controller, allow_pickle=False)["theta"]),
+        "weights": len(load_controller(this.controller)[0]),
         "env_steps": evolved[-1]["env_steps"],
         "select_steps": evolved[-1]["select_steps"],
         "seed": args.seed,

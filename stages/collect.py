@@ -19,7 +19,7 @@ from wm.agent import load_acting
 from wm.cli import Common, call_stage, narrowed, parse, run_stage
 from wm.collect import make_collector, set_aside_damaged, strange
 from wm.config import DRIVEN_FROM, PRESETS, SEEDS_PER_RUN, CollectConfig
-from wm.run import Metrics, Progress, Run, UserError, read_json, write_json
+from wm.run import SUMMARY, Metrics, Progress, Run, UserError, read_json, write_json
 from wm.show.contact import plot_contact_sheet
 from wm.store.shards import Rollouts
 from wm.workers import make_workers
@@ -47,8 +47,6 @@ def main(argv: list[str]) -> None:
     config = narrowed(given, CollectConfig)
     if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
-    if config.max_steps < 1 or config.episodes_per_shard < 1:
-        raise UserError("--max-steps and --episodes-per-shard must be at least 1.")
     if config.scout not in PRESETS[args.env]:
         raise UserError(f"--scout {config.scout} is no preset: choose one of {', '.join(PRESETS[args.env])}.")
     run = Run(args.run)
@@ -62,7 +60,7 @@ def main(argv: list[str]) -> None:
         there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))
         wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
         missing = [index for index in wanted if index not in there]
-        if not missing and summary.exists() and read_json(summary)["episodes"] == len(there):
+        if not missing and summary.exists() and read_json(summary, **SUMMARY)["episodes"] == len(there):
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
             return
         drives = any(index >= DRIVEN_FROM for index in missing)

@@ -14,10 +14,10 @@ from wm.carry import carry
 from wm.cli import narrowed, parse, run_stage
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
-from wm.controller.linear import load_controller, parameter_count
-from wm.evolve import evolve
+from wm.controller.linear import load_controller
+from wm.evolve import check_sizes, evolve, forget, is_finished, selections
 from wm.memory.cell import LSTMCell
-from wm.run import Run, UserError, check_made_from, file_hash, read_metrics
+from wm.run import Run, UserError, began_with, check_made_from, read_metrics
 from wm.show.plots import plot_curve
 from wm.store.latents import Latents
 from wm.store.shards import Rollouts
@@ -48,13 +48,25 @@ def main(argv: list[str]) -> None:
         lambda preset: ControllerArgs(**vars(preset.controller)), "Evolve the controller C on real rollouts.", argv
     )
     config = narrowed(given, ControllerConfig)
+    check_sizes(config)
+    if given.start and given.carry:
+        raise UserError("--start and --carry both say where to begin: give one of them.")
+    if given.carry and config.hidden_units:
+        raise UserError("--carry fits a linear controller: leave --hidden-units away.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
+        made_from = models.made_from | began_with(given.start or (Run(given.carry).controller if given.carry else None))
+        if not args.restart and is_finished(run, "controller", run.controller, config, made_from):
+            # Drawn all the same: the evolution may have been ended by a signal.
+            plot_curve(run.plots / "controller.png", read_metrics(run.metrics, "controller"))
+            print(f"{run.controller} is finished: nothing to do (--generations N for more, --restart to redo it).")
+            return
         basis = make_basis(source, models, config)
         start = first_mean(given, source, models, basis, args.seed)
-        before = given.start or (Run(given.carry).controller if given.carry else None)
-        made_from = models.made_from | ({"start": file_hash(before)} if before else {})
+        if args.restart:
+            forget(run, "controller", run.controller)
+        begin()
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
@@ -70,14 +82,12 @@ def main(argv: list[str]) -> None:
                     steps += outcome.steps
                 return found.reshape(len(candidates), len(seeds)).mean(axis=1), steps
 
-            worked = evolve(
+            evolve(
                 run,
                 "controller",
                 run.controller,
                 config,
                 seed=args.seed,
-                restart=args.restart,
-                begin=begin,
                 start=start,
                 made_from=made_from,
                 express=basis.express,
@@ -90,12 +100,8 @@ def main(argv: list[str]) -> None:
                 ),
             )
         rows = read_metrics(run.metrics, "controller")
-        # Drawn also when there was nothing to do: the evolution may have been ended by a signal.
         plot_curve(run.plots / "controller.png", rows)
-        if not worked:
-            print(f"{run.controller} is finished: nothing to do (--generations N for more, --restart to redo it).")
-            return
-        kept = max((row for row in rows if "select" in row), key=lambda row: row["select"])
+        kept = max(selections(run, "controller"), key=lambda row: row["select"])
         print(
             f"{run.controller}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± "
             f"{kept['select_std']:.0f} on {config.select_tracks} selection tracks "
@@ -149,14 +155,8 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis,
 
     A hidden layer begins with random weights, since from zeros nothing but the last biases does anything.
     """
-    if given.start and given.carry:
-        raise UserError("--start and --carry both say where to begin: give one of them.")
-    if given.carry and given.hidden_units:
-        raise UserError("--carry fits a linear controller: leave --hidden-units away.")
     if given.carry:
         old, theta = load_acting(Run(given.carry))
-        if theta.shape != (parameter_count(old.features),):
-            raise UserError(f"{given.carry} has a controller with a hidden layer, which --carry cannot carry over.")
         rollouts = Rollouts(source.rollouts)
         return basis.coordinates(carry(theta, old, models, map(rollouts.episode, typical(rollouts.table["index"]))))
     if not given.start:

@@ -20,6 +20,9 @@ from wm.show.report import over_seeds, read_variants, stage_of
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """What a curve keeps of the metrics of each selection, as far as the stage has it."""
 
+CURVE: dict[str, type] = {"name": str, "seed": int, "steps": int, "options": str, "curve": list}
+"""What a line of the results holds that is read again."""
+
 
 @dataclass(frozen=True)
 class CurvesArgs:
@@ -43,8 +46,8 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of an evolution.", argv)
     run = Run(args.run)
     if config.name:
-        if config.steps < 1 or not config.seeds:
-            raise UserError("--steps must be at least 1, and --seeds must name at least one seed.")
+        if not config.seeds:
+            raise UserError("--seeds must name at least one seed.")
         if config.name.startswith(".") or not all(letter.isalnum() or letter in "._+-" for letter in config.name):
             raise UserError(f"--name {config.name!r} becomes a folder: letters, digits, _, +, - and inner dots only.")
         with run.lock():
@@ -67,7 +70,7 @@ def main(argv: list[str]) -> None:
 
 def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     """Gives one seed its budget and adds its curve to the results, unless it is there."""
-    known = [row for row in read_lines(run.curves) if row["name"] == config.name]
+    known = [row for row in read_lines(run.curves, **CURVE) if row["name"] == config.name]
     if any(row["options"] != config.options or stage_of(row) != config.stage for row in known):
         raise UserError(f"{run.curves} has a variant {config.name} with other options: choose another --name.")
     if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):

@@ -14,7 +14,7 @@ from wm.agent import load_models
 from wm.cli import narrowed, parse, run_stage
 from wm.config import SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
-from wm.evolve import check_sizes, evolve
+from wm.evolve import check_sizes, evolve, forget, is_finished, selections
 from wm.run import Metrics, Run, UserError, check_made_from, file_hash, read_metrics
 from wm.store.latents import Latents
 from wm.store.starts import Starts, load_starts, save_starts
@@ -55,10 +55,8 @@ def main(argv: list[str]) -> None:
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
     config = Recorded(**vars(narrowed(given, DreamConfig)), ensemble=tuple(map(short_hash, given.ensemble)))
     check_sizes(config)
-    if not config.temperature > 0 or not 0 <= config.unpaid < config.horizon or config.start_after < 20:
-        raise UserError(
-            "--temperature must be above 0, --unpaid at least 0 and below --horizon, --start-after at least 20."
-        )
+    if config.unpaid >= config.horizon or config.start_after < 20:
+        raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
     if config.disagreement and not config.ensemble:
         raise UserError("--disagreement is that of an ensemble: name its other M's with --ensemble, or leave it out.")
     run, source = Run(args.run), Run(given.source or args.run)
@@ -70,6 +68,15 @@ def main(argv: list[str]) -> None:
 
         models, networks = load_models(source, config.precision), load_networks(source)
         starts = made_starts(run, source, networks, config, args.restart)
+        made_from = {**models.made_from, "starts.npz": file_hash(run.starts)}
+        if not args.restart and is_finished(run, "dream", run.dream, config, made_from):
+            show(run, source, config)
+            print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
+            return
+        others = load_ensemble(given.ensemble, source, networks, starts)
+        if args.restart:
+            forget(run, "dream", run.dream, run.dream_latest)
+        begin()
         basis = fit_basis(
             np.concatenate([starts.z, starts.h], axis=1),
             centre=config.centre,
@@ -79,7 +86,6 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(1)  # the population brings its own threads
         device = pick_device()
         threads = max(1, args.workers)
-        others = load_ensemble(given.ensemble, source, networks, starts)
         population = Population(networks.mdnrnn, starts, config, others=others, threads=threads, device=device)
         print(
             f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"
@@ -103,16 +109,14 @@ def main(argv: list[str]) -> None:
                 once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
                 return {"dream": score, "disagreement": (once - twice) / SCORE_STEPS}
 
-            worked = evolve(
+            evolve(
                 run,
                 "dream",
                 run.dream,
                 config,
                 seed=args.seed,
-                restart=args.restart,
-                begin=begin,
                 start=np.zeros(basis.weights),
-                made_from={**models.made_from, "starts.npz": file_hash(run.starts)},
+                made_from=made_from,
                 express=basis.express,
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
@@ -120,8 +124,6 @@ def main(argv: list[str]) -> None:
                 latest=run.dream_latest,
             )
         show(run, source, config)
-        if not worked:
-            print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
 
 
 def short_hash(folder: Path) -> str:
@@ -180,14 +182,15 @@ def show(run: Run, source: Run, config: DreamConfig) -> None:
 
     rows = read_metrics(run.metrics, "dream")
     plot_dream(run.plots / "dream.png", rows)
-    kept = max((row for row in rows if "select" in row), key=lambda row: row["select"])
+    selected = selections(run, "dream")
+    kept = max(selected, key=lambda row: row["select"])
     collected = int(Latents(source.latents).table["length"].sum())
-    selected = [row for row in rows if "select" in row][-1]["select_steps"]
+    steps = selected[-1]["select_steps"]
     print(
         f"{run.dream}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± {kept['select_std']:.0f} on "
         f"{config.select_tracks} real selection tracks and {kept['dream']:.0f} in the dream "
         f"({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
-        f"{collected + selected:,.0f} real steps: {collected:,} collected, {selected:,.0f} to select)."
+        f"{collected + steps:,.0f} real steps: {collected:,} collected, {steps:,.0f} to select)."
     )
 
 

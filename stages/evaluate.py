@@ -14,13 +14,13 @@ from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
 from wm.run import (
     Progress,
     Run,
-    UserError,
     append_line,
     commit,
     file_hash,
     now,
     read_json,
     read_lines,
+    read_score,
     versions,
     write_json,
 )
@@ -53,8 +53,6 @@ def main(argv: list[str]) -> None:
         "Score the controller on fresh stock tracks.",
         argv,
     )
-    if config.episodes < 1 or config.max_steps < 1 or config.first_seed < 0:
-        raise UserError("--episodes and --max-steps must be at least 1, --first-seed at least 0.")
     source = Run(config.source or args.run)
     models, theta = load_acting(source, config.controller)
     env_id = FAST_ENV if config.fast else STOCK_ENV
@@ -72,13 +70,13 @@ def main(argv: list[str]) -> None:
     name = "score" + "-dream" * (config.controller == "dream") + "-fast" * config.fast
     out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
-    if not args.restart and out.exists() and is_of(score := read_json(out), what):
+    if not args.restart and out.exists() and is_of(score := read_score(out), what):
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
         return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
         begin()
         played: dict[str, list[float]] = {}
-        if not args.restart and partial.exists() and is_of(saved := read_json(partial), what):
+        if not args.restart and partial.exists() and is_of(saved := read_json(partial, played=dict), what):
             played = saved["played"]
         missing = [seed for seed in seeds if str(seed) not in played]
         with (

@@ -16,7 +16,7 @@ from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.config import IterateConfig
 from wm.run import Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
 from wm.show.plots import plot_rounds
-from wm.show.report import best_validation
+from wm.show.report import ROUND, best_validation
 from wm.store.latents import Latents
 from wm.store.shards import share_shards
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
-        rows = read_lines(run.rounds, round=int, select=float, files=dict)
+        rows = read_lines(run.rounds, **ROUND, files=dict)
         check_free(run, rows)
         if args.restart:
             for name in reversed(ARTIFACTS):

@@ -29,7 +29,7 @@ from wm.memory.mdnrnn import (
     tile_hit,
     total_loss,
 )
-from wm.run import Progress, Run, UserError, check_made_from, file_hash
+from wm.run import Progress, Run, UserError, began_with, check_made_from, file_hash
 from wm.show.memory import plot_predictions
 from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, validation_clips
 from wm.store.shards import Rollouts
@@ -76,6 +76,11 @@ def main(argv: list[str]) -> None:
         data = {"rollouts": rollouts.fingerprint()}
         check_made_from(run.vae, meta["made_from"], data)  # new rollouts under an old V
         made_from = {**data, "vae.pt": file_hash(run.vae)}
+        start = began_with(given.start)
+        if not args.restart and is_finished(run, "mdnrnn", run.mdnrnn, config, made_from | start):
+            print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
+            return
+
         sizes = {"z": vae.z, "actions": ACTIONS}
         model = seeded(
             lambda: MDNRNN(
@@ -88,13 +93,10 @@ def main(argv: list[str]) -> None:
             ),
             args.seed,
         )
-        began_with = begin_with(model, given.start, "mdnrnn") if given.start else {}
+        if given.start:
+            begin_with(model, given.start, "mdnrnn")
         if args.restart:
             forget(run, "mdnrnn", run.mdnrnn)
-        if is_finished(run, "mdnrnn", run.mdnrnn, config, made_from | began_with):
-            print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
-            return
-
         begin()
         torch.set_num_threads(max(1, args.workers))
         device = pick_device()
@@ -111,7 +113,7 @@ def main(argv: list[str]) -> None:
             model,
             config=config,
             seed=args.seed,
-            made_from=made_from | began_with,
+            made_from=made_from | start,
             batches=lambda start: clip_batches(
                 latents, training, batch=config.batch, length=config.length, seed=args.seed, start=start
             ),

@@ -11,7 +11,7 @@ from wm.cli import parse, run_stage
 from wm.config import DreamConfig
 from wm.controller.linear import load_controller, save_controller
 from wm.dream import find_starts, load_networks
-from wm.run import Run, UserError, copy, file_hash, read_json, write_json
+from wm.run import Run, UserError, copy, file_hash, read_score, write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     total = sum(path.stat().st_size for path in target.folder.rglob("*") if path.is_file())
     if total > MOST_BYTES:
         raise UserError(f"{target.folder} has {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
-    scores = {name: read_json(run.folder / SCORES[name]) for name in names}
+    scores = {name: read_score(run.folder / SCORES[name]) for name in names}
     told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
     print(f"{target.folder}: {total / 1e6:.1f} MB, {told}.")
     print(f"V and M are rounded to half precision: check with {scored_by(names[0], 'RUN=pretrained ')}.")
@@ -84,7 +84,7 @@ def check_score(run: Run, name: str) -> None:
     command = scored_by(name)
     if not path.exists():
         raise UserError(f"{path} is missing: make it with {command}.")
-    if read_json(path)["made_from"][controller.name] != file_hash(controller):
+    if read_score(path)["made_from"].get(controller.name) != file_hash(controller):
         raise UserError(f"{path} is of another controller than {controller}: redo it with {command}.")
 
 

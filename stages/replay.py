@@ -12,8 +12,8 @@ import gymnasium as gym
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
 from wm.cli import parse, run_stage
 from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV
-from wm.run import Progress, Run, UserError
-from wm.show.canvas import MOST_TILES, Image, Moment, featured, side_by_side, tiled
+from wm.run import Progress, Run
+from wm.show.canvas import Image, Moment, featured, side_by_side, tiled
 from wm.show.video import Preview, write_video
 from wm.show.views import View, WorldModel, moments, together
 
@@ -44,10 +44,6 @@ class ReplayArgs:
 def main(argv: list[str]) -> None:
     """Drives each track once and writes the video and its preview."""
     args, config = parse(lambda preset: ReplayArgs(), "Make a video of the controller driving.", argv)
-    if not 1 <= config.grid <= MOST_TILES:
-        raise UserError(f"--grid {config.grid} is not a number of tracks: give 1 to {MOST_TILES}.")
-    if config.track < 0 or config.max_steps < 1 or not config.temperature > 0:
-        raise UserError("--track must be at least 0, --max-steps at least 1, --temperature above 0.")
     run = Run(args.run)
     run.sweep()
     world = WorldModel(Run(config.source or args.run), config.controller)

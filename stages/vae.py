@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wm.cli import narrowed, parse, run_stage
 from wm.config import VAEConfig
-from wm.run import Run
+from wm.run import Run, began_with
 from wm.show.vision import plot_reconstructions, plot_traversals
 from wm.store.frames import frame_batches, validation_frames
 from wm.store.shards import Rollouts
@@ -53,16 +53,16 @@ def main(argv: list[str]) -> None:
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
         rollouts.check_car_racing()
-        made_from = {"rollouts": rollouts.fingerprint()}
-        model = seeded(partial(VAE, config.z), args.seed)
-        if given.start:
-            made_from |= begin_with(model, given.start, "vae")
-        if args.restart:
-            forget(run, "vae", run.vae)
-        if is_finished(run, "vae", run.vae, config, made_from):
+        made_from = {"rollouts": rollouts.fingerprint(), **began_with(given.start)}
+        if not args.restart and is_finished(run, "vae", run.vae, config, made_from):
             print(f"stage vae is finished: {run.vae} has its {config.updates} updates.")
             return
         training, held_out = rollouts.split(config.validation, args.seed, config.earlier)
+        model = seeded(partial(VAE, config.z), args.seed)
+        if given.start:
+            begin_with(model, given.start, "vae")
+        if args.restart:
+            forget(run, "vae", run.vae)
         begin()
         frames = validation_frames(rollouts, held_out, config.validation_frames)
 

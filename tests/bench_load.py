@@ -1,7 +1,7 @@
 """Measures loads far above the usual: `python -m tests.bench_load`. Not a test, and not run by one.
 
 Many worker processes on few cores, a store of thousands of short episodes, a large population. Time is CPU time where
-one process works, so that other work on the machine hardly counts.
+it can be, so that other work on the machine hardly counts.
 """
 
 from __future__ import annotations
@@ -37,13 +37,20 @@ class Load:
     """Episodes in the store."""
     popsize: int = 1000
     """Candidates a generation, of C's 867 weights."""
+    only: tuple[str, ...] = ("store", "population", "generation", "workers")
+    """What to measure."""
 
 
 def main(load: Load) -> None:
     """Prints a line for each."""
-    store(load.episodes)
-    population(load.popsize)
-    workers(load.workers)
+    if "store" in load.only:
+        store(load.episodes)
+    if "population" in load.only:
+        population(load.popsize)
+    if "generation" in load.only:
+        generation(load.popsize)
+    if "workers" in load.only:
+        workers(load.workers)
 
 
 def store(episodes: int) -> None:
@@ -61,7 +68,10 @@ def store(episodes: int) -> None:
             pass
         streamed = 30_000 / (time.process_time() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"store of {len(rollouts):,} episodes: opened in {opened:.1f} CPU s, {streamed:,.0f} frames/s, {peak:.0f} MB")
+    print(
+        f"store of {len(rollouts):,} episodes: opened in {opened:.1f} CPU s, {streamed:,.0f} frames/s, {peak:.0f} MB",
+        flush=True,
+    )
 
 
 def population(popsize: int) -> None:
@@ -86,22 +96,46 @@ def population(popsize: int) -> None:
         es.tell(rng.normal(size=popsize))
     seconds = (time.process_time() - began) / 3
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"popsize {popsize}: {seconds:.1f} CPU s a generation to ask and tell, {peak:.0f} MB")
+    print(f"popsize {popsize}: {seconds:.1f} CPU s a generation to ask and tell, {peak:.0f} MB", flush=True)
+
+
+def generation(popsize: int) -> None:
+    """One generation on real rollouts of 50 steps, by the stage itself with V and M of data/pretrained."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = f"--source data/pretrained --generations 1 --popsize {popsize} --max-steps 50 --workers 2"
+        seconds, cpu, most, code = measured("controller", Path(folder) / "run", options)
+    print(
+        f"popsize {popsize}: a generation of 50 steps each in {seconds:.0f} s ({cpu:.0f} CPU s, imports and all), "
+        f"{most:,.0f} MB, exit code {code}",
+        flush=True,
+    )
 
 
 def workers(count: int) -> None:
-    """Collects an episode a worker; all processes together are measured while they work."""
+    """Collects two episodes a worker; all processes together are measured while they work."""
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--run {folder}/run --workers {count} --episodes {2 * count} --episodes-per-shard 1 --max-steps 100"
-        command = [sys.executable, "-m", "stages.collect", "--preset", "smoke", *options.split()]
-        began, most = time.monotonic(), 0.0
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None:
-                most = max(most, resident([process.pid, *children(process.pid)]))
-                time.sleep(0.5)
-        seconds = time.monotonic() - began
-    ended = f"exit code {process.returncode}"
-    print(f"{count} workers: {2 * count} episodes of 100 steps in {seconds:.0f} s, {most:,.0f} MB, {ended}")
+        options = f"--workers {count} --episodes {2 * count} --episodes-per-shard 1 --max-steps 100"
+        seconds, cpu, most, code = measured("collect", Path(folder) / "run", options)
+    print(
+        f"{count} workers: {2 * count} episodes of 100 steps in {seconds:.0f} s ({cpu:.0f} CPU s), {most:,.0f} MB, "
+        f"exit code {code}",
+        flush=True,
+    )
+
+
+def measured(stage: str, run: Path, options: str) -> tuple[float, float, float, int]:
+    """Runs a stage: its wall and CPU seconds, the most MB that it held with its workers, and its exit code."""
+    command = [sys.executable, "-m", f"stages.{stage}", "--run", str(run), "--preset", "smoke", *options.split()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began, most = time.monotonic(), 0.0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            most = max(most, resident([process.pid, *children(process.pid)]))
+            time.sleep(0.5)
+    seconds = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, most, process.returncode
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Measures whether memory stays flat: `python -m tests.soak --minutes 60`. Not a test, and not run by one.
 
 Runs the collector, the gradient loops of V and M, and the evolution with its workers, as their own commands with totals
-that they never reach, an equal share of the time each. Their resident memory is read every few seconds, after a warm-up
-of a fifth of the share: what grows then is a leak, or a buffer that has not filled yet.
+that they never reach, an equal share of the time each; `--only vae --minutes 12` measures one of them. Their resident
+memory is read every few seconds, after a warm-up of a fifth of the share: what grows then is a leak, or a buffer that
+has not filled yet. A collection of an hour leaves some 15 GB in the folder for temporary files until it ends.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +20,14 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from wm.config import DRIVEN_FROM
+from wm.signals import EXIT_CODE, unwind
+
 WARM_UP = 0.2
 """Share of a stage's time that does not count: caches and buffers fill, libraries are loaded."""
 
 ENDLESS = {
-    "collect": "--episodes 900000 --max-steps 1000",
+    "collect": f"--episodes {DRIVEN_FROM} --max-steps 1000",
     "vae": "--updates 10000000 --validate-every 200 --shuffle-frames 500",
     "mdnrnn": "--updates 10000000 --validate-every 200",
     "controller": "--generations 1000000 --popsize 16 --max-steps 1000 --precision int8",
@@ -46,11 +51,12 @@ class Soak:
 
 def main(soak: Soak) -> None:
     """Prints a line for each stage: memory after the warm-up and at the end, and its growth by a straight line."""
+    unwind()  # so that SIGTERM ends the endless stage, too
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         for stage in ("collect", "vae", "mdnrnn"):
             subprocess.run(command(stage, run, soak, ""), check=True, stdout=subprocess.DEVNULL)
-        print(f"{'stage':<12}{'minutes':>8}{'parent MB':>16}{'workers MB':>16}{'growth MB/hour':>18}")
+        print(f"{'stage':<12}{'minutes':>8}{'parent MB':>16}{'workers MB':>16}{'growth MB/hour':>18}", flush=True)
         for stage in soak.only:
             report(stage, measure(stage, run, soak))
 
@@ -65,13 +71,11 @@ def measure(stage: str, run: Path, soak: Soak) -> np.ndarray:
     """Looks at a stage for its share of the time: [looks, 3] of seconds, MB of the parent, MB of its workers."""
     copy = run.with_name(f"endless-{stage}")
     if stage != "collect":
-        subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
-        redo = " --restart" if stage in ("vae", "mdnrnn") else ""
-    else:
-        redo = ""
-    process = subprocess.Popen(
-        command(stage, copy, soak, ENDLESS[stage] + redo), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        shutil.copytree(run, copy)
+    redo = " --restart" if stage in ("vae", "mdnrnn") else ""
+    said = copy.with_suffix(".log")
+    with said.open("w") as file:
+        process = subprocess.Popen(command(stage, copy, soak, ENDLESS[stage] + redo), stdout=file, stderr=file)
     looks, began = [], time.monotonic()
     seconds = soak.minutes * 60 / len(soak.only)
     try:
@@ -81,6 +85,9 @@ def measure(stage: str, run: Path, soak: Soak) -> np.ndarray:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
+    if process.returncode != EXIT_CODE:
+        raise RuntimeError(f"stage {stage} ended by itself with exit code {process.returncode}:\n{said.read_text()}")
+    shutil.rmtree(copy)
     return np.array(looks)
 
 

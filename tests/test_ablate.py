@@ -37,11 +37,12 @@ class Pretended:
         elif stage == "controller":
             assert run.vae.exists()
             assert run.mdnrnn.exists()
-            save_controller(run.controller, np.zeros(39), {})
-            append_line(run.metrics, {"stage": stage, "step": 1, "env_steps": 7.0, "select_steps": 3.0})
+            save_controller(run.controller, np.zeros(39), {"made_from": {}})
+            append_line(run.metrics, {"stage": stage, "step": 1, "select": 1.0, "env_steps": 7.0, "select_steps": 3.0})
         else:
             returns = SCORES.get(name, [1.0, 2.0])
             found = {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "ci95": 2.0, "returns": returns}
+            found |= {"lengths": returns, "seeds": returns, "env_id": "", "max_steps": 1, "made_from": {}}
             write_json(run.score, found)
 
 
@@ -140,6 +141,9 @@ def test_what_it_refuses(run: Run, pretended: Pretended) -> None:
         ablate(run, "--rows", "full", "many")
     run.latents.unlink()
     with pytest.raises(UserError, match=r"latents\.h5 is missing: make it with `make mdnrnn`"):
+        ablate(run)
+    (run.rollouts / "summary.json").unlink()
+    with pytest.raises(UserError, match=r"summary\.json is missing: make it with `make collect`"):
         ablate(run)
     assert pretended.calls == []
 

@@ -375,8 +375,8 @@ def test_no_memory_growth_over_resets() -> None:
 
     resets(range(200))  # caches and allocator
     before = megabytes()
-    resets(range(200, 2200))
-    # Stock grows by 4.8 MB here: pybox2d keeps eight shapes of every car.
-    assert megabytes() - before < 2.5
+    resets(range(200, 1200))
+    # Stock grows by 2.4 MB here: pybox2d keeps eight shapes of every car.
+    assert megabytes() - before < 1.2
     assert env.world.bodyCount == len(env.road) + 5
     assert env.world.jointCount == 4

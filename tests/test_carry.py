@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from wm.agent import Agent, Models, load_acting
 from wm.carry import LIMIT, carry, features
+from wm.controller.hidden import hidden_count
 from wm.controller.linear import LinearController
 from wm.memory.cell import LSTMCell
-from wm.run import Run
+from wm.run import Run, UserError
 from wm.store.episode import Episode
 from wm.vision.encoder import Encoder
 
@@ -44,6 +46,12 @@ def test_features_are_what_the_agent_acted_on() -> None:
     controller = LinearController(theta, models.features)
     for given, action in zip(features(models, record), record.actions, strict=True):
         np.testing.assert_array_equal(controller(given), action)
+
+
+def test_a_controller_with_a_hidden_layer_is_not_carried() -> None:
+    models, _ = load_acting(PRETRAINED)
+    with pytest.raises(UserError, match="a controller with a hidden layer cannot be carried over"):
+        carry(np.zeros(hidden_count(models.features, 3)), models, models, [])
 
 
 def test_the_carried_controller_acts_alike_with_another_memory() -> None:

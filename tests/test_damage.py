@@ -6,6 +6,7 @@ A few dozen mutations of each kind here, hundreds by `make test-faults`.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ import torch
 from torch import nn
 
 from tests.damage import damaged, malicious
+from tests.test_report import write_run
 from tests.test_shards import drawn
 from tests.toy_dream import make_toy_run, toy_mdnrnn
+from wm.agent import load_models
 from wm.artifact import load_artifact, save_artifact
 from wm.collect import set_aside_damaged
 from wm.config import SMOKE
@@ -194,7 +197,9 @@ def is_what_was_written(kind: Kind, found: Any, wanted: Any) -> bool:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("mutations", [FEW, pytest.param(MANY, marks=[pytest.mark.faults, pytest.mark.slow])])
-def test_damage_is_refused_or_harmless(source: Run, copy: Run, name: str, mutations: int) -> None:
+def test_damage_is_refused_or_harmless(
+    source: Run, copy: Run, name: str, mutations: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     kind = KINDS[name]
     wanted = plain(kind.load(source))
     path = copy.folder / kind.path
@@ -210,7 +215,9 @@ def test_damage_is_refused_or_harmless(source: Run, copy: Run, name: str, mutati
     put(path, whole)
     assert plain(kind.load(copy)) == wanted
     assert refused > mutations / 3
-    print(f"{name}: {refused} of {mutations} mutations refused, the others changed nothing")
+    if mutations == MANY:
+        with capsys.disabled():
+            print(f"\n{name}: {refused} of {mutations} mutations refused, the others changed nothing", flush=True)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -322,6 +329,57 @@ def test_objects_of_other_fields_are_refused_or_read(source: Run, copy: Run, nam
     for changed in changed_trees(tree):
         put(copy.folder / kind.path, (json.dumps(changed) + "\n").encode())
         refusal(kind, copy)
+
+
+FOREIGN = ("[]", "{}", '{"returns": 3, "made_from": [], "episodes": "8"}')
+"""JSON that is whole, and of something else."""
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Run:
+    """A run folder with all that a report is made of."""
+    return write_run(tmp_path / "reported")
+
+
+def refused_in_a_sentence_of(path: Path, call: Callable[[], Any]) -> None:
+    for content in FOREIGN:
+        put(path, content.encode() + b"\n")
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            call()
+
+
+@pytest.mark.parametrize(
+    "name", ["score.json", "score-dream.json", "probe.json", "rounds.jsonl", "rollouts/summary.json", "metrics.jsonl"]
+)
+def test_a_report_of_foreign_json_is_refused(reported: Run, name: str) -> None:
+    from stages.report import main
+
+    refused_in_a_sentence_of(
+        reported.folder / name, lambda: main(["--run", str(reported.folder), "--preset", "smoke", "--no-videos"])
+    )
+    assert not (reported.folder / "report.html").exists()
+
+
+def test_other_stages_refuse_foreign_json(tmp_path: Path) -> None:
+    import stages.curves
+    import stages.evaluate
+    import stages.publish
+    import wm.show.site
+
+    def evaluate() -> None:
+        stages.evaluate.main([*where, "--episodes", "1"])
+
+    run = make_toy_run(tmp_path / "toy")
+    run.checkpoints.mkdir()
+    save_controller(run.controller, np.zeros(39), {"made_from": load_models(run, "float32").made_from})
+    where = ["--run", str(run.folder), "--preset", "smoke", "--workers", "0"]
+    refused_in_a_sentence_of(run.score, evaluate)
+    refused_in_a_sentence_of(run.score, lambda: stages.publish.check_score(run, "controller"))
+    refused_in_a_sentence_of(run.score, lambda: wm.show.site._score(run, "controller"))
+    refused_in_a_sentence_of(run.curves, lambda: stages.curves.main(where))
+    run.score.unlink()
+    refused_in_a_sentence_of(run.checkpoints / "score.json", evaluate)
+    assert not run.score.exists()
 
 
 def test_a_stage_refuses_a_manifest_that_holds_no_records(copy: Run) -> None:

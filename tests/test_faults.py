@@ -24,7 +24,7 @@ from tests.test_damage import plain, read_latents
 from wm.artifact import load_artifact
 from wm.controller.linear import load_controller
 from wm.evolve import Evolution
-from wm.run import Run, read_json, read_lines, read_metrics
+from wm.run import Run, file_hash, read_json, read_lines, read_metrics
 from wm.signals import EXIT_CODE, INTERRUPTED
 from wm.store.shards import Rollouts
 from wm.store.starts import load_starts
@@ -32,9 +32,15 @@ from wm.store.starts import load_starts
 ROOT = Path(__file__).parent.parent
 SPAWNED = "from multiprocessing.spawn import spawn_main"
 
-pytestmark = pytest.mark.timeout(3000)
+pytestmark = pytest.mark.timeout(7200)
 
-STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe", "report")
+CHAIN = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe", "report")
+"""Stages of which each works in the folder that the one before leaves."""
+CALLING = ("iterate", "ablate")
+"""Stages that call others, as processes of their own."""
+STAGES = (*CHAIN, *CALLING)
+BEFORE: dict[str, str | None] = {**dict(zip(CHAIN, (None, *CHAIN), strict=False)), "iterate": None, "ablate": "mdnrnn"}
+"""In whose folder a stage begins."""
 POOLED = ("collect", "controller", "dream", "evaluate", "probe")
 """Stages with worker processes."""
 
@@ -48,6 +54,8 @@ OPTIONS = {
     "evaluate": "--episodes 4 --max-steps 40 --fast",
     "probe": "--episodes 4 --max-steps 70",
     "report": "--no-videos",
+    "iterate": "--rounds 2 --added 1 --vae-updates 6 --mdnrnn-updates 6 --dream-options=--generations=1",
+    "ablate": "--rows full untrained-m --steps 50 --select-every 1 --select-tracks 1 --episodes 1",
 }
 
 SAVING = (
@@ -66,6 +74,18 @@ ALL = [pytest.mark.faults, pytest.mark.slow]
 def stages(*dose: str, among: tuple[str, ...] = STAGES) -> list[Any]:
     """Parameters: those of `dose` are run always, the others by `make test-faults`."""
     return [pytest.param(stage, marks=[pytest.mark.slow] if stage in dose else ALL) for stage in among]
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Says a figure of the full dose at once, past pytest's capture: for docs/reliability.md."""
+
+    def said(line: str) -> None:
+        if request.node.get_closest_marker("faults"):
+            with capsys.disabled():
+                print(f"\n{line}", flush=True)
+
+    return said
 
 
 def command(stage: str, folder: Path, workers: int = 2) -> list[str]:
@@ -113,6 +133,8 @@ def at_work(stage: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def has_begun(stage: str, folder: Path) -> bool:
     manifest = folder / "manifest.json"
+    if stage == "ablate":
+        return (folder / "ablations").exists()
     if stage == "report" or not manifest.exists():
         return stage == "report"
     record = json.loads(manifest.read_text())["stages"].get(stage)
@@ -138,6 +160,8 @@ def descendants(pid: int) -> list[int]:
 # --- what a stage has come to ------------------------------------------------------------------------------
 
 TIMES = ("time", "seconds", "steps_per_second", "frames_per_second")
+WHEN = ("time", "commit")
+"""Of a result. The commit may change while an hour of tests runs beside somebody who works on the code."""
 
 
 def rows(run: Run, stage: str) -> list[dict[str, Any]]:
@@ -161,16 +185,29 @@ def contents(stage: str, folder: Path) -> Any:
         starts = [plain(vars(load_starts(run.starts)))] if stage == "dream" else []
         return [plain(theta), meta, plain(state.es.state()), state.env_steps, rows(run, stage), *starts]
     if stage == "evaluate":
-        found = [read_json(run.folder / "score-fast.json"), *read_lines(run.scores)]
-        return [{n: v for n, v in score.items() if n != "time"} for score in found]
+        return [without(score, *WHEN) for score in (read_json(run.folder / "score-fast.json"), *read_lines(run.scores))]
     if stage == "probe":
-        return {n: v for n, v in read_json(run.probe).items() if n != "time"}
+        return without(read_json(run.probe), *WHEN)
+    if stage == "iterate":
+        rounds = read_lines(run.rounds)
+        best = max(rounds, key=lambda row: row["select"])
+        assert {name: file_hash(folder / name) for name in best["files"]} == best["files"]
+        inner = [contents(inner, folder / "rounds" / str(row["round"])) for row in rounds for inner in CHAIN[:3]]
+        return [[without(row, "minutes", *WHEN) for row in rounds], inner]
+    if stage == "ablate":
+        table = read_json(run.ablations)["rows"]
+        weights = {name: plain(load_controller(folder / "ablations" / name / "controller.npz")) for name in table}
+        return [{name: without(row, *WHEN) for name, row in table.items()}, weights]
     page = (folder / "report.html").read_text()
-    return re.sub(r"\d\d\d\d-\d\d-\d\dT[\d:]+(\+00:00)?", "", page)
+    return re.sub(r"\d\d\d\d-\d\d-\d\dT[\d:]+(\+00:00)?|\b[0-9a-f]{12}(-dirty)?\b", "", page)
 
 
 def rows_without(run: Run, stage: str, name: str) -> list[dict[str, Any]]:
-    return [{n: v for n, v in row.items() if n != name} for row in rows(run, stage)]
+    return [without(row, name) for row in rows(run, stage)]
+
+
+def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {n: v for n, v in row.items() if n not in names}
 
 
 def assert_tidy(folder: Path) -> None:
@@ -201,9 +238,9 @@ class Pipeline:
 
     def copy(self, stage: str, target: Path) -> Path:
         """A folder in which this stage comes next."""
-        earlier = STAGES[: STAGES.index(stage)]
+        earlier = BEFORE[stage]
         if earlier:
-            shutil.copytree(self.after(earlier[-1]), target)
+            shutil.copytree(self.after(earlier), target)
         return target
 
 
@@ -245,9 +282,13 @@ def snapshot(folder: Path) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("stage", stages("collect"))
-@pytest.mark.parametrize("kills", [pytest.param(3), pytest.param(20, marks=ALL)])
-def test_kills_change_nothing(pipeline: Pipeline, tmp_path: Path, stage: str, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "kills"),
+    [pytest.param("collect", 3, marks=pytest.mark.slow), *(pytest.param(stage, 20, marks=ALL) for stage in STAGES)],
+)
+def test_kills_change_nothing(
+    pipeline: Pipeline, tmp_path: Path, stage: str, kills: int, tell: Callable[[str], None]
+) -> None:
     wanted, seconds = contents(stage, pipeline.after(stage)), pipeline.seconds(stage)
     rng = random.Random(f"{stage} {kills}")
     survived = turn = 0
@@ -261,7 +302,7 @@ def test_kills_change_nothing(pipeline: Pipeline, tmp_path: Path, stage: str, ki
         assert_tidy(folder)
         turn += 1
         assert turn < 3 * kills, "it ends before it can be killed"
-    print(f"{stage}: {survived} kills survived in {turn} runs")
+    tell(f"{stage}: {survived} kills survived in {turn} runs")
 
 
 # --- signals -----------------------------------------------------------------------------------------------
@@ -270,7 +311,7 @@ def test_kills_change_nothing(pipeline: Pipeline, tmp_path: Path, stage: str, ki
 @pytest.mark.parametrize("stage", stages("collect"))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_within_seconds_and_the_same_command_goes_on(
-    pipeline: Pipeline, tmp_path: Path, stage: str, number: signal.Signals
+    pipeline: Pipeline, tmp_path: Path, stage: str, number: signal.Signals, tell: Callable[[str], None]
 ) -> None:
     wanted = contents(stage, pipeline.after(stage))
     folder = pipeline.copy(stage, tmp_path / "run")
@@ -293,7 +334,7 @@ def test_a_signal_ends_it_within_seconds_and_the_same_command_goes_on(
             assert took < SECONDS
             assert "Traceback" not in said, said
             assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    print(f"{stage}: out after {longest:.1f} s at most")
+    tell(f"{stage}: out {longest:.1f} s after {number.name} at most, of 3 (load {os.getloadavg()[0]:.0f})")
     finish(stage, folder)
     assert contents(stage, folder) == wanted
     assert_tidy(folder)
@@ -317,7 +358,7 @@ def test_a_signal_during_imports(tmp_path: Path, stage: str, number: signal.Sign
 
 
 @pytest.mark.parametrize("stage", stages("collect", among=POOLED))
-def test_workers_killed_one_by_one(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
+def test_workers_killed_one_by_one(pipeline: Pipeline, tmp_path: Path, stage: str, tell: Callable[[str], None]) -> None:
     wanted = contents(stage, pipeline.after(stage))
     folder = pipeline.copy(stage, tmp_path / "run")
     rng = random.Random(stage)
@@ -333,6 +374,7 @@ def test_workers_killed_one_by_one(pipeline: Pipeline, tmp_path: Path, stage: st
         _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
     assert victims
+    tell(f"{stage}: {victims} workers killed")
     assert "Traceback" not in said, said
     assert contents(stage, folder) == wanted
     assert_tidy(folder)
@@ -344,7 +386,7 @@ LIMITS = (0, 300, 4_000, 100_000, 3_000_000)
 """Bytes of the largest file that can be written; the least artifact has 1,000, V's checkpoint 52 million."""
 
 
-@pytest.mark.parametrize("stage", stages("collect"))
+@pytest.mark.parametrize("stage", stages("collect", among=CHAIN))
 def test_no_room_is_one_sentence_and_nothing_half_written(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
     """Writes fail in whatever library they happen: the kernel refuses them beyond a size."""
     wanted = contents(stage, pipeline.after(stage))
@@ -365,7 +407,7 @@ def test_no_room_is_one_sentence_and_nothing_half_written(pipeline: Pipeline, tm
     assert_tidy(folder)
 
 
-@pytest.mark.parametrize("stage", stages())
+@pytest.mark.parametrize("stage", stages(among=CHAIN))
 @pytest.mark.parametrize("room", [0.05, 0.5, 0.9])
 def test_a_small_disk(pipeline: Pipeline, tmp_path: Path, stage: str, room: float) -> None:
     """A disk that is full after a share of what the stage writes; where one may be mounted."""
@@ -397,7 +439,7 @@ def test_a_small_disk(pipeline: Pipeline, tmp_path: Path, stage: str, room: floa
 # --- two at once -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", stages("collect", among=STAGES[:-1]))
+@pytest.mark.parametrize("stage", stages("collect", among=(*CHAIN[:-1], *CALLING)))
 def test_a_second_command_is_refused_and_does_no_harm(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
     wanted = contents(stage, pipeline.after(stage))
     folder = pipeline.copy(stage, tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 
 from wm.cli import check_bounds
 from wm.config import BOUNDS, PRESETS
-from wm.run import UserError
+from wm.run import UserError, writing
 
 STAGES = (
     *("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluate", "probe"),
@@ -68,6 +68,23 @@ def is_in_bounds(name: str, kind: object, value: str) -> bool:
         return least <= (float(value) if kind == "float" else int(value)) <= most
     except ValueError:
         return False
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_folders_that_are_none_are_refused_in_a_sentence(stage: str, tmp_path: Path) -> None:
+    main = importlib.import_module(f"stages.{stage}").main
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    folders = [tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("n" * 300)]
+    if stage not in ("collect", "iterate"):  # which begin in an empty folder
+        folders += [tmp_path / "empty", tmp_path / "none"]
+    for folder in folders:
+        with pytest.raises(UserError) as raised, writing(None):  # as `run_stage` does it
+            main(["--run", str(folder), "--preset", "smoke", "--workers", "0"])
+        assert str(folder) in str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert ": " in str(raised.value)  # and the way out
+    assert (tmp_path / "file").read_text() == ""
 
 
 @pytest.mark.parametrize(

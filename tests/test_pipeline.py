@@ -303,7 +303,7 @@ def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Mak
         assert "rollouts" in sentence[0]
         assert "--restart" in sentence[0]
         assert "Traceback" not in done.stderr
-    make("vae", "ARGS=--restart")
+    make("vae", "ARGS=--restart --updates 1")
     done = make("controller", code=2)
     assert "vae.pt" in done.stderr
 

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,18 +229,46 @@ def test_one_episode_cannot_be_split(tmp_path: Path) -> None:
         Rollouts(tmp_path).split(0.5, 0)
 
 
-def test_many_shards_open_quickly_and_few_at_a_time(tmp_path: Path) -> None:
+def test_many_shards_open_quickly_are_checked_once_and_few_stay_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for first in range(0, 160, 4):
         write_shard(tmp_path / f"{first:06d}.h5", [drawn(i, steps=2) for i in range(first, first + 4)])
+    monkeypatch.setattr(shards, "OPEN_FILES", 8)
+    checked: list[Path] = []
+    check = ColumnFile._check
+
+    def noted(file: ColumnFile, *rest: Any) -> None:
+        checked.append(file.path)
+        check(file, *rest)
+
+    monkeypatch.setattr(ColumnFile, "_check", noted)
     start = time.perf_counter()
     rollouts = Rollouts(tmp_path)
-    assert time.perf_counter() - start < 4.0  # 40 shards; about 0.1 s when nothing else runs
-    for i in np.random.default_rng(0).permutation(160):
-        rollouts.read(int(i), 0, 3)
-    open_files = [
-        os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{fd}").exists()
-    ]
-    assert sum(str(tmp_path) in name for name in open_files) <= shards.OPEN_FILES
+    assert time.perf_counter() - start < 4.0  # 40 shards; about 0.05 s when nothing else runs
+    assert held_open(tmp_path) == 0
+    for i in np.random.default_rng(0).permutation(160).tolist():
+        np.testing.assert_array_equal(rollouts.read(i, 0, 3), drawn(i, steps=2).observations)
+        assert held_open(tmp_path) <= 8
+    assert held_open(tmp_path) == 8
+    assert len(checked) == 40
+
+
+def held_open(folder: Path) -> int:
+    """Open files in a folder."""
+    links = []
+    for handle in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            links.append(os.readlink(f"/proc/self/fd/{handle}"))
+    return sum(str(folder) in link for link in links)
+
+
+def test_a_shard_that_was_replaced_while_it_was_not_open_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "x.h5", [drawn(0, steps=9)])
+    rollouts = Rollouts(tmp_path)
+    write_shard(tmp_path / "x.h5", [drawn(0, steps=5)])
+    with pytest.raises(UserError, match=r"x\.h5 is damaged \(it has been replaced by another one\)"):
+        rollouts.read(0, 0, 10)
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -379,3 +408,18 @@ def test_column_files_close(folder: Path) -> None:
     file = ColumnFile(folder / "a.h5", shards.KIND, shards.ROW, shards.WAY_OUT)
     file.close()
     assert len(file.table) == 3
+    assert len(file.read("step/rewards", 0, 0, 2)) == 2  # it opens again
+    file.close()
+    file.path.unlink()
+    with pytest.raises(UserError, match=r"a\.h5 is damaged"):
+        file.read("step/rewards", 0, 0, 2)
+
+
+def test_rows_that_nobody_wrote_are_no_table(tmp_path: Path) -> None:
+    """A table that claims 2**50 rows is refused before memory is asked for them."""
+    write_shard(tmp_path / "x.h5", [drawn(0)])
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        del file["episodes"]
+        file.create_dataset("episodes", shape=(2**50,), dtype=shards.ROW, chunks=(64,), fletcher32=True)
+    with pytest.raises(UserError, match=r"x\.h5 is damaged \(its episodes are not whole\)"):
+        Rollouts(tmp_path)

@@ -215,7 +215,7 @@ def test_a_penalty_is_in_the_fitness_and_not_in_the_dream_score(run: Run, source
         (("--temperature", "0"), "--temperature 0.0 is out of range"),
         (("--dropout", "1"), "--dropout 1.0 is out of range"),
         (("--disagreement", "1"), "--disagreement is that of an ensemble"),
-        (("--unpaid", "20"), "--unpaid at least 0 and below --horizon"),
+        (("--unpaid", "20"), "--unpaid must be below --horizon"),
         (("--start-after", "19"), "--start-after at least 20"),
         (("--dreams", "0"), "--dreams 0 is out of range"),
         (("--horizon", "0"), "--horizon 0 is out of range"),

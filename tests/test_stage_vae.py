@@ -113,8 +113,11 @@ def test_encoder_of_the_artifact_equals_v(trained: Run) -> None:
     np.testing.assert_allclose(np.stack([encoder(frame) for frame in frames]), expected, atol=1e-4)
 
 
-def test_finished_stage_does_nothing(started: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_stage_does_nothing(
+    started: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = started.vae.read_bytes(), started.metrics.read_bytes()
+    monkeypatch.setattr(stages.vae, "seeded", lambda *_: pytest.fail("it builds a network"))
     main(arguments(started, *SMALL))
     assert capsys.readouterr().out.strip() == f"stage vae is finished: {started.vae} has its 6 updates."
     assert (started.vae.read_bytes(), started.metrics.read_bytes()) == before
@@ -173,7 +176,7 @@ def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> N
     run = new_run(tmp_path / "other")
     for options, sentence in (
         (("--start", str(tmp_path / "none.pt")), r"none\.pt is missing"),
-        (("--start", str(trained.vae), "--z", "8"), r"--start .*vae\.pt is a network of other sizes \(its mu\.weight "),
+        (("--start", str(trained.vae), "--z", "8"), r"vae\.pt holds other weights .*--start was made"),
     ):
         with pytest.raises(UserError, match=sentence):
             main(arguments(run, *SMALL, *options))
@@ -248,25 +251,25 @@ def test_z_tells_frames_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signals", [(signal.SIGKILL, signal.SIGKILL), (signal.SIGTERM, signal.SIGKILL)])
-def test_kills_change_nothing(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+def test_kills_change_nothing(tmp_path: Path) -> None:
     """The real command, killed at random times and called again, ends with the bits of one that was left alone."""
     code = (
-        "import wm.train; wm.train.SAVE_SECONDS = 0.5\n"
+        "import wm.train; wm.train.SAVE_SECONDS = 0.2\n"
         "from wm.cli import run_stage; from stages.vae import main; run_stage(main)"
     )
-    rng = random.Random(sum(signals))
+    rng = random.Random(0)
     runs = [new_run(tmp_path / name) for name in ("killed", "whole")]
-    commands = [[sys.executable, "-c", code, *arguments(run, "--validate-every", "7")] for run in runs]
+    small = ("--batch", "8", "--validate-every", "7", "--validation-frames", "24")
+    commands = [[sys.executable, "-c", code, *arguments(run, *small)] for run in runs]
     subprocess.run(commands[1], cwd=ROOT, check=True, capture_output=True)
     resumed_at = []
-    for number in signals:
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(commands[0], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         checkpoint = runs[0].checkpoints / "vae.pt"
         before = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
         while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime > before):
             time.sleep(0.02)
-        time.sleep(rng.random())
+        time.sleep(0.5 * rng.random())
         process.send_signal(number)
         process.communicate()
         if not runs[0].vae.exists():

@@ -239,14 +239,21 @@ def test_a_death_while_large_tasks_wait_in_the_pipe_does_not_hang(
 # --- recycling ---------------------------------------------------------------------------------------------
 
 
-def test_workers_are_recycled_between_runs() -> None:
+def test_workers_are_recycled_over_runs() -> None:
     with ProcessPool(1, make_pid, recycle=5) as pool:
-        pids = [{pid for _, pid in pool.run([0.0] * 3)} for _ in range(5)]
-    assert all(len(p) == 1 for p in pids)
-    assert pids[0] == pids[1]  # 3, then 6 tasks
-    assert pids[1] != pids[2]
-    assert pids[2] == pids[3]
-    assert pids[3] != pids[4]
+        pids = [pid for _ in range(5) for _, pid in sorted(pool.run([0.0] * 3))]
+    assert [len(set(pids[first : first + 5])) for first in (0, 5, 10)] == [1, 1, 1]
+    assert len(set(pids)) == 3
+
+
+def test_workers_are_recycled_within_a_run() -> None:
+    """A whole collection is one run."""
+    with ProcessPool(1, make_pid, recycle=5) as pool:
+        results = sorted(pool.run([0.0] * 12))
+    assert [i for i, _ in results] == list(range(12))
+    pids = [pid for _, pid in results]
+    assert [len(set(pids[first : first + 5])) for first in (0, 5, 10)] == [1, 1, 1]
+    assert len(set(pids)) == 3
 
 
 # --- what workers inherit ----------------------------------------------------------------------------------

@@ -96,9 +96,12 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
     return found
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str) -> None:
-    """Loads an artifact's weights into the network built from its config; UserError when they do not fit."""
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str, way_out: str = "") -> None:
+    """Loads an artifact's weights into a network of its kind; UserError, ending in `way_out`, when they do not fit."""
     wanted = model.state_dict()
-    if wanted.keys() != weights.keys() or any(wanted[name].shape != weights[name].shape for name in wanted):
-        raise UserError(f"{path} holds other weights than a {kind}: redo it with `make {kind} ARGS=--restart`.")
+    shapes = ({name: value.shape for name, value in part.items()} for part in (wanted, weights))
+    unlike = sorted({name for name, _ in set.symmetric_difference(*(set(part.items()) for part in shapes))})
+    if unlike:
+        way_out = way_out or f"redo it with `make {kind} ARGS=--restart`"
+        raise UserError(f"{path} holds other weights than this {kind} has ({unlike[0]} does not fit): {way_out}.")
     model.load_state_dict(dict(weights))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from wm.agent import Agent, Models
 from wm.controller.linear import ACTIONS, parameter_count
 from wm.memory.cell import LSTMCell
+from wm.run import UserError
 from wm.store.episode import Episode
 from wm.vision.encoder import Encoder
 
@@ -42,10 +43,10 @@ def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Itera
         f64[3·(F'+1)].
 
     Raises:
-        ValueError: The controller is not linear.
+        UserError: The controller is not linear.
     """
     if theta.shape != (parameter_count(old.features),):
-        raise ValueError(f"theta has shape {theta.shape}, a linear controller of these models has another")
+        raise UserError("a controller with a hidden layer cannot be carried over: --carry takes a linear one.")
     x: list[NDArray[np.float32]] = []
     y: list[NDArray[np.float32]] = []
     for episode in episodes:

@@ -174,7 +174,7 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     threading.excepthook = _say_of_thread
     code = 0
     try:
-        with writing(Path("a file of the run")):  # for what writes past `wm.run.atomic`
+        with writing(None):  # for what writes past `wm.run.atomic`
             main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,21 +19,9 @@ from numpy.typing import NDArray
 from wm.config import EvolutionConfig
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
-from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from, in_short
+from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from, in_short, read_metrics
 
 Array = NDArray[np.float64]
-
-LEAST_POPSIZE = 4
-"""Two-point adaptation takes two candidates of each generation, and the evolution has to have a choice beside."""
-
-COUNTS = (
-    *("generations", "tracks", "dreams", "horizon", "starts"),
-    *("max_steps", "select_every", "select_tracks", "average"),
-)
-"""Sizes of an evolution that must be at least 1, where its config has them."""
-
-SHARES = ("whiten", "disturb")
-"""Numbers of an evolution that must be 0 to 1, where its config has them."""
 
 Evaluate = Callable[[Array, int], tuple[Array, int]]
 """(candidates f64[P, N], number of their generation from 1 on) to (fitness f64[P], steps that it took)."""
@@ -87,27 +75,50 @@ class Evolution:
 
 
 def check_sizes(config: EvolutionConfig) -> None:
-    """UserError when a size makes no evolution."""
-    if (
-        config.popsize < LEAST_POPSIZE
-        or not 0 <= config.sigma_min <= config.sigma0 <= config.sigma_max
-        or not config.sigma0
-    ):
+    """UserError when sizes do not fit one another; each by itself has its `BOUNDS`."""
+    if not config.sigma_min <= config.sigma0 <= config.sigma_max:
+        raise UserError("--sigma0 must be from --sigma-min to --sigma-max.")
+    if config.es == "openes" and config.popsize % 2:
+        raise UserError("--es openes takes an even --popsize, since it mirrors its samples.")
+
+
+def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, made_from: Mapping[str, str]) -> bool:
+    """Whether the controller is there and evolved for as many generations, or steps, as `config` wants.
+
+    Raises:
+        UserError: It is damaged or made from other models than those that are there now, or needs more while its
+            checkpoint is gone.
+    """
+    if not artifact.exists():
+        return False
+    _, meta = load_controller(artifact)
+    check_made_from(artifact, meta["made_from"], made_from)
+    if meta["generations"] >= config.generations or 0 < config.env_steps <= meta["env_steps"]:
+        return True
+    if not _checkpoint(run, stage).exists():
+        raise UserError(f"{_checkpoint(run, stage)} is missing, so {artifact} cannot go on: begin anew with --restart.")
+    return False
+
+
+def forget(run: Run, stage: str, *artifacts: Path) -> None:
+    """Throws a stage's controllers and checkpoint away (--restart)."""
+    for path in (*artifacts, _checkpoint(run, stage)):
+        path.unlink(missing_ok=True)
+
+
+def selections(run: Run, stage: str) -> list[dict[str, Any]]:
+    """The lines of metrics of the generations that were selected on; UserError when there are none."""
+    found = [row for row in read_metrics(run.metrics, stage) if "select" in row]
+    if not found:
         raise UserError(
-            f"--popsize must be at least {LEAST_POPSIZE}, --sigma0 above 0 and from --sigma-min to --sigma-max."
+            f"{run.metrics} lacks the lines of stage {stage}: restore it, or redo them with "
+            f"`make {stage} ARGS=--restart`."
         )
-    if config.es == "openes" and (config.popsize % 2 or config.lr <= 0):
-        raise UserError("--es openes takes an even --popsize, since it mirrors its samples, and an --lr above 0.")
-    for name in SHARES:
-        if not 0 <= getattr(config, name, 0) <= 1:
-            raise UserError(f"--{name} must be 0 to 1.")
-    if config.env_steps < 0:
-        raise UserError("--env-steps must be at least 0.")
-    if config.components < 0:
-        raise UserError("--components must be at least 0.")
-    for name in COUNTS:
-        if getattr(config, name, 1) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1.")
+    return found
+
+
+def _checkpoint(run: Run, stage: str) -> Path:
+    return run.checkpoints / f"{stage}.npz"
 
 
 def evolve(
@@ -117,8 +128,6 @@ def evolve(
     config: EvolutionConfig,
     *,
     seed: int,
-    restart: bool,
-    begin: Callable[[], None],
     start: Array,
     made_from: dict[str, str],
     evaluate: Evaluate,
@@ -126,7 +135,7 @@ def evolve(
     express: Callable[[Array], Array] = lambda candidate: candidate,
     beside: Callable[[Array], Mapping[str, float]] = lambda theta: {},
     latest: Path | None = None,
-) -> bool:
+) -> None:
     """Evolves until `config.generations` or `config.env_steps` are done, going on from the checkpoint if there is one.
 
     After each generation the checkpoint is saved; `artifact` holds the distribution mean that was best on the
@@ -138,8 +147,6 @@ def evolve(
         artifact: Where the controller goes.
         config: Sizes of the evolution.
         seed: The run's seed.
-        restart: Throw earlier work of this stage away.
-        begin: Called once there is something to do, as `Run.stage` wants it.
         start: f64[N], the first mean of what evolves.
         made_from: Hashes of the models that C is evolved on.
         evaluate: Gives each candidate its fitness.
@@ -148,25 +155,10 @@ def evolve(
         beside: Gives more numbers of a theta that was selected on, for the metrics.
         latest: Where the distribution mean of the last generation goes as well, whatever real tracks say of it.
 
-    Returns:
-        False when it had been finished before and nothing was done.
-
     Raises:
-        UserError: A size makes no evolution; or the earlier work was made from other models, is damaged or lacks
-            its checkpoint.
+        UserError: The checkpoint was made from other models, or is damaged.
     """
-    check_sizes(config)
-    checkpoint = run.checkpoints / f"{stage}.npz"
-    if restart:
-        for path in (artifact, checkpoint, *([latest] if latest else [])):
-            path.unlink(missing_ok=True)
-    if artifact.exists():
-        _, meta = load_controller(artifact)
-        check_made_from(artifact, meta["made_from"], made_from)
-        if meta["generations"] >= config.generations or 0 < config.env_steps <= meta["env_steps"]:
-            return False
-        if not checkpoint.exists():
-            raise UserError(f"{checkpoint} is missing, so {artifact} cannot go on: begin anew with --restart.")
+    checkpoint = _checkpoint(run, stage)
     if checkpoint.exists():
         state = Evolution.load(checkpoint)
         check_made_from(artifact, state.made_from, made_from)
@@ -183,8 +175,6 @@ def evolve(
             ranks=config.ranks,
         )
         state = Evolution(es, made_from=made_from)
-
-    begin()
 
     def keep(generations: int) -> None:
         assert state.best_theta is not None
@@ -255,4 +245,3 @@ def evolve(
                 best=float(row["best"]),
                 kept=state.best_score,
             )
-    return True

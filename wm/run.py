@@ -56,6 +56,25 @@ RECORD: dict[str, type | tuple[type, ...]] = {
 }
 """What the manifest holds of each stage; `Run.stage` writes it."""
 
+SCORE: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("mean", "std"), float),
+    "ci95": (float, NoneType),
+    **dict.fromkeys(("returns", "lengths", "seeds"), list),
+    "env_id": str,
+    "max_steps": int,
+    "made_from": dict,
+}
+"""What a score holds that is read again; stage evaluate writes it."""
+
+SUMMARY: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("episodes", "frames"), int),
+    **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), (int, float)),
+    "policies": dict,
+    "on_road": (float, NoneType),
+    "actions": list,
+}
+"""What the summary of a collection holds that is read again; stage collect writes it."""
+
 NOTICE_SECONDS = 20.0
 """Without a terminal, a progress line is printed this often."""
 
@@ -72,20 +91,27 @@ UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
     errno.EIO: "see to the disk, and the same command goes on",
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what is in its place, and the same command goes on"),
+    errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
 """What to do when the system refuses to write, by the number of its error."""
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Within it, an OSError of writing `path` becomes one sentence, a MachineError."""
+def writing(path: Path | None) -> Iterator[None]:
+    """Within it, an OSError of writing `path`, or for None whatever the error names, becomes one sentence.
+
+    Raises:
+        MachineError: That sentence.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         reason = os.strerror(error.errno)
-        raise MachineError(f"{path} cannot be written ({reason}): {UNWRITABLE[error.errno]}.") from error
+        where = path or error.filename or "a file of the run"
+        raise MachineError(f"{where} cannot be written ({reason}): {UNWRITABLE[error.errno]}.") from error
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -167,6 +193,19 @@ def read_json(path: Path, **fields: type | tuple[type, ...]) -> Any:
         return _parsed(path.read_bytes(), fields)
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON ({in_short(error)}): remove it or restore it.") from error
+
+
+def read_score(path: Path) -> dict[str, Any]:
+    """A score; UserError when it is damaged or none."""
+    score: dict[str, Any] = read_json(path, **SCORE)
+    columns = [score[name] for name in ("returns", "lengths", "seeds")]
+    if len({len(column) for column in columns}) > 1 or not columns[0] or not all(map(_are_numbers, columns)):
+        raise UserError(f"{path} holds no score (its returns, lengths and seeds): remove it or restore it.")
+    return score
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -570,6 +609,15 @@ def _is_record(entry: Any) -> bool:
 def now() -> str:
     """The time as ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def began_with(path: Path | None) -> dict[str, str]:
+    """What a stage is made from beside, when it begins with another artifact; UserError when that is not there."""
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise UserError(f"{path} is missing, which was to begin with: give another one.")
+    return {"start": file_hash(path)}
 
 
 def check_made_from(

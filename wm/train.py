@@ -24,9 +24,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wm.artifact import load_artifact, read_tensors, write_tensors
+from wm.artifact import fill, load_artifact, read_tensors, write_tensors
 from wm.config import RUN_FORMAT, changed_fields
-from wm.run import Metrics, Progress, Run, UserError, check_made_from, file_hash
+from wm.run import Metrics, Progress, Run, UserError, check_made_from
 from wm.signals import Interrupted
 
 Batch = TypeVar("Batch")
@@ -143,25 +143,10 @@ def seeded(make: Callable[[], Model], seed: int) -> Model:
         return make()
 
 
-def begin_with(model: nn.Module, path: Path, stage: str) -> dict[str, str]:
-    """Gives a network the weights of another artifact of its stage to begin with.
-
-    Returns:
-        The artifact's hash, as what it was made from records it.
-
-    Raises:
-        UserError: The artifact is missing or damaged, or a network of other sizes.
-    """
-    weights, own = load_artifact(path, stage)["model"], model.state_dict()
-    unlike = [name for name in {**own, **weights} if name not in own or name not in weights]
-    unlike += [name for name in own if name in weights and own[name].shape != weights[name].shape]
-    if unlike:
-        raise UserError(
-            f"--start {path} is a network of other sizes (its {unlike[0]} does not fit): "
-            "give the sizes that it was made with, or leave --start away."
-        )
-    model.load_state_dict(weights)
-    return {"start": file_hash(path)}
+def begin_with(model: nn.Module, path: Path, stage: str) -> None:
+    """Gives a network the weights of another artifact of its stage; UserError when they are damaged or do not fit."""
+    way_out = "give the sizes that --start was made with, or leave it away"
+    fill(model, load_artifact(path, stage)["model"], path, stage, way_out)
 
 
 # --- finished or not --------------------------------------------------------------------------------------
@@ -241,9 +226,6 @@ def train(
         UserError: It has diverged a second time (nothing of that is saved), or the checkpoint is damaged, or made with
             other options or from other inputs.
     """
-    for name in ("updates", "validate_every"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} is too small: give at least 1.")
     model.to(device).train()
     initial = _copy(model)
     optimizer = _optimizer(model, lr(0))

@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -103,16 +104,16 @@ class ProcessPool:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """See `Workers.run`. Raises WorkersDied when workers die again and again."""
-        if self._used >= self._recycle:
-            self._stop()
         todo = dict(enumerate(tasks))
         deaths = 0
         while todo:
+            if self._used >= self._recycle:
+                self._stop()
             executor = self._running()
             futures: dict[Future[Result], int] = {}
             try:
                 with _spawning():
-                    for i, task in todo.items():
+                    for i, task in islice(todo.items(), self._recycle - self._used):
                         futures[executor.submit(_call, task)] = i
                 pending = set(futures)
                 while pending:

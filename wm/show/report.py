@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from wm.config import EVALUATE_SEEDS, MDNRNNConfig, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
 from wm.probe import HEADER, describe, rows
-from wm.run import Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics
+from wm.run import SUMMARY, Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics, read_score
 from wm.show.svg import Line, Plotter, number
 from wm.vision.vae import DEAD_NATS
 
@@ -39,6 +39,12 @@ DREAM_SCORE = "make evaluate ARGS='--controller dream'"
 """The command that scores what was evolved in the dream."""
 ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
 """Names of the actions, and between what they lie."""
+
+ROUND: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("round", "episodes", "new", "real_steps"), int),
+    **dict.fromkeys(("error", "nats", "dream", "select", "select_std", "gap", "minutes"), (int, float)),
+}
+"""What a line of rounds.jsonl holds that is read again; stage iterate writes it."""
 
 
 # --- what sections are made of ----------------------------------------------------------------------------
@@ -140,8 +146,7 @@ class Told:
     def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
         """The score of a controller, if there is one."""
         path = self.find("score.json" if controller == "controller" else f"score-{controller}.json")
-        found: dict[str, Any] | None = read_json(path) if path.exists() else None
-        return found
+        return read_score(path) if path.exists() else None
 
     def find(self, name: str) -> Path:
         """Where a file of the run is."""
@@ -278,7 +283,7 @@ def data(plotter: Plotter, main: Told) -> Section:
         else:
             section.missing = "make collect"
         return section
-    found = read_json(summary)
+    found = read_json(summary, **SUMMARY)
     policies = ", ".join(f"{n:,} by {name}" for name, n in found["policies"].items())
     road = "" if found["on_road"] is None else f", {found['on_road']:.0%} of the steps on the road"
     section.headline = f"{found['episodes']:,} episodes, {found['frames']:,} frames"
@@ -679,7 +684,7 @@ def add_ablations(section: Section, main: Told) -> None:
 
 def add_rounds(section: Section, main: Told) -> None:
     """Adds the table of the rounds that `make iterate` made, if there are any."""
-    found = read_lines(main.run.rounds, round=int, select=float)
+    found = read_lines(main.run.rounds, **ROUND)
     if not found:
         return
     best = max(found, key=lambda row: row["select"])

@@ -19,7 +19,7 @@ from wm.agent import load_acting
 from wm.config import DreamConfig
 from wm.controller.linear import parameter_count
 from wm.dream import find_starts, load_networks
-from wm.run import Run, UserError, atomic, file_hash, read_json, write_json
+from wm.run import Run, UserError, atomic, file_hash, read_score, write_json
 from wm.show.canvas import FPS
 from wm.show.graphs import controller_graph, decoder_graph, dream_graph, spread, starts_graph
 
@@ -102,7 +102,7 @@ def _score(run: Run, controller: str) -> dict[str, float] | None:
     path = run.score if controller == "controller" else run.folder / "score-dream.json"
     if not path.exists():
         return None
-    score = read_json(path)
+    score = read_score(path)
     return {"mean": score["mean"], "std": score["std"], "episodes": len(score["returns"])}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,10 @@ CHUNK_BYTES = 100_000
 """Target size of a chunk: 8 frames of 64x64x3. See the table in docs/formats.md."""
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
 """Chosen by `python -m tests.bench_store`; see the table in docs/formats.md."""
+
+
+SUM = np.dtype(np.uint32)
+"""Of an episode's checksum."""
 
 
 class _Output(io.FileIO):
@@ -94,7 +99,7 @@ class ColumnWriter:
         if kind is None and self._rows:
             table = np.concatenate(self._rows)
             self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
-            sums = np.array(self._sums, np.uint32)
+            sums = np.array(self._sums, SUM)
             self._file.create_dataset("checksums", data=sums, chunks=sums.shape, fletcher32=True)
         self._file.close()
         self._output.close()
@@ -155,42 +160,40 @@ class ColumnFile:
             UserError: It is damaged, foreign or empty, or of another format.
         """
         self.path, self._way_out = path, way_out
+        self._file: h5py.File | None = None
         try:
-            self._file = h5py.File(path, "r", locking=False)
-        except OSError as error:
-            raise self._damaged(error) from error
-        try:
-            self._check(kind, row)
+            self._check(self._opened(), kind, row)
         except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            self._file.close()
+            self.close()
             raise self._damaged(error) from error
         except UserError:
-            self._file.close()
+            self.close()
             raise
 
-    def _check(self, kind: str, row: np.dtype[Any]) -> None:
-        attributes = {name: _text(value) for name, value in self._file.attrs.items()}
+    def _opened(self) -> h5py.File:
+        """The file, opened again after a `close`."""
+        if self._file is None:
+            self._file = h5py.File(self.path, "r", locking=False)
+        return self._file
+
+    def _check(self, opened: h5py.File, kind: str, row: np.dtype[Any]) -> None:
+        attributes = {name: _text(value) for name, value in opened.attrs.items()}
         if attributes.get("kind") != kind:
             raise UserError(f"{self.path} is no file of {kind}: {self._way_out}.")
         if attributes.get("format") != str(RUN_FORMAT):
             raise UserError(f"{self.path} is not of format {RUN_FORMAT}, which this version reads: {self._way_out}.")
-        # The low-level interface opens thousands of shards in half the time.
-        file = self._file.id
+        # The low-level interface opens thousands of shards in a third of the time.
+        file = opened.id
         if b"episodes" not in file:
             raise UserError(f"{self.path} holds no episodes: {self._way_out}.")
-        episodes = h5py.h5d.open(file, b"episodes")
-        if episodes.dtype != row or len(episodes.shape) != 1:
-            raise ValueError("its table of episodes is not one")
-        table = np.empty(episodes.shape, row)
-        episodes.read(h5py.h5s.ALL, h5py.h5s.ALL, table)
+        table = _whole(file, b"episodes", row)
         if not len(table) or (table["length"] < 1).any():
             raise ValueError("its table of episodes is not one")
         self.attributes, self.table = attributes, table
-        self._sums: Array | None = None  # files of before have none
-        if b"checksums" in file:
-            self._sums = self._file["checksums"][:]
-            if self._sums.dtype != np.uint32 or self._sums.shape != table.shape:
-                raise ValueError("its checksums are none")
+        # Files of before have none.
+        self._sums = _whole(file, b"checksums", SUM) if b"checksums" in file else None
+        if self._sums is not None and self._sums.shape != table.shape:
+            raise ValueError("its checksums are none")
         self.columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._starts: dict[str, Array] = {}
         for group, extra in (("frame", 1), ("step", 0)):
@@ -218,9 +221,11 @@ class ColumnFile:
             raise IndexError(f"{column} {start}..{stop} of an episode that has {rows}")
         first = int(self._starts[group][row])
         try:
-            values: Array = self._file[column][first + start : first + stop]
+            values: Array = self._opened()[column][first + start : first + stop]
         except (OSError, KeyError, RuntimeError) as error:
             raise self._damaged(error) from error
+        if len(values) != stop - start:
+            raise self._damaged(ValueError("it has been replaced by another one"))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UserError(f"{self.path} holds {column} that are not finite: {self._way_out}.")
         return values
@@ -234,8 +239,10 @@ class ColumnFile:
             raise self._damaged(ValueError(f"episode {self.table['index'][row]} does not fit its checksum"))
 
     def close(self) -> None:
-        """Closes the file; the table stays."""
-        self._file.close()
+        """Closes the file; the table stays, and who reads on opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _damaged(self, error: BaseException) -> UserError:
         return UserError(f"{self.path} is damaged ({in_short(error)}): {self._way_out}.")
@@ -247,6 +254,25 @@ def checksum(*columns: Array) -> int:
     for values in columns:
         found = zlib.crc32(np.ascontiguousarray(values).data, found)
     return found
+
+
+def _whole(file: Any, name: bytes, dtype: np.dtype[Any]) -> Array:
+    """All rows of the column `name` of an open file; ValueError when it is no column of such rows."""
+    column = h5py.h5d.open(file, name)
+    # Types are compared as HDF5 has them: to make a structured dtype of one takes as long as to open the file.
+    if not column.get_type().equal(_type(dtype)) or len(column.shape) != 1:
+        raise ValueError(f"its {name.decode()} are none")
+    if column.get_storage_size() < column.shape[0] * dtype.itemsize:  # rows that nobody wrote, perhaps beyond count
+        raise ValueError(f"its {name.decode()} are not whole")
+    rows = np.empty(column.shape, dtype)
+    column.read(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+    return rows
+
+
+@cache
+def _type(dtype: np.dtype[Any]) -> Any:
+    """What HDF5 calls a dtype."""
+    return h5py.h5t.py_create(dtype, logical=True)
 
 
 def _text(value: Any) -> str:

@@ -104,14 +104,15 @@ class Rollouts:
         paths = sorted(folder.glob("[!.]*.h5")) if folder.is_dir() else []
         if not paths:
             raise UserError(f"{folder} holds no rollouts: make them with `make collect`.")
-        tables = []
-        self._paths, self._open = paths, OrderedDict[int, ColumnFile]()
-        for i in range(len(paths)):
-            shard = self._shard(i)
-            first = self._shard(0)
-            if shard.columns != first.columns:
-                raise UserError(f"{paths[i]} has other observations or actions than {paths[0]}: {WAY_OUT}.")
-            tables.append(shard.table)
+        self._shards: list[ColumnFile] = []
+        self._open = OrderedDict[int, None]()
+        for path in paths:
+            shard = ColumnFile(path, KIND, ROW, WAY_OUT)
+            shard.close()  # many open files make each call of h5py slow
+            self._shards.append(shard)
+            if shard.columns != self._shards[0].columns:
+                raise UserError(f"{path} has other observations or actions than {paths[0]}: {WAY_OUT}.")
+        tables = [shard.table for shard in self._shards]
         counts = [len(table) for table in tables]
         table = np.concatenate(tables)
         order = np.argsort(table["index"], kind="stable")
@@ -138,10 +139,10 @@ class Rollouts:
 
     def check_car_racing(self) -> None:
         """UserError unless these are frames u8[64,64,3] and actions f32[3], which is what V and M are made for."""
-        found = {name: (shape, dtype.str.lstrip("<|=")) for name, (shape, dtype) in self._shard(0).columns.items()}
+        found = {name: (shape, dtype.str.lstrip("<|=")) for name, (shape, dtype) in self._shards[0].columns.items()}
         wanted = {"frame/observations": (FRAME, "u1"), "step/actions": ((3,), "f4"), "step/rewards": ((), "f4")}
         if found != wanted:
-            raise UserError(f"{self._paths[0]} holds no CarRacing to train V and M on ({found}): {WAY_OUT}.")
+            raise UserError(f"{self._shards[0].path} holds no CarRacing to train V and M on ({found}): {WAY_OUT}.")
 
     def read(self, episode: int, start: int, stop: int) -> Array:
         """Observations start..stop-1 of an episode of T+1; UserError when the shard is damaged there."""
@@ -163,11 +164,9 @@ class Rollouts:
         return self._shard(int(self._shard_of[episode])).read(column, int(self._row_of[episode]), start, stop)
 
     def _shard(self, number: int) -> ColumnFile:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        shard = ColumnFile(self._paths[number], KIND, ROW, WAY_OUT)
-        self._open[number] = shard
+        """A shard to read from; the one that was read longest ago is closed when too many are open."""
+        self._open[number] = None
+        self._open.move_to_end(number)
         if len(self._open) > OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return shard
+            self._shards[self._open.popitem(last=False)[0]].close()
+        return self._shards[number]
