@@ -112,7 +112,7 @@ def test_the_table(run: Run, pretended: Pretended, capsys: pytest.CaptureFixture
     assert rows["v"]["env_steps"] == 7
     assert rows["v"]["options"]["controller"] == ["--inputs", "z"]
     last = capsys.readouterr().out.splitlines()[-2:]
-    assert last[0].split("linear")[1].split() == ["39", "0.00", "800", "±", "173", "895", "1", "of", "4"]
+    assert last[0].split("linear")[1].split() == ["38", "0.00", "800", "±", "173", "895", "1", "of", "4"]
     assert last[1].startswith("V only, linear")
 
 
