@@ -116,7 +116,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
     return {
         "says": row.says,
         "options": {"vae": row.vae, "mdnrnn": row.mdnrnn, "controller": row.controller},
-        "weights": len(load_controller(this.controller)[0]),
+        "weights": int(np.count_nonzero(load_controller(this.controller)[0])),
         "env_steps": evolved[-1]["env_steps"],
         "select_steps": evolved[-1]["select_steps"],
         "seed": args.seed,
