@@ -88,8 +88,9 @@ def main(argv: list[str]) -> None:
         table = read_json(run.ablations, rows=dict)["rows"] if run.ablations.exists() else {}
         for name in config.rows:
             table[name] = make_row(args, run, config, name)
-            write_json(run.ablations, {"rows": {known: table[known] for known in ROWS if known in table}})
-            tell(run)
+            table = {known: table[known] for known in ROWS if known in table}
+            write_json(run.ablations, {"rows": table})
+            tell(table)
 
 
 def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
     if args.restart and this.folder.exists():
         shutil.rmtree(this.folder)
     share_what_is_alike(run, this, row)
-    options = {"run": this.folder, "preset": args.preset, "env": args.env, "workers": args.workers, "seed": args.seed}
+    options = args.elsewhere(this.folder)
     budget = ["--env-steps", str(config.steps), "--generations", str(10**9)]  # the steps end it, in all rows alike
     selection = ["--select-every", str(config.select_every), "--select-tracks", str(config.select_tracks)]
     for stage, arguments in (
@@ -148,9 +149,8 @@ def share_what_is_alike(run: Run, this: Run, row: Row) -> None:
                 raise UserError(f"{mine} is not that of {run.folder} any more: redo the row with ARGS=--restart.")
 
 
-def tell(run: Run) -> None:
+def tell(rows: dict[str, dict[str, Any]]) -> None:
     """Prints the table."""
-    rows = read_json(run.ablations)["rows"]
     wide = max(len(row["says"]) for row in rows.values())
     print(f"{'':{wide}}  weights  million steps       score  median  below 700")
     for row in rows.values():

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
 def scout(args: Common, preset: str, driver: str) -> Run:
     """Makes RUN/scout with its controller or its dream's; what is finished there stays as it is."""
     run = Run(args.run / SCOUT)
-    options = {"run": run.folder, "preset": preset, "env": args.env, "workers": args.workers, "seed": args.seed}
+    options = args.elsewhere(run.folder) | {"preset": preset}
     stages = ("collect", "vae", "mdnrnn", driver)
     for number, stage in enumerate(stages, 1):
         print(f"scout, stage {number} of {len(stages)}: {stage}", flush=True)

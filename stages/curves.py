@@ -76,9 +76,9 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):
         return
     variant = Run(run.folder / "variants" / config.name / str(seed))
-    options = {"run": variant.folder, "source": run.folder, "preset": args.preset, "env": args.env}
     # The budget ends it: no number of generations may do so before.
-    options |= {"workers": args.workers, "seed": seed, "env-steps": config.steps, "generations": 10**9}
+    budget = {"env-steps": config.steps, "generations": 10**9}
+    options = args.elsewhere(variant.folder) | {"source": run.folder, "seed": seed} | budget
     call_stage(config.stage, options, taken_apart("--options", config.options))
     rows = [row for row in read_metrics(variant.metrics, config.stage) if "select" in row]
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}

@@ -98,7 +98,7 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
             ("mdnrnn", before.mdnrnn, config.mdnrnn_updates),
         ):
             arguments[stage] = ["--start", str(start), "--updates", str(updates), *earlier]
-    options = {"run": this.folder, "preset": args.preset, "env": args.env, "workers": args.workers, "seed": args.seed}
+    options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
         print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)
         call_stage(stage, options, arguments.get(stage, []))

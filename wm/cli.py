@@ -56,6 +56,10 @@ class Common:
             raise UserError(f"--preset {self.preset} is unknown: choose one of {', '.join(PRESETS[self.env])}.")
         return PRESETS[self.env][self.preset]
 
+    def elsewhere(self, folder: Path) -> dict[str, object]:
+        """The options that `call_stage` gives another stage to work alike in another run folder."""
+        return {"run": folder, "preset": self.preset, "env": self.env, "workers": self.workers, "seed": self.seed}
+
 
 def parse(config_of: Callable[[Config], Any], description: str, argv: list[str]) -> tuple[Common, Any]:
     """Parses a stage's command line.
