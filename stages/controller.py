@@ -14,8 +14,7 @@ from wm.carry import carry
 from wm.cli import narrowed, parse, run_stage
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
-from wm.controller.linear import load_controller
-from wm.evolve import check_sizes, evolve, forget, is_finished, selections
+from wm.evolve import check_sizes, coordinates_of, evolve, forget, is_finished, selections
 from wm.memory.cell import LSTMCell
 from wm.run import Run, UserError, began_with, check_made_from, read_metrics
 from wm.show.plots import plot_curve
@@ -164,10 +163,7 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis,
         first = len(basis.scale) * basis.units
         start[:first] = np.random.default_rng(seed).normal(0, 1 / np.sqrt(len(basis.scale)), first)
         return start
-    theta, _ = load_controller(given.start)
-    if theta.shape != (basis.expressed,):
-        raise UserError(f"{given.start} has {len(theta)} weights, and V, M and --hidden-units want {basis.expressed}.")
-    return basis.coordinates(theta.astype(np.float64))
+    return coordinates_of(given.start, basis)
 
 
 def typical(index: NDArray[np.int64]) -> list[int]:

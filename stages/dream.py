@@ -14,8 +14,8 @@ from wm.agent import load_models
 from wm.cli import narrowed, parse, run_stage
 from wm.config import SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
-from wm.evolve import check_sizes, evolve, forget, is_finished, selections
-from wm.run import Metrics, Run, UserError, check_made_from, file_hash, read_metrics
+from wm.evolve import check_sizes, coordinates_of, evolve, forget, is_finished, selections
+from wm.run import Metrics, Run, UserError, began_with, check_made_from, file_hash, read_metrics
 from wm.store.latents import Latents
 from wm.store.starts import Starts, load_starts, save_starts
 from wm.trials import make_player, select
@@ -38,6 +38,8 @@ class DreamArgs(DreamConfig):
 
     source: Path | None = None
     """Folder of V, M and the latents, when it is not the run folder that starts and controller go to."""
+    start: Path | None = None
+    """A controller that the evolution starts from, such as another run's dream-latest.npz; none: zeros."""
     ensemble: tuple[Path, ...] = ()
     """Run folders of more M's, trained on the same vae.pt: each dream is drawn and paid by one M of them all."""
 
@@ -59,34 +61,51 @@ def main(argv: list[str]) -> None:
         raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
     if config.disagreement and not config.ensemble:
         raise UserError("--disagreement is that of an ensemble: name its other M's with --ensemble, or leave it out.")
+    if config.noise == "recorded" and config.temperature != 1:
+        raise UserError("--noise recorded is what came at --temperature 1: leave one of them out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
 
-        from wm.dream import SCORE_STEPS, Population, load_ensemble, load_networks
+        from wm.dream import SCORE_STEPS, Population, load_ensemble, load_networks, load_records, make_value
         from wm.train import pick_device
 
         models, networks = load_models(source, config.precision), load_networks(source)
         starts = made_starts(run, source, networks, config, args.restart)
-        made_from = {**models.made_from, "starts.npz": file_hash(run.starts)}
+        made_from = {**models.made_from, "starts.npz": file_hash(run.starts), **began_with(given.start)}
         if not args.restart and is_finished(run, "dream", run.dream, config, made_from):
             show(run, source, config)
             print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
             return
         others = load_ensemble(given.ensemble, source, networks, starts)
-        if args.restart:
-            forget(run, "dream", run.dream, run.dream_latest)
-        begin()
         basis = fit_basis(
             np.concatenate([starts.z, starts.h], axis=1),
             centre=config.centre,
             whiten=config.whiten,
             components=config.components,
         )
+        start = coordinates_of(given.start, basis) if given.start else np.zeros(basis.weights)
+        if args.restart:
+            forget(run, "dream", run.dream, run.dream_latest)
+        begin()
+        records = load_records(source, networks, starts, others, config.horizon) if config.noise == "recorded" else []
         torch.set_num_threads(1)  # the population brings its own threads
+        value = None
+        if config.value:
+            value, explained = make_value(source, networks, config, args.seed)
+            print(f"The value of a state explains {explained:.0%} of held-out returns of {config.value} steps.")
         device = pick_device()
         threads = max(1, args.workers)
-        population = Population(networks.mdnrnn, starts, config, others=others, threads=threads, device=device)
+        population = Population(
+            networks.mdnrnn,
+            starts,
+            config,
+            others=others,
+            records=records,
+            value=value,
+            threads=threads,
+            device=device,
+        )
         print(
             f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"
             + (f", by {len(others) + 1} M's." if others else ".")
@@ -115,7 +134,7 @@ def main(argv: list[str]) -> None:
                 run.dream,
                 config,
                 seed=args.seed,
-                start=np.zeros(basis.weights),
+                start=start,
                 made_from=made_from,
                 express=basis.express,
                 evaluate=evaluate,

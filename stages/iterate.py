@@ -2,7 +2,7 @@
 
 Each round is a run folder of its own, RUN/rounds/0, RUN/rounds/1, ..., where the other stages work as anywhere.
 Untrained policies drive the first one's episodes; each later one adds some that the controller of the round before
-drives, trains V and M on all of them from the weights of the round before, and evolves C in the new dream from zeros.
+drives, trains V and M on all of them from the weights of the round before, and evolves C in the new dream.
 What RUN itself shows is the round whose controller was the best on the real selection tracks.
 """
 
@@ -55,6 +55,8 @@ def main(argv: list[str]) -> None:
             tell(run, rows)
         for number in missing:
             make_round(args, config, number)
+            if number:
+                thin(round_of(run, number - 1))
             rows.append(row_of(round_of(run, number), number, rows))
             append_line(run.rounds, rows[-1])
             tell(run, rows)
@@ -83,31 +85,59 @@ def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
 
 def make_round(args: Common, config: IterateConfig, number: int) -> None:
     """Calls the stages of a round, of which each does what is missing of its work."""
-    this, before = (round_of(Run(args.run), n) for n in (number, number - 1))
-    arguments: dict[str, list[str]] = {
-        "collect": ["--driven", str(number * config.added)],
-        "dream": taken_apart("--dream-options", config.dream_options),
-    }
+    this = round_of(Run(args.run), number)
+    arguments: dict[str, list[str]] = {"collect": ["--driven", "0"], "dream": []}
     if number:
+        before = round_of(Run(args.run), number - 1)
         link_shards(before, this)
-        arguments["collect"] += ["--driver", config.driver, "--source", str(before.folder)]
-        first = args.config().collect.episodes
-        earlier = ["--earlier", *(str(first + n * config.added) for n in range(number))]
-        for stage, start, updates in (
-            ("vae", before.vae, config.vae_updates),
-            ("mdnrnn", before.mdnrnn, config.mdnrnn_updates),
-        ):
-            arguments[stage] = ["--start", str(start), "--updates", str(updates), *earlier]
+        arguments = built_on(before, config, args.config().collect.episodes, number)
+    arguments["dream"] += taken_apart("--dream-options", config.dream_options)
     options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
         print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)
         call_stage(stage, options, arguments.get(stage, []))
 
 
+def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dict[str, list[str]]:
+    """What the stages of a round are told of the one before.
+
+    Args:
+        before: The folder of the round before.
+        config: The sizes.
+        first: Episodes of the first round.
+        number: The round's number, >= 1.
+    """
+    earlier = ["--earlier", *(str(first + n * config.added) for n in range(number))]
+    fresh = ["--fresh", str(config.fresh_rounds * config.added)] if config.fresh_rounds else []
+    learns = number <= config.vae_rounds
+    dream = [*fresh]
+    if config.dream_generations:
+        dream += ["--start", str(before.dream_latest), "--generations", str(config.dream_generations)]
+    if config.dream_sigma:
+        dream += ["--sigma0", str(config.dream_sigma), "--sigma-max", str(config.dream_sigma)]
+    return {
+        "collect": ["--driven", str(number * config.added), "--driver", config.driver, "--source", str(before.folder)],
+        "vae": ["--start", str(before.vae), "--updates", str(config.vae_updates if learns else 0), *earlier],
+        "mdnrnn": [
+            *("--start", str(before.mdnrnn), "--updates", str(config.mdnrnn_updates), "--lr", str(config.mdnrnn_lr)),
+            *([] if learns else ["--encoded", str(before.latents)]),
+            *fresh,
+            *earlier,
+        ],
+        "dream": dream,
+    }
+
+
 def link_shards(before: Run, this: Run) -> None:
     """Gives a round the shards of the one before, unless its collection has begun, which sets damaged ones aside."""
     if "collect" not in this.read_manifest()["stages"]:
         share_shards(before.rollouts, this.rollouts)
+
+
+def thin(this: Run) -> None:
+    """Takes from a round that the next one was built on what is large and can be made again: latents, checkpoints."""
+    this.latents.unlink(missing_ok=True)
+    shutil.rmtree(this.checkpoints, ignore_errors=True)
 
 
 def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:

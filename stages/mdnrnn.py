@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,12 +32,13 @@ from wm.memory.mdnrnn import (
 )
 from wm.run import Progress, Run, UserError, began_with, check_made_from, file_hash
 from wm.show.memory import plot_predictions
-from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, validation_clips
+from wm.store.latents import Clips, Latents, LatentsWriter, fresh_batches, validation_clips
 from wm.store.shards import Rollouts
 from wm.train import (
     Best,
     autocast,
     begin_with,
+    check_updates,
     derived_seed,
     forget,
     has_fast_bf16,
@@ -60,6 +62,8 @@ class MDNRNNArgs(MDNRNNConfig):
 
     start: Path | None = None
     """A mdnrnn.pt whose weights the training begins with; none: random ones. Who goes on may leave it away."""
+    encoded: Path | None = None
+    """A latents.h5 by a V of the same weights: what it holds of the episodes need not be encoded again."""
 
 
 def main(argv: list[str]) -> None:
@@ -95,13 +99,15 @@ def main(argv: list[str]) -> None:
         )
         if given.start:
             begin_with(model, given.start, "mdnrnn")
+        known = known_latents(given.encoded, vae) if given.encoded else None
+        check_updates(config.updates, given.start)
         if args.restart:
             forget(run, "mdnrnn", run.mdnrnn)
         begin()
         torch.set_num_threads(max(1, args.workers))
         device = pick_device()
         vae.to(device)
-        latents = encoded(run, rollouts, vae, made_from, device, args.restart)
+        latents = encoded(run, rollouts, vae, made_from, device, known, args.restart)
         training, held_out = latents.split(config.validation, args.seed, config.earlier)
         constants = constant_predictors(latents, training, config)
         clips = validation_clips(latents, held_out, length=config.length, most=config.validation_clips)
@@ -114,8 +120,14 @@ def main(argv: list[str]) -> None:
             config=config,
             seed=args.seed,
             made_from=made_from | start,
-            batches=lambda start: clip_batches(
-                latents, training, batch=config.batch, length=config.length, seed=args.seed, start=start
+            batches=lambda start: fresh_batches(
+                latents,
+                training,
+                fresh=config.fresh,
+                batch=config.batch,
+                length=config.length,
+                seed=args.seed,
+                start=start,
             ),
             loss=partial(loss, config=config, device=device),
             validate=partial(validate, clips=clips, constants=constants, config=config, seed=args.seed, device=device),
@@ -137,8 +149,31 @@ def main(argv: list[str]) -> None:
 # --- latents.h5 ------------------------------------------------------------------------------------------
 
 
+def known_latents(path: Path, vae: VAE) -> Latents:
+    """Latents of another run that V would encode as they are; UserError when another V made them."""
+    latents = Latents(path)
+    if latents.made_from.get("encoder") != encoder_hash(vae):
+        raise UserError(f"--encoded {path}: it was encoded by another V: leave it away.")
+    return latents
+
+
+def encoder_hash(vae: VAE) -> str:
+    """SHA-256 of V's weights in hex: equal for equal weights, whatever else their files say."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def encoded(
-    run: Run, rollouts: Rollouts, vae: VAE, made_from: Mapping[str, str], device: torch.device, restart: bool
+    run: Run,
+    rollouts: Rollouts,
+    vae: VAE,
+    made_from: Mapping[str, str],
+    device: torch.device,
+    known: Latents | None,
+    restart: bool,
 ) -> Latents:
     """RUN/latents.h5: V's posterior of every frame, encoded now unless that file is there and fits.
 
@@ -153,19 +188,43 @@ def encoded(
         except UserError:
             if not restart:
                 raise
-    encode(run, rollouts, vae, made_from, device)
+    encode(run, rollouts, vae, made_from, device, known)
     return Latents(run.latents)
 
 
 @torch.no_grad()
-def encode(run: Run, rollouts: Rollouts, vae: VAE, made_from: Mapping[str, str], device: torch.device) -> None:
-    """Encodes all frames in float32, as the controller will see them; one episode is in memory at a time."""
+def encode(
+    run: Run,
+    rollouts: Rollouts,
+    vae: VAE,
+    made_from: Mapping[str, str],
+    device: torch.device,
+    known: Latents | None = None,
+) -> None:
+    """Encodes all frames in float32, as the controller will see them; one episode is in memory at a time.
+
+    Args:
+        run: The run folder.
+        rollouts: The episodes.
+        vae: V, on `device`.
+        made_from: Hashes of what the latents are made from.
+        device: Where to encode.
+        known: Latents by the same V: episodes that it holds, with the same actions, are taken from there.
+    """
+    places = {} if known is None else {index: place for place, index in enumerate(known.table["index"].tolist())}
     frames = int((rollouts.table["length"] + 1).sum())
     with (
-        LatentsWriter(run.latents, made_from) as writer,
+        LatentsWriter(run.latents, {**made_from, "encoder": encoder_hash(vae)}) as writer,
         Progress("encode", frames, unit="frames") as progress,
     ):
-        for episode in rollouts:
+        for number, index in enumerate(rollouts.table["index"].tolist()):
+            if known is not None and index in places:
+                there = known.episode(places[index])
+                if np.array_equal(there.actions, rollouts.actions(number).astype(np.float32)):
+                    writer.append_latents(known.table[places[index]], there)
+                    progress.update(len(there.mu))
+                    continue
+            episode = rollouts.episode(number)
             posterior = []
             for batch in torch.from_numpy(episode.observations).split(ENCODE_BATCH):
                 posterior.append(torch.stack(vae.encode(as_input(batch.to(device)))).cpu())
@@ -177,16 +236,17 @@ def encode(run: Run, rollouts: Rollouts, vae: VAE, made_from: Mapping[str, str],
 # --- training and validation -----------------------------------------------------------------------------
 
 
-def to_tensors(clips: Clips, device: torch.device) -> dict[str, Tensor]:
-    """The arrays of clips by name, on the device."""
-    return {name: torch.from_numpy(value).to(device) for name, value in vars(clips).items()}
+def to_tensors(clips: Clips, posterior: float, device: torch.device) -> dict[str, Tensor]:
+    """The arrays of clips by name, on the device; of V's standard deviation the share `posterior`."""
+    tensors = {name: torch.from_numpy(value).to(device) for name, value in vars(clips).items()}
+    return {**tensors, "logvar": tensors["logvar"] + 2 * math.log(posterior)}
 
 
 def loss(
     model: MDNRNN, clips: Clips, generator: torch.Generator, *, config: MDNRNNConfig, device: torch.device
 ) -> tuple[Tensor, dict[str, float | Tensor]]:
     """The loss of one batch of clips, and its parts."""
-    batch = to_tensors(clips, device)
+    batch = to_tensors(clips, config.posterior, device)
     mask = batch.pop("mask")
     with autocast(device):
         losses, prediction, _ = clip_losses(model, **batch, generator=generator, dropout=config.dropout)
@@ -260,7 +320,7 @@ def validate(
     """
     generator = torch.Generator(device).manual_seed(derived_seed("mdnrnn validation", seed))
     z_mu, z_logsigma = constants.z_mu.to(device), constants.z_logsigma.to(device)
-    everything = to_tensors(clips, device)
+    everything = to_tensors(clips, config.posterior, device)
     sums: dict[str, float] = {}
     outlook, outlook_constant, knowns = 0.0, 0.0, 0
     for part in zip(*(value.split(config.batch) for value in everything.values()), strict=True):

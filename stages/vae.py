@@ -22,6 +22,7 @@ from wm.train import (
     Best,
     autocast,
     begin_with,
+    check_updates,
     derived_seed,
     forget,
     has_fast_bf16,
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> None:
         model = seeded(partial(VAE, config.z), args.seed)
         if given.start:
             begin_with(model, given.start, "vae")
+        check_updates(config.updates, given.start)
         if args.restart:
             forget(run, "vae", run.vae)
         begin()

@@ -150,6 +150,9 @@ class MDNRNNConfig:
     dropout: float = 0.0
     """Chance that the heads do not see a unit of h in training, the same units for a whole clip (Wellmer & Kwok, 2021),
     so that a dream may leave some out, too (the dream's own --dropout). Paper: 0."""
+    posterior: float = 1.0
+    """Of V's standard deviation, how much of it there is in the z that M is trained on. 1: z is drawn from V's
+    posterior, as the paper does. Less: closer to V's mean, which is what the agent acts on."""
     head_weight: float = 1.0
     """Weight of the reward and termination losses (nats a step) beside the NLL (nats a latent dimension)."""
     outlook: tuple[int, ...] = ()
@@ -157,6 +160,8 @@ class MDNRNNConfig:
     what C needs, such as the speed, where a linear map finds it. Paper: none."""
     outlook_weight: float = 100.0
     """Weight of the outlook's squared error (tiles a step; their variance is about 0.01) beside the NLL."""
+    fresh: int = 0
+    """Half of the clips of each batch are of the last so many of the training episodes; 0: all are alike."""
     validation: float = 0.05
     """Share of the episodes that are held out; the same ones as V's for equal shares and seeds."""
     earlier: tuple[int, ...] = ()
@@ -247,11 +252,18 @@ class DreamConfig(EvolutionConfig):
     """Dreams a candidate: starts and noise drawn anew each generation, the same for all its candidates. Paper: 16."""
     horizon: int = 1000
     """Steps of a dream. Paper: the environment's own limit."""
+    value: int = 0
+    """Steps after a dream whose return counts as well, as a small network tells it from [z; h] at the end of the dream.
+    It is fitted to what the record earned in so many steps after states like it. 0: none. Paper: none."""
     unpaid: int = 50
     """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
     the candidate's doing. Ours: the car rolls on for about a second."""
     temperature: float = 1.0
     """tau of what M draws: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
+    noise: Literal["drawn", "recorded"] = "drawn"
+    """Where a dream's chance comes from. drawn: out of M, as the paper's. recorded: from the record after the start, as
+    far as that goes (Buesing et al., 2019): the recorded actions would then lead to the recorded frames, and others to
+    what they would have led to on that road. Roads that M draws by itself are easier than real ones."""
     dropout: float = 0.0
     """Chance that the heads do not see a unit of h in a dream, the same units from its first step to its last, drawn
     anew for each dream (Wellmer & Kwok, 2021): what pays in one such world only does not last. Paper: 0."""
@@ -260,6 +272,8 @@ class DreamConfig(EvolutionConfig):
     next z: the variance of their means of it, a mean over its dimensions. Paper: no ensemble."""
     starts: int = 512
     """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
+    fresh: int = 0
+    """Half of the starts are moments of the last so many of these episodes; 0: all are alike."""
     start_after: int = 70
     """Steps of the recorded episode before the first moment that can be a start: M has seen all of them. CarRacing
     zooms in for 50; twenty more let M forget that."""
@@ -282,8 +296,20 @@ class IterateConfig:
     furthest into what its dream gets wrong."""
     vae_updates: int = 100_000
     """Gradient updates of V in each round after the first, from the weights of the round before."""
+    vae_rounds: int = 1_000_000
+    """Rounds after the first in which V learns; after them it stays, and only new frames need be encoded."""
     mdnrnn_updates: int = 2000
-    """The same for M."""
+    """Gradient updates of M in each round after the first, from the weights of the round before."""
+    mdnrnn_lr: float = 1e-3
+    """Adam's learning rate for them, at their start."""
+    fresh_rounds: int = 0
+    """Half of M's clips and of the dreams' starts are from the episodes of the last so many rounds, in the rounds after
+    the first; 0: all episodes are alike."""
+    dream_generations: int = 0
+    """Generations in the dream in each round after the first, from the latest mean of the round before. 0: as many as
+    in the first, and from zeros."""
+    dream_sigma: float = 0.0
+    """First and largest step size of these generations; 0: as in the first round."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
 
@@ -393,17 +419,32 @@ DREAMER = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100),
     vae=SCOUT.vae,
-    mdnrnn=SCOUT.mdnrnn,
+    mdnrnn=replace(SCOUT.mdnrnn, posterior=0.3),
     dream=replace(
         LAPTOP.dream,
-        generations=60,
+        generations=20,
         popsize=64,
-        dreams=32,
-        horizon=200,
-        select_every=5,
+        dreams=64,
+        horizon=100,
+        unpaid=0,
+        value=150,
+        noise="recorded",
+        select_every=10,
         average=8,
     ),
-    iterate=replace(LAPTOP.iterate, rounds=5, added=300, driver="dream-latest", vae_updates=400, mdnrnn_updates=1500),
+    iterate=replace(
+        LAPTOP.iterate,
+        rounds=14,
+        added=80,
+        driver="dream-latest",
+        vae_updates=300,
+        vae_rounds=4,
+        mdnrnn_updates=300,
+        mdnrnn_lr=5e-4,
+        fresh_rounds=2,
+        dream_generations=10,
+        dream_sigma=0.06,
+    ),
 )
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
@@ -460,18 +501,20 @@ PRESETS: dict[str, dict[str, Config]] = {
 }
 
 BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("episodes", "max_steps", "updates", "generations", "validate_every"), (1, 10**9)),
+    **dict.fromkeys(("episodes", "max_steps", "generations", "validate_every"), (1, 10**9)),
     **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks", "average"), (1, 10**6)),
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
     **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "start_near", "double_every"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
     **dict.fromkeys(("road_weight", "outlook_weight", "disagreement"), (0, 10**6)),
-    **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
+    **dict.fromkeys(("lr", "lr_final", "lr_decay", "mdnrnn_lr"), (1e-12, 1)),
     **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip", "penalty", "off_road"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
     "sigma_min": (0, 10**6),
+    "dream_sigma": (0, 10**6),
     "whiten": (0, 1),
+    "posterior": (1e-3, 1),
     "disturb": (0, 1),
     "dropout": (0, 0.99),
     "components": (0, 4096),
@@ -484,7 +527,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "popsize": (4, 10**5),
     "rounds": (1, 50),
     "added": (1, 10**4),
-    **dict.fromkeys(("vae_updates", "mdnrnn_updates"), (1, 10**9)),
+    **dict.fromkeys(("updates", "vae_updates", "mdnrnn_updates"), (0, 10**9)),
+    **dict.fromkeys(("value", "fresh", "fresh_rounds", "vae_rounds", "dream_generations"), (0, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),

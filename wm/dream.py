@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,12 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wm.chance import Night, Record, draw_night, empty_record, fill_record, recall
 from wm.config import DreamConfig, MDNRNNConfig
 from wm.controller.linear import ACTIONS
-from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World, draw_kept
+from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World
 from wm.memory.cell import LSTMCell
 from wm.memory.dream import Dreamer
 from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
+from wm.memory.value import Value, fit_value
 from wm.run import Run, UserError, check_made_from, file_hash
 from wm.store.latents import LatentEpisode, Latents
 from wm.store.starts import Starts, load_starts
@@ -86,7 +88,13 @@ def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     """Starts drawn from the episodes of latents.h5 that M was trained on; UserError as for `find_starts`."""
     latents, training, _ = split_latents(run, networks)
     return draw_starts(
-        latents, training, networks, count=config.starts, after=config.start_after, near=config.start_near
+        latents,
+        training,
+        networks,
+        count=config.starts,
+        after=config.start_after,
+        near=config.start_near,
+        fresh=config.fresh,
     )
 
 
@@ -110,6 +118,7 @@ def draw_starts(
     count: int,
     after: int,
     near: int,
+    fresh: int = 0,
     seed: int = 0,
 ) -> Starts:
     """Draws moments of recorded episodes, each as likely as any other, and warms M up over all real steps before.
@@ -121,6 +130,7 @@ def draw_starts(
         count: Number of starts, >= 1.
         after: Steps before the first moment of an episode that can be drawn; the last moment cannot.
         near: Steps around a moment within which the record touches a new tile, if it ever does; 0: any moment.
+        fresh: Half of the starts come from the last so many of the episodes; 0: all are alike.
         seed: Seed of the choice.
 
     Raises:
@@ -134,7 +144,17 @@ def draw_starts(
             f"no recorded episode is longer than --start-after {after} steps: give fewer, or collect longer ones."
         )
     rng = np.random.default_rng([seed, count])
-    drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
+    last = np.flatnonzero(possible[:, 0] >= len(episodes) - fresh)
+    fresh_count = count // 2 if len(last) else 0
+    drawn = np.sort(
+        np.concatenate(
+            [
+                rng.choice(part, number, replace=number > len(part))
+                for part, number in ((np.arange(len(possible)), count - fresh_count), (last, fresh_count))
+                if number
+            ]
+        )
+    )
     nth, steps = possible[drawn].T
 
     cell = make_cell(networks.mdnrnn)
@@ -265,18 +285,57 @@ def remembered(
     Raises:
         UserError: latents.h5 is missing, damaged, of another V, or has no such moments.
     """
-    latents, _, _ = split_latents(run, networks)
-    places = {index: place for place, index in enumerate(latents.table["index"].tolist())}
     cell = make_cell(model)
     h, c = np.empty_like(starts.h), np.empty_like(starts.c)
+    for episode, here in recorded_episodes(run, networks, starts):
+        h[here], c[here] = warm_up(cell, episode, starts.step[here])
+    return h.astype(np.float16).astype(np.float32), c.astype(np.float16).astype(np.float32)
+
+
+def recorded_episodes(
+    run: Run, networks: Networks, starts: Starts
+) -> Iterator[tuple[LatentEpisode, NDArray[np.bool_]]]:
+    """The episodes that starts are moments of, one after the other, and which of the starts, bool[N].
+
+    Raises:
+        UserError: latents.h5 is missing, damaged, of another V, or has no such moments.
+    """
+    latents, _, _ = split_latents(run, networks)
+    places = {index: place for place, index in enumerate(latents.table["index"].tolist())}
     for index in np.unique(starts.episode).tolist():
         here = starts.episode == index
         if index not in places or latents.table["length"][places[index]] < starts.step[here].max():
             raise UserError(
                 f"{run.latents} lacks moments that starts.npz names: draw new starts with `make dream ARGS=--restart`."
             )
-        h[here], c[here] = warm_up(cell, latents.episode(places[index]), starts.step[here])
-    return h.astype(np.float16).astype(np.float32), c.astype(np.float16).astype(np.float32)
+        yield latents.episode(places[index]), here
+
+
+def load_records(run: Run, networks: Networks, starts: Starts, others: Sequence[Member], horizon: int) -> list[Record]:
+    """What chance did after the starts, as the run's own M and then each of the others sees it.
+
+    Raises:
+        UserError: As for `recorded_episodes`.
+    """
+    records = [empty_record(len(starts), horizon, networks.mdnrnn.z) for _ in range(len(others) + 1)]
+    for episode, here in recorded_episodes(run, networks, starts):
+        for model, record in zip((networks.mdnrnn, *(other.model for other in others)), records, strict=True):
+            fill_record(record, model, episode, here, starts.step)
+    return records
+
+
+def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> tuple[Value, float]:
+    """What states are worth, fitted to the run's record, its last episodes if those are `fresh`; as `fit_value`.
+
+    Raises:
+        UserError: latents.h5 is missing, damaged or of another V, or too short.
+    """
+    latents, training, held_out = split_latents(run, networks)
+    episodes = [map(latents.episode, part[-config.fresh :].tolist()) for part in (training, held_out)]
+    try:
+        return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
+    except ValueError as error:
+        raise UserError(f"--value {config.value} is too long ({error}): give less, or collect longer ones.") from error
 
 
 # --- the environment -------------------------------------------------------------------------------------
@@ -370,44 +429,6 @@ def make_dreamer(
 
 
 @dataclass(frozen=True)
-class Night:
-    """What all candidates of a generation dream under: the same starts and the same noise.
-
-    So two candidates differ by what they do and not by their luck, and the noise is drawn once for all.
-
-    Attributes:
-        starts: i64[S], numbers of the starts.
-        uniform: f32[T,S,Z] in [0, 1).
-        noise: f32[T,S,Z], standard normal.
-        kept: f32[S,H], factors on the h that M's heads see, the same at all steps of a dream; None: no dropout.
-        members: i64[S], which M of the ensemble each dream is drawn by, 0 the run's own; those of one M are neighbours.
-    """
-
-    starts: NDArray[np.int64]
-    uniform: NDArray[np.float32]
-    noise: NDArray[np.float32]
-    kept: NDArray[np.float32] | None
-    members: NDArray[np.int64]
-
-
-def draw_night(
-    rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Dreamer, dropout: float, members: int
-) -> Night:
-    """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise.
-
-    Then the dropout, and which of the `members` M's draws which dreams: each as many as any other, up to one. The
-    starts are in random order, so the first of them may go to the first M.
-    """
-    return Night(
-        rng.choice(pool, dreams, replace=dreams > pool),
-        rng.random((horizon, dreams, model.z), np.float32),
-        rng.standard_normal((horizon, dreams, model.z), np.float32),
-        draw_kept(rng, (dreams, model.hidden), dropout) if dropout else None,
-        np.sort(rng.permutation(members)[np.arange(dreams) % members]),
-    )
-
-
-@dataclass(frozen=True)
 class _Scene:
     """A night as the dreams of a block need it, of S dreams.
 
@@ -448,6 +469,8 @@ class Population:
         config: DreamConfig,
         *,
         others: Sequence[Member] = (),
+        records: Sequence[Record] = (),
+        value: Value | None = None,
         threads: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
@@ -460,6 +483,8 @@ class Population:
             config: Temperature, dropout, horizon, unpaid steps and dreams a candidate.
             others: The rest of an ensemble. C reads M's memory in all dreams; what draws z and says what is paid is one
                 of them all in each dream.
+            records: For noise that is recorded, what chance did after the starts, for the model and each of the others.
+            value: Says what the config's `value` steps after a dream would earn.
             threads: CPU threads, >= 1.
             device: Where to dream.
             dtype: Of the products of matrices; None: bfloat16 where that is fast, else float32.
@@ -470,26 +495,29 @@ class Population:
             make_dreamer(one, starts, config.temperature, self._device, self.dtype)
             for one in (model, *(other.model for other in others))
         ]
-        self._config, self._threads, self._pool = config, threads, len(starts)
+        self._config, self._threads, self._pool, self._records = config, threads, len(starts), records
         self._z = torch.from_numpy(starts.z).to(self._device)
         self._states = [
             (torch.from_numpy(h).to(self._device), torch.from_numpy(c).to(self._device))
             for h, c in ((starts.h, starts.c), *((other.h, other.c) for other in others))
         ]
         self._end = float(starts.rewards[2])
+        self._value = None if value is None else value.to(self._device)
 
     def night(self, *seed: int, dreams: int | None = None) -> Night:
         """What follows from `seed`, for the config's number of dreams or another one."""
         dreams = self._config.dreams if dreams is None else dreams
         rng, config = np.random.default_rng(seed), self._config
         members = len(self._members)
-        return draw_night(rng, self._pool, dreams, config.horizon, self._members[0], config.dropout, members)
+        night = draw_night(rng, self._pool, dreams, config.horizon, self._members[0], config.dropout, members)
+        return recall(night, self._records) if self._records else night
 
     def score(self, thetas: Array, night: Night, disagreement: float = 0.0) -> Array:
         """Lets each candidate dream from each start of the night.
 
         A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
-        for z is random. The first `unpaid` steps earn nothing; what the others earn is given for 1000 steps.
+        for z is random. The first `unpaid` steps earn nothing. What the others earn, and the value of where the dream
+        ends, is given for 1000 steps.
 
         Args:
             thetas: f64[P,N], flat weights.
@@ -514,7 +542,7 @@ class Population:
             except BaseException:
                 left.set()  # a signal: nobody waits for these dreams any more, and the executor would
                 raise
-        paid = self._config.horizon - self._config.unpaid
+        paid = self._config.horizon - self._config.unpaid + (self._config.value if self._value else 0)
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
@@ -568,6 +596,8 @@ class Population:
                     earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)
                 total += alive * earned
             alive *= 1 - terminated
+        if self._value is not None:
+            total += alive * self._value(torch.cat([z, states[0][0]], -1))
         return total
 
 

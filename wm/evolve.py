@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import EvolutionConfig
+from wm.controller.basis import Basis
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
 from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from, in_short, read_metrics
@@ -80,6 +81,14 @@ def check_sizes(config: EvolutionConfig) -> None:
         raise UserError("--sigma0 must be from --sigma-min to --sigma-max.")
     if config.es == "openes" and config.popsize % 2:
         raise UserError("--es openes takes an even --popsize, since it mirrors its samples.")
+
+
+def coordinates_of(path: Path, basis: Basis) -> Array:
+    """What stands for a controller where the evolution starts from it; UserError when it does not fit V and M."""
+    theta, _ = load_controller(path)
+    if theta.shape != (basis.expressed,):
+        raise UserError(f"{path} has {len(theta)} weights, where this C has {basis.expressed}: start from another one.")
+    return basis.coordinates(theta.astype(np.float64))
 
 
 def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, made_from: Mapping[str, str]) -> bool:

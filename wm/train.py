@@ -143,6 +143,12 @@ def seeded(make: Callable[[], Model], seed: int) -> Model:
         return make()
 
 
+def check_updates(updates: int, start: Path | None) -> None:
+    """UserError when a training would leave a network as random as it began."""
+    if not updates and not start:
+        raise UserError("--updates 0 trains nothing: name with --start what is to stay as it is, or give updates.")
+
+
 def begin_with(model: nn.Module, path: Path, stage: str) -> None:
     """Gives a network the weights of another artifact of its stage; UserError when they are damaged or do not fit."""
     way_out = "give the sizes that --start was made with, or leave it away"
@@ -220,7 +226,7 @@ def train(
         per_update: Number of them in an update.
 
     Returns:
-        The best weights on validation.
+        The best weights on validation; without updates those that it began with, and what `validate` says of them.
 
     Raises:
         UserError: It has diverged a second time (nothing of that is saved), or the checkpoint is damaged, or made with
@@ -233,6 +239,10 @@ def train(
     state = _State()
     if path.exists():
         state, made_from = _resume(path, stage, model, optimizer, config, made_from)
+    if not config.updates and not state.update:
+        with Metrics(run, stage, resume_at=0) as metrics:
+            metrics.log(0, _validate(model, validate, state))
+        return replace(state.best, made_from=dict(made_from))
     if state.update > config.updates or (state.update == config.updates and not state.best.weights):
         raise UserError(f"{path} has done {state.update} updates already: give a larger --updates.")
     saved, saved_at = state.update, time.monotonic()

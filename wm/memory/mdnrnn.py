@@ -299,6 +299,31 @@ def sample(prediction: Prediction, temperature: float, generator: torch.Generato
     return mu + logsigma.exp() * math.sqrt(temperature) * noise
 
 
+def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The chance under which M draws what came: `sample`, given it at temperature 1, would give z.
+
+    It is drawn from its posterior: which component it was can only be guessed, by how likely each was to give z.
+
+    Args:
+        prediction: Of M.
+        z: f32[B,T,Z], what came.
+        generator: Source of the guesses.
+
+    Returns:
+        f32[B,T,Z] in [0, 1), which chooses the components, and f32[B,T,Z], how far z is from their means in their
+        standard deviations.
+    """
+    noise = (z[..., None] - prediction.mu) * (-prediction.logsigma).exp()
+    guesses = torch.rand((2, *z.shape), generator=generator, device=generator.device).to(z.device)
+    likely = (prediction.logmix - prediction.logsigma - 0.5 * noise.square()).softmax(-1).cumsum(-1)[..., :-1]
+    component = (guesses[0, ..., None] >= likely).sum(-1, keepdim=True)
+    weight = prediction.logmix.exp()
+    upper, share = (each.gather(-1, component)[..., 0] for each in (weight.cumsum(-1), weight))
+    # Not at the very edges of the component's interval, where rounding could choose its neighbour.
+    uniform = upper - share * (0.01 + 0.98 * guesses[1])
+    return uniform.clamp(0, 1 - 2**-24), noise.gather(-1, component)[..., 0]
+
+
 # --- mdnrnn.pt -------------------------------------------------------------------------------------------
 
 

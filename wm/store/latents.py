@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,11 @@ class LatentsWriter:
         row = np.array([(episode.index, episode.length, episode.terminated)], ROW)
         step = {"actions": episode.actions.astype(np.float32), "rewards": episode.rewards}
         self._writer.append(row, {"mu": mu, "logvar": logvar}, step)
+
+    def append_latents(self, row: Array, episode: LatentEpisode) -> None:
+        """Adds an episode of another latents.h5 as it is: its row of the table there, and what it holds."""
+        step = {"actions": episode.actions, "rewards": episode.rewards}
+        self._writer.append(np.array([row], ROW), {"mu": episode.mu, "logvar": episode.logvar}, step)
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,19 @@ def clip_batches(
         while len(waiting) >= batch:
             yield latents.clips(waiting[:batch], length)
             waiting = waiting[batch:]
+
+
+def fresh_batches(
+    latents: Latents, episodes: Array, *, fresh: int, batch: int, length: int, seed: int, start: int
+) -> Iterator[Clips]:
+    """As `clip_batches`, but half of each batch, rounded down, is of the last `fresh` of the episodes; 0: none is."""
+    sizes = {"length": length, "seed": seed, "start": start}
+    if not fresh or batch < 2:
+        yield from clip_batches(latents, episodes, batch=batch, **sizes)
+    everything = clip_batches(latents, episodes, batch=batch - batch // 2, **sizes)
+    last = clip_batches(latents, episodes[-fresh:], batch=batch // 2, **sizes)
+    for parts in zip(everything, last, strict=True):
+        yield Clips(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Clips)))
 
 
 def validation_clips(latents: Latents, episodes: Array, *, length: int, most: int) -> Clips:
