@@ -93,7 +93,8 @@ def main(argv: list[str]) -> None:
         value = None
         if config.value:
             value, explained = make_value(source, networks, config, args.seed)
-            print(f"The value of a state explains {explained:.0%} of held-out returns of {config.value} steps.")
+            share = f"{explained:.0%}" if np.isfinite(explained) else "nobody knows how much"
+            print(f"The value of a state explains {share} of held-out returns of {config.value} steps.")
         device = pick_device()
         threads = max(1, args.workers)
         population = Population(

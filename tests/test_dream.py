@@ -46,6 +46,7 @@ from wm.dream import (
     split_latents,
 )
 from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
+from wm.memory.value import Value
 from wm.run import Run, UserError, file_hash
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts
@@ -369,6 +370,29 @@ def test_steps_that_are_not_paid_earn_nothing(networks: Networks, starts: Starts
         night = replace(night, uniform=whole.uniform[:horizon], noise=whole.noise[:horizon])
         scores[horizon, unpaid] = population.score(random_thetas(2), night) * (horizon - unpaid) / 1000
     np.testing.assert_allclose(scores[7, 3], scores[7, 0] - scores[3, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_value_of_where_a_dream_ends_counts(networks: Networks, starts: Starts) -> None:
+    """One candidate, its last features by a plain loop; a dream that has terminated is worth nothing more."""
+    value = Value(FEATURES)
+    config = replace(SMALL, value=30)
+    plain = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
+    found = Population(networks.mdnrnn, starts, config, value=value.requires_grad_(False), dtype=torch.float32)
+    theta, night = random_thetas(1), plain.night(0, 1)
+    controller, dreamer = LinearController(theta[0], FEATURES), make_dreamer(networks.mdnrnn, starts, 1.0)
+    wanted = plain.score(theta, night)[0] * (SMALL.horizon - SMALL.unpaid) / 1000
+    for s, start in enumerate(night.starts.tolist()):
+        z, h, c = (torch.from_numpy(part[start]) for part in (starts.z, starts.h, starts.c))
+        alive = 1.0
+        for t in range(SMALL.horizon):
+            action = torch.from_numpy(controller(torch.cat([z, h]).detach().numpy()))
+            draws = [torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise)]
+            z, h, c, _, end = dreamer.step(z, h, c, action, *draws)
+            alive *= 1 - end.item()
+        wanted += alive * value(torch.cat([z, h])).item() / SMALL.dreams
+    paid = SMALL.horizon - SMALL.unpaid + 30
+    np.testing.assert_allclose(found.score(theta, night)[0], wanted * 1000 / paid, rtol=1e-4)
 
 
 def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> None:

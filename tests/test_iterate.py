@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import stages.collect
 import stages.iterate
@@ -21,6 +22,7 @@ from wm.controller.linear import load_controller, save_controller
 from wm.run import Run, UserError, append_line, file_hash, read_lines, write_json
 from wm.store.latents import LatentsWriter
 from wm.store.shards import Rollouts
+from wm.vision.vae import load_vae
 
 ROOT = Path(__file__).parent.parent
 SELECT = (100.0, 300.0, 200.0, 250.0)
@@ -121,11 +123,11 @@ def test_each_round_builds_on_the_one_before(
         ("0", "dream", dream),
         ("1", "collect", ["--driven", "2", "--driver", "dream-latest", "--source", zero]),
         ("1", "vae", ["--start", f"{zero}/vae.pt", "--updates", "5", "--earlier", "8"]),
-        ("1", "mdnrnn", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--earlier", "8"]),
+        ("1", "mdnrnn", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", "--earlier", "8"]),
         ("1", "dream", dream),
         ("2", "collect", ["--driven", "4", "--driver", "dream-latest", "--source", one]),
         ("2", "vae", ["--start", f"{one}/vae.pt", "--updates", "5", "--earlier", "8", "10"]),
-        ("2", "mdnrnn", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--earlier", "8", "10"]),
+        ("2", "mdnrnn", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", "--earlier", "8", "10"]),
         ("2", "dream", dream),
     ]
     rows = read_lines(run.rounds)
@@ -148,6 +150,22 @@ def test_each_round_builds_on_the_one_before(
     assert table[0][0] == "round"
     assert table[2] == ["1", "10", "2", "19.00", "0.900", "400", "300", "100", "142", "2.0"]
     assert said.splitlines()[-1].endswith("is that of round 1, 300 ± 5 on real tracks.")
+
+
+def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
+    steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--dream-generations", "3", "--dream-sigma", "0.05"]
+    iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30")
+    arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
+    for number, updates in ((1, "20"), (2, "0")):
+        before = run.folder / "rounds" / str(number - 1)
+        assert arguments[str(number), "vae"][:4] == ["--start", f"{before}/vae.pt", "--updates", updates]
+        known = ["--encoded", f"{before}/latents.h5"] if number == 2 else []
+        m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", *known, "--fresh", "4"]
+        assert arguments[str(number), "mdnrnn"][: len(m)] == m
+        dream = ["--fresh", "4", "--start", f"{before}/dream-latest.npz", "--generations", "3"]
+        assert arguments[str(number), "dream"] == [*dream, "--sigma0", "0.05", "--sigma-max", "0.05", "--horizon", "30"]
+    # What is large stays where the next round is built on only.
+    assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [False, False, True]
 
 
 def test_finished_rounds_are_not_redone_and_a_larger_total_adds_some(
@@ -334,7 +352,7 @@ def test_new_episodes_beside_linked_ones_leave_the_older_round_as_it_is(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
+def test_three_rounds_of_the_real_stages(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
 
     def command(*arguments: str) -> str:
@@ -349,23 +367,30 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    command("stages.iterate", "--rounds", "1")
-    zero, one = (run.folder / "rounds" / number for number in "01")
+    lasting = ["--dream-generations", "2", "--dream-sigma", "0.05", "--dream-options=--noise recorded --value 10"]
+    steady = ["--vae-rounds", "1", "--fresh-rounds", "1", *lasting]
+    command("stages.iterate", "--rounds", "1", *steady)
+    zero, one, two = (run.folder / "rounds" / number for number in "012")
     before = contents(zero)
-    command("stages.iterate", "--rounds", "2")
-    assert contents(zero) == before
+    command("stages.iterate", "--rounds", "2", *steady)
+    thinned = {name: value for name, value in before.items() if name != "latents.h5" and "checkpoints/" not in name}
+    assert contents(zero) == thinned
+    command("stages.iterate", "--rounds", "3", *steady)
     assert not [path for path in run.folder.rglob("*") if ".tmp" in path.name]
     rows = read_lines(run.rounds)
-    assert [(row["episodes"], row["new"]) for row in rows] == [(8, 8), (10, 2)]
+    assert [(row["episodes"], row["new"]) for row in rows] == [(8, 8), (10, 2), (12, 2)]
     assert all(np.isfinite(row[name]) for row in rows for name in ("error", "nats", "gap", "minutes"))
     assert rows[1]["real_steps"] == rows[1]["collect_steps"] + rows[0]["select_steps"] + rows[1]["select_steps"]
     manifest = Run(one).read_manifest()["stages"]
     assert [manifest[stage]["config"]["updates"] for stage in ("vae", "mdnrnn")] == [20, 20]
     assert [manifest[stage]["config"]["earlier"] for stage in ("vae", "mdnrnn")] == [[8], [8]]
+    first, second = (load_vae(folder / "vae.pt")[0].state_dict() for folder in (one, two))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert Run(two).read_manifest()["stages"]["vae"]["config"]["updates"] == 0
     table = Rollouts(one / "rollouts").table
     assert table["index"][-2:].tolist() == [DRIVEN_FROM, DRIVEN_FROM + 1]
     best = max(rows, key=lambda row: row["select"])
     assert load_controller(run.dream)[1]["selection_score"] == best["select"]
     assert load_agent(run.folder, controller="dream").act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)
-    assert "finished" in command("stages.iterate", "--rounds", "2")
+    assert "finished" in command("stages.iterate", "--rounds", "3", *steady)
     assert "tracks of CarRacing-v3" in command("stages.evaluate", "--controller", "dream", "--episodes", "1")

@@ -17,7 +17,7 @@ import wm.store.latents
 from wm.run import UserError
 from wm.store.columns import split
 from wm.store.episode import Episode
-from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, validation_clips
+from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, fresh_batches, validation_clips
 
 LENGTHS = [37, 1, 16, 15, 64, 5]
 EVERY = np.arange(len(LENGTHS))
@@ -232,3 +232,27 @@ def test_the_cache_is_bounded_and_changes_nothing(path: Path, monkeypatch: pytes
         assert same(a, b)
         assert len(small._cache) <= 2
     assert small._cached_bytes == sum(episode.bytes for episode in small._cache.values())
+
+
+def test_half_of_a_batch_is_fresh(latents: Latents) -> None:
+    sizes = {"batch": 7, "length": 10, "seed": 1}
+    batches = list(islice(fresh_batches(latents, EVERY, fresh=2, start=0, **sizes), 20))
+    for clips in batches:
+        episodes = [episode for episode, *_ in check(clips)]
+        assert len(episodes) == 7
+        assert set(episodes[4:]) <= {4, 5}
+    assert {episode for clips in batches for episode, *_ in check(clips)} == set(EVERY)
+    assert same(next(fresh_batches(latents, EVERY, fresh=2, start=13, **sizes)), batches[13])
+    plain = islice(clip_batches(latents, EVERY, start=0, **sizes), 5)
+    assert all(map(same, plain, fresh_batches(latents, EVERY, fresh=0, start=0, **sizes)))
+
+
+def test_an_episode_of_another_file_is_taken_over_as_it_is(latents: Latents, tmp_path: Path) -> None:
+    with LatentsWriter(tmp_path / "other.h5", MADE_FROM) as writer:
+        for place in (4, 1):
+            writer.append_latents(latents.table[place], latents.episode(place))
+    other = Latents(tmp_path / "other.h5")
+    assert other.table.tolist() == latents.table[[4, 1]].tolist()
+    for mine, theirs in ((0, 4), (1, 1)):
+        one, two = other.episode(mine), latents.episode(theirs)
+        assert all(np.array_equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(one))

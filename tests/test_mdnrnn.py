@@ -14,6 +14,7 @@ from wm.artifact import save_artifact
 from wm.memory.mdnrnn import (
     MDNRNN,
     Prediction,
+    abduct,
     clip_losses,
     draw,
     draw_kept,
@@ -332,6 +333,39 @@ def test_cold_sampling_is_the_likeliest_component() -> None:
     z = sample(prediction, 1e-8, torch.Generator().manual_seed(0))
     wanted = prediction.mu.gather(-1, prediction.logmix.argmax(-1, keepdim=True))[..., 0]
     torch.testing.assert_close(z, wanted, atol=1e-2, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    t=st.integers(1, 5),
+    z=st.integers(1, 4),
+    k=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.1, 1.0, 3.0]),
+)
+def test_what_came_follows_from_its_chance(t: int, z: int, k: int, seed: int, spread: float) -> None:
+    """The component that the uniform number chooses, and the noise in its standard deviations, give z again."""
+    prediction = mixture(2, t, z, k, seed, spread)
+    generator = torch.Generator().manual_seed(seed)
+    came = sample(prediction, 1.0, generator)
+    uniform, noise = abduct(prediction, came, generator)
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    chosen = (uniform[..., None] >= prediction.logmix.exp().cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
+    mu, sigma = (part.gather(-1, chosen)[..., 0] for part in (prediction.mu, prediction.logsigma.exp()))
+    torch.testing.assert_close(mu + sigma * noise, came, rtol=1e-4, atol=1e-4)
+
+
+def test_the_component_is_guessed_by_how_likely_each_was() -> None:
+    """Two components of equal weight: z at 0.5 is exp(1) times as likely from the one at 0 as from the one at -1."""
+    shape = (1, 40_000, 1)
+    logmix = torch.full((*shape, 2), math.log(0.5))
+    mu = torch.tensor([0.0, -1.0]).expand(*shape, 2)
+    nothing = torch.zeros(shape[:2])
+    prediction = Prediction(logmix, mu, torch.zeros(*shape, 2), nothing, nothing, torch.zeros(*shape[:2], 0))
+    uniform, noise = abduct(prediction, torch.full(shape, 0.5), torch.Generator().manual_seed(0))
+    assert (uniform < 0.5).float().mean().item() == pytest.approx(math.e / (1 + math.e), abs=0.01)
+    torch.testing.assert_close(noise, torch.where(uniform < 0.5, 0.5, 1.5))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])

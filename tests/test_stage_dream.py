@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import stages.dream
+import wm.memory.value
 from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.agent import load_agent
 from wm.config import FAST_ENV, PRESETS
 from wm.controller.basis import fit_basis
-from wm.controller.linear import load_controller
+from wm.controller.linear import load_controller, save_controller
 from wm.dream import Population, load_ensemble, load_networks
 from wm.evolve import Evolution
 from wm.memory.mdnrnn import save_mdnrnn
@@ -110,7 +111,11 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("at", "options"),
-    [(1, ()), (2, ()), (3, ()), (2, ("--dropout", "0.3")), (2, ("--disagreement", "9", "--ensemble"))],
+    [
+        *((1, ()), (2, ()), (3, ())),
+        *((2, ("--dropout", "0.3")), (2, ("--disagreement", "9", "--ensemble"))),
+        (2, ("--noise", "recorded", "--value", "5", "--fresh", "3")),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     run: Run, source: Path, tmp_path: Path, at: int, options: tuple[str, ...]
@@ -247,3 +252,33 @@ def test_missing_inputs_say_which_command_makes_them(run: Run, missing: str, com
     getattr(run, missing).unlink()
     with pytest.raises(UserError, match=command):
         stage(run)
+
+
+def test_it_starts_from_another_controller(run: Run, source: Path, tmp_path: Path) -> None:
+    stage(run)
+    other = Run(shutil.copytree(source, tmp_path / "other"))
+    shutil.copy(run.starts, other.starts)
+    small = ["--sigma0", "1e-9", "--sigma-max", "1e-9"]
+    stage(other, "--start", str(run.dream_latest), "--generations", "1", *small)
+    begun, meta = load_controller(other.dream_latest)
+    np.testing.assert_allclose(begun, load_controller(run.dream_latest)[0], atol=1e-5)
+    assert meta["made_from"]["start"] == file_hash(run.dream_latest)
+    with pytest.raises(UserError, match="which was to begin with"):
+        stage(other, "--start", str(tmp_path / "nothing.npz"), "--generations", "2", *small)
+    save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
+    with pytest.raises(UserError, match=r"small\.npz has 6 weights, where this C has 39: start from another one"):
+        stage(other, "--restart", "--start", str(tmp_path / "small.npz"))
+    np.testing.assert_array_equal(load_controller(other.dream_latest)[0], begun)
+
+
+def test_recorded_noise_has_a_temperature_of_its_own(run: Run) -> None:
+    with pytest.raises(UserError, match="--noise recorded is what came at --temperature 1"):
+        stage(run, "--noise", "recorded", "--temperature", "1.5")
+    assert not run.dream.exists()
+
+
+def test_a_value_that_nothing_recorded_tells_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wm.memory.value, "AFTER", 100)
+    with pytest.raises(UserError, match=r"--value 5 is too long \(no recorded episode is longer than 100 \+ 5"):
+        stage(run, "--value", "5")
+    assert not run.dream.exists()

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stages.mdnrnn
-from stages.mdnrnn import binary, constant_predictors, main, validate
+from stages.mdnrnn import binary, constant_predictors, main, to_tensors, validate
 from wm.agent import load_models
 from wm.config import MDNRNNConfig
 from wm.dream import load_networks, split_latents
@@ -394,3 +395,67 @@ def test_missing_inputs_say_which_command_makes_them(run: Run, missing: str, com
         path.unlink()
     with pytest.raises(UserError, match=command):
         stage(run)
+
+
+def test_what_is_encoded_already_is_taken_over(
+    run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From latents by the same weights; an episode that has changed since is encoded, as are new ones."""
+    stage(run, "--updates", "1")
+    more = Run(shutil.copytree(source, tmp_path / "more"))
+    write_shard(more.rollouts / "c.h5", [toy_episode(8, 30)])
+    (more.rollouts / "a.h5").unlink()
+    episodes = [toy_episode(i, 23 + i) for i in range(3)]
+    write_shard(more.rollouts / "a.h5", [*episodes[:2], replace(episodes[2], actions=-episodes[2].actions)])
+    write_vae(more)
+    assert file_hash(more.vae) != file_hash(run.vae)
+    encoded, original = 0, VAE.encode
+
+    def counted(self: VAE, frames: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal encoded
+        encoded += len(frames)
+        return original(self, frames)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAE, "encode", counted)
+        stage(more, "--updates", "1", "--encoded", str(run.latents))
+    assert encoded == 26 + 31
+    found = Latents(more.latents)
+    more.latents.unlink()
+    stage(more, "--updates", "1", "--restart")
+    wanted = Latents(more.latents)
+    assert found.made_from == wanted.made_from
+    assert found.table.tolist() == wanted.table.tolist()
+    for place in range(len(wanted)):
+        one, two = found.episode(place), wanted.episode(place)
+        assert all(np.array_equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(one))
+
+    write_vae(more, seed=1)
+    with pytest.raises(UserError, match="it was encoded by another V: leave it away"):
+        stage(more, "--restart", "--encoded", str(run.latents))
+    assert Latents(more.latents).made_from == wanted.made_from
+
+
+def test_of_vs_standard_deviation_as_much_as_asked(run: Run) -> None:
+    stage(run, "--updates", "1")
+    clips = next(clip_batches(Latents(run.latents), np.arange(8), batch=3, length=10, seed=0, start=0))
+    for posterior in (1.0, 0.3):
+        tensors = to_tensors(clips, posterior, torch.device("cpu"))
+        sigma = (0.5 * tensors["logvar"]).exp().numpy()
+        np.testing.assert_allclose(sigma, posterior * np.exp(0.5 * clips.logvar), rtol=1e-5)
+        assert torch.equal(tensors["mu"], torch.from_numpy(clips.mu))
+
+
+def test_no_updates_leave_m_as_it_was(run: Run, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--updates 0 trains nothing: name with --start"):
+        stage(run, "--updates", "0")
+    stage(run)
+    other = Run(shutil.copytree(source, tmp_path / "other"))
+    stage(other, "--updates", "0", "--start", str(run.mdnrnn))
+    one, two = (load_mdnrnn(each.mdnrnn)[0].state_dict() for each in (run, other))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    (line,) = read_metrics(other.metrics, "mdnrnn")
+    assert line["step"] == 0
+    assert np.isfinite(line["val_nll"])
+    stage(other, "--updates", "0", "--start", str(run.mdnrnn))
+    assert read_metrics(other.metrics, "mdnrnn") == [line]

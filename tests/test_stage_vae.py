@@ -172,6 +172,20 @@ def test_it_begins_with_given_weights_and_goes_on_without_them(
     assert held_out[held_out < 6].tolist() == Rollouts(trained.rollouts).split(0.25, 0)[1].tolist()
 
 
+def test_no_updates_leave_v_as_it_was(trained: Run, tmp_path: Path) -> None:
+    other = new_run(tmp_path / "other", episodes=8)
+    with pytest.raises(UserError, match="--updates 0 trains nothing: name with --start"):
+        main(arguments(other, *SMALL, "--updates=0"))
+    main(arguments(other, *SMALL, "--updates=0", f"--start={trained.vae}"))
+    one, two = (load_vae(run.vae)[0].state_dict() for run in (trained, other))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    (line,) = lines(other)
+    assert line["step"] == 0
+    assert np.isfinite(line["val_error"])
+    main(arguments(other, *SMALL, "--updates=0", f"--start={trained.vae}"))
+    assert lines(other) == [line]
+
+
 def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> None:
     run = new_run(tmp_path / "other")
     for options, sentence in (

@@ -126,7 +126,7 @@ def recorded_returns(episode: LatentEpisode, steps: int) -> tuple[NDArray[np.int
     idle = length > IDLE and not (rewards[-IDLE:] > 0).any()
     fallen = bool(episode.terminated[-1]) and rewards[-1] < 0
     tail = np.full(steps, 0.0 if fallen else rewards[-1], np.float32)
-    last = length if idle or fallen else length - steps
-    moments = np.arange(AFTER, max(AFTER, last), EVERY)
+    stop = length if idle or fallen else length - steps + 1
+    moments = np.arange(AFTER, max(AFTER, stop), EVERY)
     sums = np.concatenate([[0.0], np.concatenate([rewards, tail]).cumsum(dtype=np.float64)])
     return moments, (sums[moments + steps] - sums[moments]).astype(np.float32)

@@ -1,0 +1,124 @@
+"""The chance of the record: with the recorded actions a dream goes as the record did."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.toy_dream import Z, make_toy_member, make_toy_run
+from wm.chance import LARGEST, Night, Record, empty_record, fill_record, recall
+from wm.config import SMOKE
+from wm.dream import (
+    Networks,
+    Population,
+    draw_starts,
+    find_starts,
+    load_ensemble,
+    load_networks,
+    load_records,
+    make_dreamer,
+    split_latents,
+)
+from wm.run import Run, UserError
+from wm.store.latents import Latents
+from wm.store.starts import Starts
+
+HORIZON = 12
+SMALL = replace(SMOKE.dream, starts=10, start_after=20, horizon=HORIZON, unpaid=2, dreams=4, noise="recorded")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_toy_run(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def networks(run: Run) -> Networks:
+    return load_networks(run)
+
+
+@pytest.fixture(scope="module")
+def starts(run: Run, networks: Networks) -> Starts:
+    return find_starts(run, networks, SMALL)
+
+
+@torch.no_grad()
+def test_recorded_actions_lead_where_they_led(run: Run, networks: Networks, starts: Starts) -> None:
+    (record,) = load_records(run, networks, starts, [], HORIZON)
+    assert np.abs(record.noise).max() < LARGEST  # nothing was cut, or it would not come out
+    dreamer, latents = make_dreamer(networks.mdnrnn, starts, 1.0), Latents(run.latents)
+    for n, (index, first) in enumerate(zip(starts.episode.tolist(), starts.step.tolist(), strict=True)):
+        episode = latents.episode(index)  # here an episode's index is its place
+        assert record.steps[n] == min(HORIZON, len(episode.actions) - first) > 0
+        z, h, c = (torch.from_numpy(part[n]) for part in (starts.z, starts.h, starts.c))
+        for t in range(record.steps[n]):
+            action = torch.from_numpy(episode.actions[first + t])
+            draws = [torch.from_numpy(part[t, n]) for part in (record.uniform, record.noise)]
+            z, h, c, *_ = dreamer.step(z, h, c, action, *draws)
+            # The state at a start is rounded to half precision, and this M is a wild one.
+            np.testing.assert_allclose(z.numpy(), episode.mu[first + t + 1], atol=0.1)
+
+
+def test_what_m_held_for_impossible_is_cut(run: Run, networks: Networks) -> None:
+    episode = Latents(run.latents).episode(0)
+    far = replace(episode, mu=episode.mu * 1e4)
+    record = empty_record(1, 5, Z)
+    fill_record(record, networks.mdnrnn, far, np.array([True]), np.array([3]))
+    assert np.abs(record.noise).max() == LARGEST
+    assert record.steps.tolist() == [5]
+
+
+def test_each_m_recalls_its_own_and_draws_past_the_end() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> NDArray[np.float32]:
+        return rng.random((6, 3, Z), np.float32)
+
+    records = [Record(draw(), draw(), np.array([6, 2, 0])), Record(draw(), draw(), np.array([6, 2, 4]))]
+    uniform, noise = rng.random((2, 6, 5, Z), np.float32)
+    drawn = Night(np.array([0, 1, 2, 1, 2]), uniform, noise, None, np.array([0, 0, 0, 1, 1]))
+    before = drawn.noise.copy()
+    found = recall(drawn, records)
+    for s, (start, member) in enumerate(zip(drawn.starts, drawn.members, strict=True)):
+        for t in range(6):
+            known = t < records[member].steps[start]
+            for name in ("uniform", "noise"):
+                wanted = getattr(records[member], name)[t, start] if known else getattr(drawn, name)[t, s]
+                np.testing.assert_array_equal(getattr(found, name)[t, s], wanted)
+    np.testing.assert_array_equal(drawn.noise, before)
+    np.testing.assert_array_equal(found.starts, drawn.starts)
+
+
+def test_nights_of_a_population_recall(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
+    others = load_ensemble([make_toy_member(tmp_path, run, 1)], run, networks, starts)
+    records = load_records(run, networks, starts, others, HORIZON)
+    assert len(records) == 2
+    assert not np.allclose(records[0].noise, records[1].noise)
+    night = Population(networks.mdnrnn, starts, SMALL, others=others, records=records).night(0, 1)
+    plain = Population(networks.mdnrnn, starts, SMALL, others=others).night(0, 1)
+    wanted = recall(plain, records)
+    assert not np.array_equal(night.noise, plain.noise)
+    for name in ("starts", "uniform", "noise", "members"):
+        np.testing.assert_array_equal(getattr(night, name), getattr(wanted, name))
+
+
+def test_a_record_without_the_moments_is_refused(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run.folder, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"lacks moments that starts\.npz names"):
+        load_records(copy, networks, replace(starts, step=starts.step + 1000), [], HORIZON)
+    copy.latents.unlink()
+    with pytest.raises(UserError, match=r"latents\.h5 is missing"):
+        load_records(copy, networks, starts, [], HORIZON)
+
+
+def test_half_of_the_starts_are_fresh(run: Run, networks: Networks) -> None:
+    latents, training, _ = split_latents(run, networks)
+    for count, fresh in ((40, 2), (41, 1)):
+        found = draw_starts(latents, training, networks, count=count, after=20, near=0, fresh=fresh)
+        last = np.isin(found.episode, training[-fresh:])  # here an episode's index is its place
+        assert count // 2 <= last.sum() < count
+        assert set(found.episode[~last]) == set(training[:-fresh].tolist())
