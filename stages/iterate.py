@@ -35,9 +35,11 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: preset.iterate, "Train in the dream in rounds, each on new data.", argv)
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     # Hours pass until the first stage dream could refuse them.
-    _, dream = parse(lambda preset: preset.dream, "", [*where, *taken_apart("--dream-options", config.dream_options)])
-    if dream.disagreement:
-        raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
+    options = taken_apart("--dream-options", config.dream_options)
+    for more in ([], taken_apart("--later-options", config.later_options)):
+        _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
+        if dream.disagreement:
+            raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
         rows = read_lines(run.rounds, **ROUND, files=dict)
@@ -91,7 +93,8 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         before = round_of(Run(args.run), number - 1)
         link_shards(before, this)
         arguments = built_on(before, config, args.config().collect.episodes, number)
-    arguments["dream"] += taken_apart("--dream-options", config.dream_options)
+    # Those of all rounds come first: of an option that is given twice the last one counts.
+    arguments["dream"] = [*taken_apart("--dream-options", config.dream_options), *arguments["dream"]]
     options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
         print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)
@@ -110,11 +113,7 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
     earlier = ["--earlier", *(str(first + n * config.added) for n in range(number))]
     fresh = ["--fresh", str(config.fresh_rounds * config.added)] if config.fresh_rounds else []
     learns = number <= config.vae_rounds
-    dream = [*fresh]
-    if config.dream_generations:
-        dream += ["--start", str(before.dream_latest), "--generations", str(config.dream_generations)]
-    if config.dream_sigma:
-        dream += ["--sigma0", str(config.dream_sigma), "--sigma-max", str(config.dream_sigma)]
+    go_on = ["--start", str(before.dream_latest)] if config.go_on else []
     return {
         "collect": ["--driven", str(number * config.added), "--driver", config.driver, "--source", str(before.folder)],
         "vae": ["--start", str(before.vae), "--updates", str(config.vae_updates if learns else 0), *earlier],
@@ -124,7 +123,7 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
             *fresh,
             *earlier,
         ],
-        "dream": dream,
+        "dream": [*fresh, *go_on, *taken_apart("--later-options", config.later_options)],
     }
 
 

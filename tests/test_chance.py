@@ -15,12 +15,12 @@ from wm.config import SMOKE
 from wm.dream import (
     Networks,
     Population,
-    draw_starts,
     find_starts,
     load_ensemble,
     load_networks,
     load_records,
     make_dreamer,
+    new_starts,
     split_latents,
 )
 from wm.run import Run, UserError
@@ -115,10 +115,8 @@ def test_a_record_without_the_moments_is_refused(run: Run, networks: Networks, s
         load_records(copy, networks, starts, [], HORIZON)
 
 
-def test_half_of_the_starts_are_fresh(run: Run, networks: Networks) -> None:
-    latents, training, _ = split_latents(run, networks)
-    for count, fresh in ((40, 2), (41, 1)):
-        found = draw_starts(latents, training, networks, count=count, after=20, near=0, fresh=fresh)
-        last = np.isin(found.episode, training[-fresh:])  # here an episode's index is its place
-        assert count // 2 <= last.sum() < count
-        assert set(found.episode[~last]) == set(training[:-fresh].tolist())
+def test_starts_can_be_fresh(run: Run, networks: Networks) -> None:
+    _, training, _ = split_latents(run, networks)
+    for fresh, wanted in ((2, training[-2:]), (0, training)):
+        found = new_starts(run, networks, replace(SMALL, starts=200, fresh=fresh))
+        assert set(found.episode) == set(wanted.tolist())  # here an episode's index is its place

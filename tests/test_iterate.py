@@ -153,8 +153,9 @@ def test_each_round_builds_on_the_one_before(
 
 
 def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
-    steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--dream-generations", "3", "--dream-sigma", "0.05"]
+    steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--go-on", "--later-options=--generations 3"]
     iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30")
+    assert pretended.calls[3][2] == ["--horizon", "30"]
     arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
     for number, updates in ((1, "20"), (2, "0")):
         before = run.folder / "rounds" / str(number - 1)
@@ -162,8 +163,8 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
         known = ["--encoded", f"{before}/latents.h5"] if number == 2 else []
         m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", *known, "--fresh", "4"]
         assert arguments[str(number), "mdnrnn"][: len(m)] == m
-        dream = ["--fresh", "4", "--start", f"{before}/dream-latest.npz", "--generations", "3"]
-        assert arguments[str(number), "dream"] == [*dream, "--sigma0", "0.05", "--sigma-max", "0.05", "--horizon", "30"]
+        dream = ["--horizon", "30", "--fresh", "4", "--start", f"{before}/dream-latest.npz", "--generations", "3"]
+        assert arguments[str(number), "dream"] == dream
     # What is large stays where the next round is built on only.
     assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [False, False, True]
 
@@ -367,8 +368,7 @@ def test_three_rounds_of_the_real_stages(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    lasting = ["--dream-generations", "2", "--dream-sigma", "0.05", "--dream-options=--noise recorded --value 10"]
-    steady = ["--vae-rounds", "1", "--fresh-rounds", "1", *lasting]
+    steady = ["--vae-rounds", "1", "--fresh-rounds", "1", "--go-on", "--later-options=--noise recorded --value 10"]
     command("stages.iterate", "--rounds", "1", *steady)
     zero, one, two = (run.folder / "rounds" / number for number in "012")
     before = contents(zero)

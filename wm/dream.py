@@ -89,12 +89,11 @@ def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     latents, training, _ = split_latents(run, networks)
     return draw_starts(
         latents,
-        training,
+        training[-config.fresh :],
         networks,
         count=config.starts,
         after=config.start_after,
         near=config.start_near,
-        fresh=config.fresh,
     )
 
 
@@ -118,7 +117,6 @@ def draw_starts(
     count: int,
     after: int,
     near: int,
-    fresh: int = 0,
     seed: int = 0,
 ) -> Starts:
     """Draws moments of recorded episodes, each as likely as any other, and warms M up over all real steps before.
@@ -130,7 +128,6 @@ def draw_starts(
         count: Number of starts, >= 1.
         after: Steps before the first moment of an episode that can be drawn; the last moment cannot.
         near: Steps around a moment within which the record touches a new tile, if it ever does; 0: any moment.
-        fresh: Half of the starts come from the last so many of the episodes; 0: all are alike.
         seed: Seed of the choice.
 
     Raises:
@@ -144,17 +141,7 @@ def draw_starts(
             f"no recorded episode is longer than --start-after {after} steps: give fewer, or collect longer ones."
         )
     rng = np.random.default_rng([seed, count])
-    last = np.flatnonzero(possible[:, 0] >= len(episodes) - fresh)
-    fresh_count = count // 2 if len(last) else 0
-    drawn = np.sort(
-        np.concatenate(
-            [
-                rng.choice(part, number, replace=number > len(part))
-                for part, number in ((np.arange(len(possible)), count - fresh_count), (last, fresh_count))
-                if number
-            ]
-        )
-    )
+    drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
     nth, steps = possible[drawn].T
 
     cell = make_cell(networks.mdnrnn)
