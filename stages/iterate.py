@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
         _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
         if dream.disagreement:
             raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
+    parse(lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)])
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
         rows = read_lines(run.rounds, **ROUND, files=dict)
@@ -118,10 +119,11 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
         "collect": ["--driven", str(number * config.added), "--driver", config.driver, "--source", str(before.folder)],
         "vae": ["--start", str(before.vae), "--updates", str(config.vae_updates if learns else 0), *earlier],
         "mdnrnn": [
-            *("--start", str(before.mdnrnn), "--updates", str(config.mdnrnn_updates), "--lr", str(config.mdnrnn_lr)),
+            *("--start", str(before.mdnrnn), "--updates", str(config.mdnrnn_updates)),
             *([] if learns else ["--encoded", str(before.latents)]),
             *fresh,
             *earlier,
+            *taken_apart("--mdnrnn-options", config.mdnrnn_options),
         ],
         "dream": [*fresh, *go_on, *taken_apart("--later-options", config.later_options)],
     }

@@ -123,11 +123,11 @@ def test_each_round_builds_on_the_one_before(
         ("0", "dream", dream),
         ("1", "collect", ["--driven", "2", "--driver", "dream-latest", "--source", zero]),
         ("1", "vae", ["--start", f"{zero}/vae.pt", "--updates", "5", "--earlier", "8"]),
-        ("1", "mdnrnn", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", "--earlier", "8"]),
+        ("1", "mdnrnn", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--earlier", "8"]),
         ("1", "dream", dream),
         ("2", "collect", ["--driven", "4", "--driver", "dream-latest", "--source", one]),
         ("2", "vae", ["--start", f"{one}/vae.pt", "--updates", "5", "--earlier", "8", "10"]),
-        ("2", "mdnrnn", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", "--earlier", "8", "10"]),
+        ("2", "mdnrnn", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--earlier", "8", "10"]),
         ("2", "dream", dream),
     ]
     rows = read_lines(run.rounds)
@@ -154,15 +154,17 @@ def test_each_round_builds_on_the_one_before(
 
 def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
     steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--go-on", "--later-options=--generations 3"]
-    iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30")
+    iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30", "--mdnrnn-options=--posterior 0.5")
+    assert pretended.calls[2][2] == []
     assert pretended.calls[3][2] == ["--horizon", "30"]
     arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
     for number, updates in ((1, "20"), (2, "0")):
         before = run.folder / "rounds" / str(number - 1)
         assert arguments[str(number), "vae"][:4] == ["--start", f"{before}/vae.pt", "--updates", updates]
         known = ["--encoded", f"{before}/latents.h5"] if number == 2 else []
-        m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", "--lr", "0.001", *known, "--fresh", "4"]
+        m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", *known, "--fresh", "4"]
         assert arguments[str(number), "mdnrnn"][: len(m)] == m
+        assert arguments[str(number), "mdnrnn"][-2:] == ["--posterior", "0.5"]
         dream = ["--horizon", "30", "--fresh", "4", "--start", f"{before}/dream-latest.npz", "--generations", "3"]
         assert arguments[str(number), "dream"] == dream
     # What is large stays where the next round is built on only.

@@ -301,8 +301,8 @@ class IterateConfig:
     """Rounds after the first in which V learns; after them it stays, and only new frames need be encoded."""
     mdnrnn_updates: int = 2000
     """Gradient updates of M in each round after the first, from the weights of the round before."""
-    mdnrnn_lr: float = 1e-3
-    """Adam's learning rate for them, at their start."""
+    mdnrnn_options: str = ""
+    """Options of stage mdnrnn in these rounds, such as "--lr 5e-4"."""
     fresh_rounds: int = 0
     """Half of M's clips, all starts, and what the value is fitted to are from the episodes of the last so many rounds,
     in the rounds after the first; 0: all episodes are alike."""
@@ -419,7 +419,7 @@ DREAMER = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100),
     vae=SCOUT.vae,
-    mdnrnn=replace(SCOUT.mdnrnn, posterior=0.3),
+    mdnrnn=SCOUT.mdnrnn,
     dream=replace(
         LAPTOP.dream,
         generations=60,
@@ -436,8 +436,8 @@ DREAMER = replace(
         driver="dream-latest",
         vae_updates=400,
         vae_rounds=2,
-        mdnrnn_updates=300,
-        mdnrnn_lr=5e-4,
+        mdnrnn_updates=500,
+        mdnrnn_options="--lr 5e-4 --posterior 0.3",
         fresh_rounds=3,
         go_on=True,
         # Recorded chance and value are those of who drove: not worth much where that was chance itself.
@@ -507,7 +507,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "start_near", "double_every"), (0, 10**6)),
     **dict.fromkeys(("free_nats", "kl_weight", "head_weight", "step_cost", "warn_error"), (0, 10**6)),
     **dict.fromkeys(("road_weight", "outlook_weight", "disagreement"), (0, 10**6)),
-    **dict.fromkeys(("lr", "lr_final", "lr_decay", "mdnrnn_lr"), (1e-12, 1)),
+    **dict.fromkeys(("lr", "lr_final", "lr_decay"), (1e-12, 1)),
     **dict.fromkeys(("sigma0", "sigma_max", "temperature", "clip", "penalty", "off_road"), (1e-12, 10**6)),
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
     "sigma_min": (0, 10**6),
