@@ -46,10 +46,10 @@ from wm.dream import (
     split_latents,
 )
 from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
-from wm.memory.value import Value
 from wm.run import Run, UserError, file_hash
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts
+from wm.value import Value
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import stages.dream
-import wm.memory.value
+import wm.value
 from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.agent import load_agent
@@ -278,7 +278,7 @@ def test_recorded_noise_has_a_temperature_of_its_own(run: Run) -> None:
 
 
 def test_a_value_that_nothing_recorded_tells_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wm.memory.value, "AFTER", 100)
+    monkeypatch.setattr(wm.value, "AFTER", 100)
     with pytest.raises(UserError, match=r"--value 5 is too long \(no recorded episode is longer than 100 \+ 5"):
         stage(run, "--value", "5")
     assert not run.dream.exists()

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import wm.memory.value
+import wm.value
 from tests.toy_dream import FEATURES, HIDDEN, Z, toy_mdnrnn
 from wm.memory.cell import LSTMCell
-from wm.memory.value import AFTER, EVERY, IDLE, fit_value, recorded_returns
 from wm.store.latents import LatentEpisode
+from wm.value import AFTER, EVERY, IDLE, fit_value, recorded_returns
 
 
 def episode(steps: int, seed: int, terminated: bool = False) -> LatentEpisode:
@@ -77,7 +77,7 @@ def test_it_learns_what_the_record_says() -> None:
 def test_features_are_what_the_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """z of a frame, and M's memory of all that came before it."""
     model, record = toy_mdnrnn(), episode(90, 0)
-    features, returns = wm.memory.value._pairs(model, [record], 10)
+    features, returns = wm.value._pairs(model, [record], 10)
     moments, wanted = recorded_returns(record, 10)
     np.testing.assert_array_equal(returns.numpy(), wanted)
     cell = LSTMCell({name: part.detach().numpy() for name, part in model.state_dict().items() if "lstm" in name})

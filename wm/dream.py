@@ -22,11 +22,11 @@ from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World
 from wm.memory.cell import LSTMCell
 from wm.memory.dream import Dreamer
 from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
-from wm.memory.value import Value, fit_value
 from wm.run import Run, UserError, check_made_from, file_hash
 from wm.store.latents import LatentEpisode, Latents
 from wm.store.starts import Starts, load_starts
 from wm.train import has_fast_bf16
+from wm.value import Value, fit_value
 from wm.vision.vae import VAE, as_frames, load_vae
 
 Array = NDArray[np.float64]
