@@ -85,9 +85,6 @@ def main(argv: list[str]) -> None:
             components=config.components,
         )
         start = coordinates_of(given.start, basis) if given.start else np.zeros(basis.weights)
-        if args.restart:
-            forget(run, "dream", run.dream, run.dream_latest)
-        begin()
         records = load_records(source, networks, starts, others, config.horizon) if config.noise == "recorded" else []
         torch.set_num_threads(1)  # the population brings its own threads
         value = None
@@ -95,6 +92,9 @@ def main(argv: list[str]) -> None:
             value, explained = make_value(source, networks, config, args.seed)
             share = f"{explained:.0%}" if np.isfinite(explained) else "nobody knows how much"
             print(f"The value of a state explains {share} of held-out returns of {config.value} steps.")
+        if args.restart:
+            forget(run, "dream", run.dream, run.dream_latest)
+        begin()
         device = pick_device()
         threads = max(1, args.workers)
         population = Population(

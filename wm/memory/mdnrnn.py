@@ -290,13 +290,17 @@ def sample(prediction: Prediction, temperature: float, generator: torch.Generato
     shape, device = prediction.logmix.shape[:-1], prediction.logmix.device
     uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
     noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
-    # The component is the number of cumulative weights that the uniform draw has reached; the last of them,
-    # which is 1, is left out, so that rounding cannot lead past the last component.
-    cumulative = (prediction.logmix / temperature).softmax(-1).cumsum(-1)[..., :-1]
-    component = (uniform[..., None] >= cumulative).sum(-1, keepdim=True)
+    component = chosen((prediction.logmix / temperature).softmax(-1), uniform)
     mu = prediction.mu.gather(-1, component)[..., 0]
     logsigma = prediction.logsigma.gather(-1, component)[..., 0]
     return mu + logsigma.exp() * math.sqrt(temperature) * noise
+
+
+def chosen(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The component i64[...,1] that a number in [0, 1), f32[...], chooses by weights f32[...,K] whose sum is 1."""
+    # It is the number of cumulative weights that the uniform draw has reached; the last of them, which is 1, is left
+    # out, so that rounding cannot lead past the last component.
+    return (uniform[..., None] >= weights.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
 
 
 def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -315,8 +319,8 @@ def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tup
     """
     noise = (z[..., None] - prediction.mu) * (-prediction.logsigma).exp()
     guesses = torch.rand((2, *z.shape), generator=generator, device=generator.device).to(z.device)
-    likely = (prediction.logmix - prediction.logsigma - 0.5 * noise.square()).softmax(-1).cumsum(-1)[..., :-1]
-    component = (guesses[0, ..., None] >= likely).sum(-1, keepdim=True)
+    likely = (prediction.logmix - prediction.logsigma - 0.5 * noise.square()).softmax(-1)
+    component = chosen(likely, guesses[0])
     weight = prediction.logmix.exp()
     upper, share = (each.gather(-1, component)[..., 0] for each in (weight.cumsum(-1), weight))
     # Not at the very edges of the component's interval, where rounding could choose its neighbour.
