@@ -78,8 +78,8 @@ class CollectConfig:
     policy: Literal["random_network", "brownian", "cruise", "mixture", "wide", "uniform"] = "mixture"
     """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a
     random walk in action space. mixture: each episode is one of the two, drawn with equal chance. cruise: a random walk
-    of wheel and one pedal, that goes fast. wide: one of the three. uniform: each action sampled from the action space
-    (the only one that fits any environment)."""
+    of wheel and one pedal, that goes fast. wide: one of the three, every second one cruise. uniform: each action
+    sampled from the action space (the only one that fits any environment)."""
     cut_after: int = 0
     """Give an episode up after so many steps without a new tile, since what follows is grass; 0: never. Paper: 0."""
     episodes_per_shard: int = 8
@@ -422,12 +422,17 @@ DREAMER = replace(
     mdnrnn=SCOUT.mdnrnn,
     dream=replace(
         LAPTOP.dream,
-        generations=60,
+        generations=16,
         popsize=64,
-        dreams=32,
-        horizon=200,
-        select_every=10,
-        average=8,
+        dreams=64,
+        horizon=100,
+        value=150,
+        unpaid=0,
+        noise="recorded",
+        start_near=10,
+        select_every=16,
+        select_tracks=32,
+        average=4,
     ),
     iterate=replace(
         LAPTOP.iterate,
@@ -435,14 +440,11 @@ DREAMER = replace(
         added=100,
         driver="dream-latest",
         vae_updates=400,
-        vae_rounds=2,
-        mdnrnn_updates=500,
+        vae_rounds=1,
+        mdnrnn_updates=600,
         mdnrnn_options="--lr 5e-4 --posterior 0.3",
         fresh_rounds=3,
         go_on=True,
-        # Recorded chance and value are those of who drove: not worth much where that was chance itself.
-        later_options="--noise recorded --value 150 --horizon 100 --unpaid 0 --dreams 64 --generations 12 "
-        "--sigma0 0.06 --sigma-max 0.06",
     ),
 )
 SMOKE = Config(

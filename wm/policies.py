@@ -35,6 +35,12 @@ CRUISE_PEDAL = (0.0, 0.25)
 """Its mean pedal (above 0 gas, below 0 brake), drawn once an episode: standing still is rare, 50 units a second too."""
 CRUISE_PEDAL_STD = (0.1, 0.8)
 """Its standard deviation of the pedal, drawn once an episode."""
+CRUISE_HOLD_CHANCE = 0.01
+"""Chance a step that it holds still: one in two seconds of driving."""
+CRUISE_HOLD_STEPS = (10, 100)
+"""Steps of a hold, from the first number up to below the second: at 50 a second, 0.2 to 2 seconds."""
+CRUISE_HOLD_REACH = 1.5
+"""What is held is drawn from so far to both sides and cut at 1: a third are full locks, full gas or full brake."""
 
 BURST_CHANCE = 0.01
 """Chance a step that a burst of brownian actions begins: one in two seconds of driving."""
@@ -90,12 +96,13 @@ class Brownian:
 
 
 class Cruise:
-    """Wheel and one pedal, each an Ornstein-Uhlenbeck walk around a mean: fast along the road, until it ends.
+    """Wheel and one pedal, each an Ornstein-Uhlenbeck walk around a mean, now and then held: fast, until the road ends.
 
     Brownian actions brake half of the time and steer to an end, so that the car creeps (5 units a second, the median of
     40 episodes that are given up after 100 steps without a tile) and M learns that nothing moves. Nothing here looks at
     the road, either, but who presses one pedal at a time and mostly turns the wheel a little goes 15, one step in ten
-    above 39, and touches twice as many tiles a step. Ours.
+    above 39, and touches twice as many tiles a step. A controller that has not learnt yet holds the wheel at its end
+    and stands on the brake at that speed; where no record shows what comes of it, that is what pays in a dream. Ours.
     """
 
     name = "cruise"
@@ -112,12 +119,18 @@ class Cruise:
         steering = np.exp(self._rng.uniform(*np.log(CRUISE_STEERING)))
         self._std = np.array([steering, self._rng.uniform(*CRUISE_PEDAL_STD)])
         self._walk = np.zeros(2)
+        self._left = 0
 
     def act(self, observation: Any) -> NDArray[np.float32]:
-        """The next point of the walk, as steering, gas and brake."""
+        """The next point of the walk, or what is held, as steering, gas and brake."""
         forget = DT / CRUISE_SECONDS
         self._walk = (1 - forget) * self._walk + np.sqrt(2 * forget) * self._rng.standard_normal(2)
-        steering, pedal = np.clip(self._mean + self._std * self._walk, -1, 1)
+        if self._left == 0 and self._rng.random() < CRUISE_HOLD_CHANCE:
+            self._left = int(self._rng.integers(*CRUISE_HOLD_STEPS))
+            self._held = self._rng.uniform(-CRUISE_HOLD_REACH, CRUISE_HOLD_REACH, 2)
+        wanted = self._held if self._left else self._mean + self._std * self._walk
+        self._left = max(0, self._left - 1)
+        steering, pedal = np.clip(wanted, -1, 1)
         return np.array([steering, max(pedal, 0), max(-pedal, 0)], np.float32)
 
 
@@ -200,9 +213,9 @@ POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {
 }
 MIXTURES = {
     "mixture": (RandomNetwork.name, Brownian.name),
-    "wide": (RandomNetwork.name, Brownian.name, Cruise.name),
+    "wide": (RandomNetwork.name, Brownian.name, Cruise.name, Cruise.name),
 }
-"""What a policy of this name draws from, with equal chances."""
+"""What a policy of this name draws from, each entry with equal chance."""
 
 
 def choose(policy: str, rng: np.random.Generator) -> str:
