@@ -8,6 +8,9 @@ from gymnasium import spaces
 
 from wm.policies import (
     BURST_STEPS,
+    CRUISE_HOLD_CHANCE,
+    CRUISE_HOLD_REACH,
+    CRUISE_HOLD_STEPS,
     CRUISE_PEDAL,
     CRUISE_SECONDS,
     CRUISE_STEERING,
@@ -91,7 +94,8 @@ def test_brownian_refuses_what_it_cannot_walk_in(space: spaces.Space) -> None:
         Brownian(space)
 
 
-def test_cruise_presses_one_pedal_at_a_time_and_forgets_in_its_time() -> None:
+def test_cruise_presses_one_pedal_at_a_time_and_forgets_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wm.policies.CRUISE_HOLD_CHANCE", 0)
     long = np.stack([actions(Cruise(CAR), seed, 2000) for seed in range(40)]).astype(np.float64)
     assert not (long[..., 1] * long[..., 2]).any()
     pedal = long[..., 1] - long[..., 2]
@@ -104,6 +108,17 @@ def test_cruise_presses_one_pedal_at_a_time_and_forgets_in_its_time() -> None:
     later = round(CRUISE_SECONDS / DT)
     correlation = np.mean([np.corrcoef(walk[:-later], walk[later:])[0, 1] for walk in inner])
     assert correlation == pytest.approx((1 - 1 / later) ** later, abs=0.07)
+
+
+def test_cruise_holds_locks_and_brakes_now_and_then() -> None:
+    long = np.stack([actions(Cruise(CAR), seed, 2000) for seed in range(20)])
+    still = (long[:, 1:] == long[:, :-1]).all(axis=2)  # as a walk hardly ever is
+    holding = np.mean(CRUISE_HOLD_STEPS) / (np.mean(CRUISE_HOLD_STEPS) + 1 / CRUISE_HOLD_CHANCE)
+    assert still.mean() == pytest.approx(holding, abs=0.05)
+    held = long[:, 1:][still]
+    assert not (held[:, 1] * held[:, 2]).any()
+    for end in (held[:, 0] == -1, held[:, 0] == 1, held[:, 1] == 1, held[:, 2] == 1):
+        assert end.mean() == pytest.approx((CRUISE_HOLD_REACH - 1) / (2 * CRUISE_HOLD_REACH), abs=0.06)
 
 
 @pytest.mark.parametrize("policy", [RandomNetwork, Cruise])
@@ -145,13 +160,16 @@ def test_random_network_survives_the_largest_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
-    [("mixture", {"brownian", "random_network"}), ("wide", {"brownian", "random_network", "cruise"})],
+    ("name", "shares"),
+    [
+        ("mixture", {"brownian": 1 / 2, "random_network": 1 / 2}),
+        ("wide", {"brownian": 1 / 4, "random_network": 1 / 4, "cruise": 1 / 2}),
+    ],
 )
-def test_a_mixture_has_equal_parts(name: str, parts: set[str]) -> None:
+def test_a_mixture_has_its_parts(name: str, shares: dict[str, float]) -> None:
     found = Counter(choose(name, np.random.default_rng([0, index])) for index in range(1000))
-    assert set(found) == set(MIXTURES[name]) == parts
-    assert all(abs(count - 1000 / len(parts)) < 80 for count in found.values())
+    assert set(found) == set(MIXTURES[name]) == set(shares)
+    assert all(abs(found[part] / 1000 - share) < 0.08 for part, share in shares.items())
     assert choose("uniform", np.random.default_rng(0)) == "uniform"
 
 
