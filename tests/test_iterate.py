@@ -153,7 +153,7 @@ def test_each_round_builds_on_the_one_before(
 
 
 def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
-    steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--go-on", "--later-options=--generations 3"]
+    steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--go-on"]
     iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30", "--mdnrnn-options=--posterior 0.5")
     assert pretended.calls[2][2] == []
     assert pretended.calls[3][2] == ["--horizon", "30"]
@@ -165,7 +165,7 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
         m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", *known, "--fresh", "4"]
         assert arguments[str(number), "mdnrnn"][: len(m)] == m
         assert arguments[str(number), "mdnrnn"][-2:] == ["--posterior", "0.5"]
-        dream = ["--horizon", "30", "--fresh", "4", "--start", f"{before}/dream-latest.npz", "--generations", "3"]
+        dream = ["--fresh", "4", "--start", f"{before}/dream-latest.npz", "--horizon", "30"]
         assert arguments[str(number), "dream"] == dream
     # What is large stays where the next round is built on only.
     assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [False, False, True]
@@ -370,7 +370,7 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--go-on", "--later-options=--noise recorded --value 10"]
+    steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--go-on", "--dream-options=--noise recorded --value 10"]
     command("stages.iterate", "--rounds", "1", *steady)
     zero, one = (run.folder / "rounds" / number for number in "01")
     before = contents(zero)

@@ -310,8 +310,6 @@ class IterateConfig:
     """C goes on from the latest mean of the round before; else it begins with zeros in each round."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
-    later_options: str = ""
-    """Options of stage dream in the rounds after the first, beside those."""
 
 
 @dataclass(frozen=True)
