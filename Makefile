@@ -19,14 +19,16 @@ PYTHON ?= python3
 PY := .venv/bin/python
 VENV := .venv/.complete
 DIR := $(RUNS)/$(RUN)
-folder = $(if $(filter pretrained,$(1)),data/pretrained,$(RUNS)/$(1))
+COMMITTED := pretrained pretrained/%
+folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
 STAGE = $(PY) -m stages.$@ --run $(DIR)
 SIZES = --preset $(PRESET) --workers $(WORKERS)
 
-# RUN=pretrained reads the committed folder and writes into $(RUNS)/pretrained, so that git stays clean.
-ifeq ($(RUN),pretrained)
-SOURCE := --source data/pretrained
-NO_TRAINING = $(error RUN=pretrained is the committed run, which is not trained further: choose another RUN)
+# RUN=pretrained reads the committed folder and writes into $(RUNS)/pretrained, so that git stays clean; likewise
+# RUN=pretrained/dream, the committed run whose controller was evolved in the dream.
+ifneq ($(filter $(COMMITTED),$(RUN)),)
+SOURCE := --source data/$(RUN)
+NO_TRAINING = $(error RUN=$(RUN) is a committed run, which is not trained further: choose another RUN)
 endif
 
 .DEFAULT_GOAL := help
@@ -93,7 +95,7 @@ play: $(VENV) ## drive the dream in a browser (WORLD=real: a real track by keybo
 	$(STAGE) $(SOURCE) $(if $(WORLD),--world $(WORLD)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) $(ARGS)
 
 publish: $(VENV) ## put V, M, starts, C, scores and curves of RUN into data/pretrained
-	$(if $(SOURCE),$(error RUN=pretrained is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)
+	$(if $(SOURCE),$(error RUN=$(RUN) is what publish writes: choose the RUN to publish))$(STAGE) $(ARGS)
 
 curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)

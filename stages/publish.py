@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     scores = {name: read_score(run.folder / SCORES[name]) for name in names}
     told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
     print(f"{target.folder}: {total / 1e6:.1f} MB, {told}.")
-    print(f"V and M are rounded to half precision: check with {scored_by(names[0], 'RUN=pretrained ')}.")
+    print(f"V and M are rounded to half precision: check with {scored_by(names[0], target.folder)}.")
 
 
 def check_score(run: Run, name: str) -> None:
@@ -88,10 +88,15 @@ def check_score(run: Run, name: str) -> None:
         raise UserError(f"{path} is of another controller than {controller}: redo it with {command}.")
 
 
-def scored_by(name: str, which: str = "") -> str:
-    """The command that scores the controller `name`, of the run that `which` names."""
-    options = "" if name == "controller" else f"ARGS='--controller {name}'"
-    return f"`{f'make evaluate {which}{options}'.strip()}`"
+def scored_by(name: str, published: Path | None = None) -> str:
+    """The command that scores the controller `name`, of a run or of what is published in a folder."""
+    options = [] if name == "controller" else [f"--controller {name}"]
+    which = ""
+    if published and published.is_relative_to("data"):
+        which = f" RUN={published.relative_to('data')}"
+    elif published:
+        options.append(f"--source {published}")
+    return f"`make evaluate{which}" + (f" ARGS='{' '.join(options)}'" if options else "") + "`"
 
 
 if __name__ == "__main__":

@@ -132,23 +132,30 @@ def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> 
     assert commands("replay", made) == [f"replay --run {tmp_path}/carracing"]
 
 
-def test_the_pretrained_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_path: Path) -> None:
-    source = "--source data/pretrained"
+COMMITTED = ["pretrained", "pretrained/dream"]
+
+
+@pytest.mark.parametrize("run", COMMITTED)
+def test_a_committed_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_path: Path, run: str) -> None:
+    source = f"--source data/{run}"
     for target in ("evaluate", "probe"):
-        assert commands(target, runs, "RUN=pretrained") == [f"{target} {sizes(tmp_path, 'pretrained')} {source}"]
+        assert commands(target, runs, f"RUN={run}") == [f"{target} {sizes(tmp_path, run)} {source}"]
     for target in ("replay", "report", "play"):
-        assert commands(target, runs, "RUN=pretrained") == [f"{target} --run {tmp_path}/pretrained {source}"]
+        assert commands(target, runs, f"RUN={run}") == [f"{target} --run {tmp_path}/{run} {source}"]
+    assert commands("report", runs, f"COMPARE={run}") == [f"report --run {tmp_path}/carracing --compare data/{run}"]
 
 
+@pytest.mark.parametrize("run", COMMITTED)
 @pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream", "iterate"])
-def test_the_pretrained_run_is_not_trained(runs: str, target: str) -> None:
-    output = make("-n", target, runs, "RUN=pretrained", code=2)
-    assert "RUN=pretrained is the committed run, which is not trained further: choose another RUN" in output
+def test_a_committed_run_is_not_trained(runs: str, target: str, run: str) -> None:
+    output = make("-n", target, runs, f"RUN={run}", code=2)
+    assert f"RUN={run} is a committed run, which is not trained further: choose another RUN" in output
     assert "-m stages." not in output
 
 
-def test_the_pretrained_run_is_not_published(runs: str) -> None:
-    output = make("-n", "publish", runs, "RUN=pretrained", code=2)
+@pytest.mark.parametrize("run", COMMITTED)
+def test_a_committed_run_is_not_published(runs: str, run: str) -> None:
+    output = make("-n", "publish", runs, f"RUN={run}", code=2)
     assert "choose the RUN to publish" in output
 
 

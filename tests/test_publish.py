@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.publish import TOLD, main
+from stages.publish import TOLD, main, scored_by
 from tests.toy_dream import FEATURES, make_toy_run
 from wm.agent import load_acting
 from wm.controller.linear import parameter_count, save_controller
@@ -55,10 +55,17 @@ def test_the_controllers_that_are_there_are_published(
     for name in names:
         assert (load_acting(published, name)[1] == 1).all()
     told = ", ".join(f"{name} 100 ± 7" for name in names)
-    command = "make evaluate RUN=pretrained" + (" ARGS='--controller dream'" if names[0] == "dream" else "")
+    command = f"make evaluate ARGS='{'--controller dream ' if names[0] == 'dream' else ''}--source {target}'"
     said = capsys.readouterr().out
     assert f" MB, {told}.\n" in said
     assert f"check with `{command}`." in said
+
+
+def test_what_is_published_within_data_is_a_run_of_that_name() -> None:
+    assert scored_by("controller", Path("data/pretrained")) == "`make evaluate RUN=pretrained`"
+    dream = "`make evaluate RUN=pretrained/dream ARGS='--controller dream'`"
+    assert scored_by("dream", Path("data/pretrained/dream")) == dream
+    assert scored_by("dream") == "`make evaluate ARGS='--controller dream'`"
 
 
 def test_what_the_report_tells_of_goes_along(run: Run, tmp_path: Path) -> None:
