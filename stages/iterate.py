@@ -36,9 +36,10 @@ def main(argv: list[str]) -> None:
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     # Hours pass until the first stage dream could refuse them.
     options = taken_apart("--dream-options", config.dream_options)
-    _, dream = parse(lambda preset: preset.dream, "", [*where, *options])
-    if dream.disagreement:
-        raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
+    for more in ([], taken_apart("--later-options", config.later_options)):
+        _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
+        if dream.disagreement:
+            raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
     parse(lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)])
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
@@ -94,6 +95,8 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         link_shards(before, this)
         arguments = built_on(before, config, args.config().collect.episodes, number)
     arguments["dream"] += taken_apart("--dream-options", config.dream_options)
+    if number >= config.later_from:  # of an option that is given twice the last one counts
+        arguments["dream"] += taken_apart("--later-options", config.later_options)
     options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
         print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)

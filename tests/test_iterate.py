@@ -153,7 +153,16 @@ def test_each_round_builds_on_the_one_before(
 
 
 def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
-    steady = ["--vae-rounds", "1", "--fresh-rounds", "2", "--go-on"]
+    steady = [
+        "--vae-rounds",
+        "1",
+        "--fresh-rounds",
+        "2",
+        "--go-on",
+        "--later-options=--sigma0 .05",
+        "--later-from",
+        "2",
+    ]
     iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30", "--mdnrnn-options=--posterior 0.5")
     assert pretended.calls[2][2] == []
     assert pretended.calls[3][2] == ["--horizon", "30"]
@@ -166,7 +175,7 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
         assert arguments[str(number), "mdnrnn"][: len(m)] == m
         assert arguments[str(number), "mdnrnn"][-2:] == ["--posterior", "0.5"]
         dream = ["--fresh", "4", "--start", f"{before}/dream-latest.npz", "--horizon", "30"]
-        assert arguments[str(number), "dream"] == dream
+        assert arguments[str(number), "dream"] == [*dream, *(["--sigma0", ".05"] if number == 2 else [])]
     # What is large stays where the next round is built on only.
     assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [False, False, True]
 

@@ -310,6 +310,11 @@ class IterateConfig:
     """C goes on from the latest mean of the round before; else it begins with zeros in each round."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
+    later_options: str = ""
+    """Options of stage dream from round `later_from` on, beside those: such as a small --sigma0, for dreams are true near
+    to what has been driven, and who goes far in one round leaves that."""
+    later_from: int = 1
+    """Number of the first round with `later_options`; the first of all is 0."""
 
 
 @dataclass(frozen=True)
@@ -442,6 +447,8 @@ DREAMER = replace(
         mdnrnn_options="--lr 5e-4 --posterior 0.3",
         fresh_rounds=3,
         go_on=True,
+        later_options="--generations 8 --sigma0 0.06 --sigma-max 0.06",
+        later_from=2,
     ),
 )
 SMOKE = Config(
@@ -525,7 +532,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "rounds": (1, 50),
     "added": (1, 10**4),
     **dict.fromkeys(("updates", "vae_updates", "mdnrnn_updates"), (0, 10**9)),
-    **dict.fromkeys(("value", "fresh", "fresh_rounds", "vae_rounds"), (0, 10**9)),
+    **dict.fromkeys(("value", "fresh", "fresh_rounds", "vae_rounds", "later_from"), (0, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),

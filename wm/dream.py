@@ -318,7 +318,9 @@ def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> 
         UserError: latents.h5 is missing, damaged or of another V, or too short.
     """
     latents, training, held_out = split_latents(run, networks)
-    episodes = [map(latents.episode, part[-config.fresh :].tolist()) for part in (training, held_out)]
+    training = training[-config.fresh :]
+    held_out = held_out[held_out > training[0]]  # what slow cars earned is no test of what fast ones do
+    episodes = [map(latents.episode, part.tolist()) for part in (training, held_out)]
     try:
         return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
     except ValueError as error:
