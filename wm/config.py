@@ -311,7 +311,7 @@ class IterateConfig:
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
     later_options: str = ""
-    """Options of stage dream from round `later_from` on, beside those: such as a small --sigma0, for dreams are true near
+    """Options of stage dream from round `later_from` on, beside those: such as a small --sigma0. Dreams are true near
     to what has been driven, and who goes far in one round leaves that."""
     later_from: int = 1
     """Number of the first round with `later_options`; the first of all is 0."""
