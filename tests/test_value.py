@@ -77,7 +77,7 @@ def test_it_learns_what_the_record_says() -> None:
 def test_features_are_what_the_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """z of a frame, and M's memory of all that came before it."""
     model, record = toy_mdnrnn(), episode(90, 0)
-    features, returns = wm.value._pairs(model, [record], 10)
+    features, returns, *_ = wm.value._pairs(model, [record], 10)
     moments, wanted = recorded_returns(record, 10)
     np.testing.assert_array_equal(returns.numpy(), wanted)
     cell = LSTMCell({name: part.detach().numpy() for name, part in model.state_dict().items() if "lstm" in name})

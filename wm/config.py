@@ -255,6 +255,9 @@ class DreamConfig(EvolutionConfig):
     value: int = 0
     """Steps after a dream whose return counts as well, as a small network tells it from [z; h] at the end of the dream.
     It is fitted to what the record earned in so many steps after states like it. 0: none. Paper: none."""
+    discount: float = 0.0
+    """So much of the value after those steps counts in turn, and so on: a lost car then costs more than what these
+    steps alone would have brought. 0: nothing beyond them."""
     unpaid: int = 50
     """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
     the candidate's doing. Ours: the car rolls on for about a second."""
@@ -518,6 +521,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),
+    "discount": (0, 0.95),
     "posterior": (1e-3, 1),
     "disturb": (0, 1),
     "dropout": (0, 0.99),

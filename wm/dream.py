@@ -322,7 +322,7 @@ def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> 
     held_out = held_out[held_out > training[0]]  # what slow cars earned is no test of what fast ones do
     episodes = [map(latents.episode, part.tolist()) for part in (training, held_out)]
     try:
-        return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
+        return fit_value(networks.mdnrnn, *episodes, steps=config.value, discount=config.discount, seed=seed)
     except ValueError as error:
         raise UserError(f"--value {config.value} is too long ({error}): give less, or collect longer ones.") from error
 
@@ -531,7 +531,8 @@ class Population:
             except BaseException:
                 left.set()  # a signal: nobody waits for these dreams any more, and the executor would
                 raise
-        paid = self._config.horizon - self._config.unpaid + (self._config.value if self._value else 0)
+        config = self._config
+        paid = config.horizon - config.unpaid + (config.value / (1 - config.discount) if self._value else 0)
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
