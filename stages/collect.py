@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from wm.agent import load_acting
 from wm.cli import Common, call_stage, narrowed, parse, run_stage
-from wm.collect import make_collector, set_aside_damaged, strange
+from wm.collect import Driver, make_collector, set_aside_damaged, strange
 from wm.config import DRIVEN_FROM, PRESETS, SEEDS_PER_RUN, CollectConfig
+from wm.controller.linear import parameter_count
 from wm.run import SUMMARY, Metrics, Progress, Run, UserError, read_json, write_json
 from wm.show.contact import plot_contact_sheet
 from wm.store.shards import Rollouts
+from wm.store.starts import load_starts
 from wm.workers import make_workers
 
 SCOUT = "scout"
@@ -65,10 +67,10 @@ def main(argv: list[str]) -> None:
             return
         drives = any(index >= DRIVEN_FROM for index in missing)
         # Before anything is changed: who is to drive may be missing.
-        driver = load_acting(Run(given.source), given.driver) if drives and given.source else None
+        driver = load_driver(Run(given.source), given.driver, config) if drives and given.source else None
         begin()
         if drives and not given.source:
-            driver = load_acting(scout(args, config.scout, given.driver), given.driver)
+            driver = load_driver(scout(args, config.scout, given.driver), given.driver, config)
         summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]
@@ -93,6 +95,18 @@ def main(argv: list[str]) -> None:
             metrics.log(len(rollouts), {name: found[name] for name in numbers if found[name] is not None})
         write_json(summary, found)
         print(describe(found))
+
+
+def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
+    """Who drives: a controller of a run folder; UserError when something of it is missing."""
+    models, theta = load_acting(source, name)
+    centre = np.zeros(models.features)
+    if config.spread:
+        if len(theta) != parameter_count(models.features):
+            raise UserError(f"--spread is for linear controllers, and that of {source.folder} is none: leave it out.")
+        starts = load_starts(source.starts)
+        centre = np.concatenate([starts.z, starts.h], axis=1).mean(axis=0, dtype=np.float64)
+    return Driver(models, theta, config.bursts, config.spread, centre)
 
 
 def scout(args: Common, preset: str, driver: str) -> Run:

@@ -192,7 +192,7 @@ class Recorder:
 
 def test_driven_acts_as_the_agent_but_for_bursts_which_the_agent_is_told_of() -> None:
     agent = Recorder()
-    found = actions(Driven(CAR, agent), 3, 4000)  # type: ignore[arg-type]
+    found = actions(Driven(CAR, agent, 0.01), 3, 4000)  # type: ignore[arg-type]
     inside = np.array([told is not None for told in agent.told])
     for action, told in zip(found, agent.told, strict=True):
         np.testing.assert_array_equal(action, 0.5 if told is None else told)
@@ -202,7 +202,7 @@ def test_driven_acts_as_the_agent_but_for_bursts_which_the_agent_is_told_of() ->
     stops = np.flatnonzero(np.diff(inside.astype(int)) == -1)
     lengths = stops[stops > starts[0]][: len(starts)] - starts[: len(stops[stops > starts[0]])]
     assert lengths.min() >= BURST_STEPS[0]
-    again = actions(Driven(CAR, Recorder()), 3, 4000)  # type: ignore[arg-type]
+    again = actions(Driven(CAR, Recorder(), 0.01), 3, 4000)  # type: ignore[arg-type]
     np.testing.assert_array_equal(again, found)
     assert (found >= CAR.low).all()
     assert (found <= CAR.high).all()

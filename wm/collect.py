@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from wm.agent import Agent, Models
 from wm.config import COLLECT_SEEDS, DRIVEN_FROM, SEEDS_PER_RUN, track_seeds
+from wm.controller.basis import centred_basis
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.policies import POLICIES, Driven, choose
@@ -23,6 +25,33 @@ from wm.store.shards import KIND, ROW, WAY_OUT, read_episode, write_shard
 from wm.vision.encoder import Encoder
 
 
+@dataclass(frozen=True)
+class Driver:
+    """A controller that drives episodes, and how it is disturbed.
+
+    Attributes:
+        models: The V and M that it acts on.
+        theta: f32[3·(F+1)], its weights.
+        bursts: Chance a step that a burst of brownian actions begins.
+        spread: Standard deviation of what is added to the weights in every second episode, on features minus `centre`.
+        centre: f64[F], a mean of [z; h]; it is not looked at without spread.
+    """
+
+    models: Models
+    theta: NDArray[np.float32]
+    bursts: float
+    spread: float
+    centre: NDArray[np.float64]
+
+    def drawn(self, index: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """The weights that drive the episode of an index."""
+        if not self.spread or index % 2 == 0:
+            return self.theta
+        basis = centred_basis(self.centre)
+        away = basis.express(rng.normal(0, self.spread, basis.weights))  # it is linear
+        return (self.theta + away).astype(np.float32)
+
+
 def make_collector(
     env_id: str,
     policy: str,
@@ -30,7 +59,7 @@ def make_collector(
     seed: int,
     folder: str,
     cut_after: int = 0,
-    driver: tuple[Models, NDArray[np.float32]] | None = None,
+    driver: Driver | None = None,
 ) -> Callable[[Sequence[int]], int]:
     """Builds a worker that collects episodes into shards.
 
@@ -41,27 +70,31 @@ def make_collector(
         seed: The run's seed.
         folder: Where the shards go.
         cut_after: Give an episode up after so many steps without a reward; 0: never.
-        driver: Models and C's weights, as `wm.agent.load_acting` gives them, of who drives the episodes from index
-            `DRIVEN_FROM` on.
+        driver: Who drives the episodes from index `DRIVEN_FROM` on.
 
     Returns:
         The function that takes episode indices, writes them as one shard, and returns its number of steps.
     """
     env = make_env(env_id)
-    makers, made = dict(POLICIES), dict[str, Policy]()
+    made = dict[str, Policy]()
     if driver is not None:
-        models, theta = driver
-        makers[Driven.name] = lambda space: Driven(space, Agent(Encoder(models.graph), LSTMCell(models.cell), theta))
+        encoder, cell = Encoder(driver.models.graph), LSTMCell(driver.models.cell)
     tracks = track_seeds(COLLECT_SEEDS, seed)
 
     def record(index: int) -> Episode:
         # All that is random in an episode comes from (seed, index), whoever records it and when.
         rng = np.random.default_rng([seed, index])
         name = choose(policy, rng) if index < DRIVEN_FROM else Driven.name
-        if name not in made:
-            made[name] = makers[name](env.action_space)
+        if name == Driven.name:
+            assert driver is not None
+            theta = driver.drawn(index, rng)
+            policy_of_it: Policy = Driven(env.action_space, Agent(encoder, cell, theta), driver.bursts)
+        else:
+            if name not in made:
+                made[name] = POLICIES[name](env.action_space)
+            policy_of_it = made[name]
         limits = {"max_steps": max_steps, "cut_after": cut_after}
-        return record_episode(env, made[name], name, index=index, seed=tracks[index], **limits, rng=rng)
+        return record_episode(env, policy_of_it, name, index=index, seed=tracks[index], **limits, rng=rng)
 
     def work(indices: Sequence[int]) -> int:
         steps = 0

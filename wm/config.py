@@ -70,8 +70,13 @@ class CollectConfig:
     max_steps: int = 1000
     """Longest episode, in environment steps; a longer one is truncated. Paper: 1000."""
     driven: int = 0
-    """Episodes more, driven by a controller with bursts of brownian actions (paper, section 5: iterate): that of
-    --source, else a scout's. A larger number later adds the missing ones. Paper's CarRacing: none."""
+    """Episodes more, driven by a controller that is disturbed (paper, section 5: iterate): that of --source, else a
+    scout's. A larger number later adds the missing ones. Paper's CarRacing: none."""
+    bursts: float = 0.01
+    """Chance a step that a burst of brownian actions begins in a driven episode: one in two seconds of driving."""
+    spread: float = 0.0
+    """Every second driven episode is driven by a neighbour of the controller, whose weights on centred [z; h] differ by
+    so much (standard deviation), as candidates of an evolution with such a sigma do. 0: by none."""
     scout: str = "scout"
     """Preset of the scout: all four stages at smaller sizes, in RUN/scout/, for a controller that drives the driven
     episodes."""
@@ -423,7 +428,7 @@ SCOUT = replace(
 )
 DREAMER = replace(
     LAPTOP,
-    collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100),
+    collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100, bursts=0, spread=0.06),
     vae=SCOUT.vae,
     mdnrnn=SCOUT.mdnrnn,
     dream=replace(
@@ -523,7 +528,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "whiten": (0, 1),
     "discount": (0, 0.95),
     "posterior": (1e-3, 1),
-    "disturb": (0, 1),
+    **dict.fromkeys(("disturb", "bursts"), (0, 1)),
+    "spread": (0, 10**6),
     "dropout": (0, 0.99),
     "components": (0, 4096),
     "hidden_units": (0, 1024),

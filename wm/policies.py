@@ -42,8 +42,6 @@ CRUISE_HOLD_STEPS = (10, 100)
 CRUISE_HOLD_REACH = 1.5
 """What is held is drawn from so far to both sides and cut at 1: a third are full locks, full gas or full brake."""
 
-BURST_CHANCE = 0.01
-"""Chance a step that a burst of brownian actions begins: one in two seconds of driving."""
 BURST_STEPS = (5, 30)
 """Steps of a burst, from the first number up to below the second: at 50 a second, 0.1 to 0.6 seconds."""
 
@@ -187,7 +185,7 @@ class Driven:
 
     name = "driven"
 
-    def __init__(self, space: gym.Space[Any], agent: Agent, chance: float = BURST_CHANCE) -> None:
+    def __init__(self, space: gym.Space[Any], agent: Agent, chance: float) -> None:
         """Takes CarRacing's action space, who drives, and the chance a step that a burst begins."""
         self._agent, self._brownian, self._chance = agent, Brownian(space), chance
 

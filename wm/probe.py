@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wm.agent import Agent, Models
-from wm.config import PROBE_SEEDS, ProbeConfig, track_seeds
+from wm.config import PROBE_SEEDS, CollectConfig, ProbeConfig, track_seeds
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.policies import Driven
@@ -143,7 +143,7 @@ def make_prober(
     """
     env = make_env(env_id)
     agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
-    recorder = Recorder(env, Driven(env.action_space, agent), agent)
+    recorder = Recorder(env, Driven(env.action_space, agent, CollectConfig.bursts), agent)
     tracks = track_seeds(PROBE_SEEDS, seed)
 
     def work(index: int) -> Record:

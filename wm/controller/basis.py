@@ -69,7 +69,12 @@ class Basis:
 
 def plain_basis(features: int) -> Basis:
     """The features themselves as coordinates."""
-    return Basis(np.zeros(features), np.eye(features))
+    return centred_basis(np.zeros(features))
+
+
+def centred_basis(mean: Array) -> Basis:
+    """The features minus a mean, f64[F], as coordinates."""
+    return Basis(mean, np.eye(len(mean)))
 
 
 def first_only(basis: Basis, features: int) -> Basis:
