@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +19,17 @@ import h5py
 import numpy as np
 import pytest
 
-from stages.collect import main
+from stages.collect import load_driver, main
 from wm.agent import load_agent
 from wm.collect import make_collector, record_episode, set_aside_damaged, strange
-from wm.config import COLLECT_SEEDS, DRIVEN_FROM, FAST_ENV, track_seeds
+from wm.config import COLLECT_SEEDS, DRIVEN_FROM, FAST_ENV, CollectConfig, track_seeds
+from wm.controller.hidden import hidden_count
+from wm.controller.linear import load_controller, save_controller
 from wm.envs import make_env
 from wm.run import Run, UserError, read_json
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts, write_shard
+from wm.store.starts import load_starts
 
 ROOT = Path(__file__).parent.parent
 
@@ -304,6 +308,47 @@ def test_a_controller_drives_the_driven_episodes(whole: Run, copy: Run) -> None:
         np.testing.assert_array_equal(agent.act(frame), action)
     main(arguments(copy.folder, *driven, episodes=5))
     assert Rollouts(copy.rollouts).table["policy"].tolist().count(b"brownian") == 5
+
+
+def test_a_neighbour_drives_every_second_driven_episode(tmp_path: Path) -> None:
+    """The neighbours act as the controller does where [z; h] is as on average, but for a bias of that spread."""
+    pretrained = ROOT / "data" / "pretrained"
+    options = ["--driven", "4", "--source", str(pretrained), "--bursts", "0", "--spread", "0.05"]
+    main(arguments(tmp_path, *options, episodes=2))
+    rollouts = Rollouts(tmp_path / "rollouts")
+    agent = load_agent(pretrained)
+    same = []
+    for place in range(2, 6):
+        agent.reset()
+        episode = rollouts.episode(place)
+        equal = []
+        for frame, action in zip(episode.observations, episode.actions, strict=False):
+            equal.append(np.array_equal(agent.act(frame), action))
+        same.append(all(equal))
+    assert same == [True, False, True, False]
+    driver = load_driver(Run(pretrained), "controller", CollectConfig(bursts=0.5, spread=0.05))
+    assert (driver.bursts, driver.spread) == (0.5, 0.05)
+    starts = load_starts(pretrained / "starts.npz")
+    np.testing.assert_allclose(driver.centre, np.concatenate([starts.z, starts.h], axis=1).mean(0), atol=1e-5)
+    assert driver.drawn(6, np.random.default_rng(0)) is driver.theta
+    away = np.stack([driver.drawn(7, np.random.default_rng(n)) - driver.theta for n in range(50)]).astype(np.float64)
+    weights, bias = away[:, :-3].reshape(50, 3, -1), away[:, -3:]
+    assert weights.std() == pytest.approx(0.05, rel=0.05)
+    assert (bias + weights @ driver.centre).std() == pytest.approx(0.05, rel=0.2)
+
+
+def test_neighbours_need_a_linear_controller_and_starts(tmp_path: Path) -> None:
+    run, pretrained = Run(tmp_path / "run"), Run(ROOT / "data" / "pretrained")
+    run.folder.mkdir()
+    for path in (pretrained.vae, pretrained.mdnrnn, pretrained.controller, pretrained.manifest):
+        shutil.copy(path, run.folder)
+    with pytest.raises(UserError, match=r"starts\.npz is missing: make it with `make dream`"):
+        load_driver(run, "controller", CollectConfig(spread=0.1))
+    assert load_driver(run, "controller", CollectConfig()).spread == 0
+    theta = np.zeros(hidden_count(288, 4), np.float32)
+    save_controller(run.controller, theta, load_controller(run.controller)[1])
+    with pytest.raises(UserError, match="--spread is for linear controllers"):
+        load_driver(run, "controller", CollectConfig(spread=0.1))
 
 
 def test_who_is_to_drive_has_to_be_there(copy: Run) -> None:
