@@ -263,6 +263,10 @@ class DreamConfig(EvolutionConfig):
     discount: float = 0.0
     """So much of the value after those steps counts in turn, and so on: a lost car then costs more than what these
     steps alone would have brought. 0: nothing beyond them."""
+    pace: float = 0.0
+    """Most points a step, on average over a dream (and over the `value` steps after it), that count. A lap pays 1000 in
+    all and an episode has 1000 steps: who earns more than 1 a step is done before the time is over, has gained 0.1 for
+    each step that is left, and is lost more easily. 0: no bound. Paper: none."""
     unpaid: int = 50
     """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
     the candidate's doing. Ours: the car rolls on for about a second."""
@@ -529,7 +533,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "discount": (0, 0.95),
     "posterior": (1e-3, 1),
     **dict.fromkeys(("disturb", "bursts"), (0, 1)),
-    "spread": (0, 10**6),
+    **dict.fromkeys(("spread", "pace"), (0, 10**6)),
     "dropout": (0, 0.99),
     "components": (0, 4096),
     "hidden_units": (0, 1024),

@@ -74,6 +74,7 @@ def fit_value(
     *,
     steps: int,
     discount: float = 0.0,
+    pace: float = 0.0,
     seed: int,
 ) -> tuple[Value, float]:
     """Fits it to recorded returns.
@@ -84,6 +85,7 @@ def fit_value(
         held_out: Episodes that say how good it is.
         steps: Length of the returns.
         discount: Below 1; so much of the value of the state after these steps counts as well.
+        pace: Above 0: returns count up to so many points a step.
         seed: Seed of the weights and the batches.
 
     Returns:
@@ -93,7 +95,8 @@ def fit_value(
     Raises:
         ValueError: No training episode is long enough.
     """
-    pairs = _pairs(model, training, steps)
+    most = pace * steps or float("inf")
+    pairs = _pairs(model, training, steps, most)
     if not len(pairs.returns):
         raise ValueError(f"no recorded episode is longer than {AFTER} + {steps} steps")
     with torch.random.fork_rng(devices=[]):
@@ -113,7 +116,7 @@ def fit_value(
             loss.backward()
             optimizer.step()
     value.requires_grad_(False)
-    pairs = _pairs(model, held_out, steps)
+    pairs = _pairs(model, held_out, steps, most)
     if not len(pairs.returns):
         return value, float("nan")
     targets = _targets(pairs, value, discount)
@@ -148,8 +151,8 @@ def _targets(pairs: _Pairs, value: Value | None, discount: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int) -> _Pairs:
-    """The moments of episodes whose next `steps` steps are known."""
+def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int, most: float = float("inf")) -> _Pairs:
+    """The moments of episodes whose next `steps` steps are known; of their returns `most` count."""
     width = model.z + model.hidden
     found = [(np.empty((0, width), np.float32), np.empty((0, width), np.float32))]
     told = [(np.empty(0, np.float32), np.empty(0, np.bool_), np.empty(0, np.float32))]
@@ -162,7 +165,7 @@ def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int) -> _Pai
         length = len(features)
         found.append((features[moments - 1], features[np.minimum(moments + steps, length) - 1]))
         rest = np.full(len(moments), steps * _tail(episode), np.float32)
-        told.append((returns, moments + steps <= length, rest))
+        told.append((returns.clip(max=most), moments + steps <= length, rest))
     states = [torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True)]
     numbers = [torch.from_numpy(np.concatenate(part)) for part in zip(*told, strict=True)]
     return _Pairs(features=states[0], returns=numbers[0], later=states[1], follows=numbers[1], rest=numbers[2])
