@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from wm.memory.mdnrnn import (
     total_loss,
 )
 from wm.run import UserError
+from wm.train import has_fast_bf16
 
 CONFIG = {"z": 4, "actions": 2, "hidden": 8, "mixtures": 3, "reward": "tile", "logsigma_floor": -7.0}
 
@@ -177,8 +179,16 @@ def test_a_sequence_is_its_steps() -> None:
         torch.testing.assert_close(one, whole, atol=1e-5, rtol=1e-4)
 
 
-def test_autocast_leaves_the_loss_in_float32() -> None:
+def test_autocast_leaves_the_loss_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small()
+    if not has_fast_bf16(torch.device("cpu")):  # a processor without bfloat16 has no such LSTM; heads it has
+        lstm = model.lstm.forward
+
+        def in_float32(x: Tensor, state: Any = None) -> Any:
+            with torch.autocast("cpu", enabled=False):
+                return lstm(x.float(), state)
+
+        monkeypatch.setattr(model.lstm, "forward", in_float32)
     with torch.autocast("cpu", torch.bfloat16):
         losses, prediction, _ = run_clip(model, *clip(2, 5))
     assert all(value.dtype == torch.float32 for value in (*losses, *prediction))

@@ -166,7 +166,7 @@ def test_latents_are_vs_and_aligned_with_the_record(run: Run) -> None:
 @pytest.mark.parametrize("reward", ["tile", "value"])
 def test_it_learns_what_an_action_does(run: Run, reward: str) -> None:
     """From files to losses: a shift of one step anywhere on the way would leave M at the constants."""
-    stage(run, "--updates", "250", "--lr", "0.02", "--reward", reward, "--batch", "16", "--validate-every", "50")
+    stage(run, "--updates", "400", "--lr", "0.01", "--reward", reward, "--batch", "16", "--validate-every", "100")
     line = read_metrics(run.metrics, "mdnrnn")[-1]
     assert line["val_nll"] < line["val_nll_marginal"] - 0.5
     assert line["val_reward"] < 0.5 * line["val_reward_constant"]
