@@ -116,6 +116,17 @@ def test_a_lost_car_costs_what_would_have_come() -> None:
     assert gone == pytest.approx(-0.1 * 40 / 0.5, abs=3)
 
 
+def test_returns_count_up_to_a_pace() -> None:
+    model, records = toy_mdnrnn(), [episode(200, 1), episode(180, 2)]
+    free, bounded = (wm.value._pairs(model, records, 30, most).returns for most in (float("inf"), 30.0))
+    assert free.max() > 30
+    torch.testing.assert_close(bounded, free.clamp(max=30), rtol=0, atol=0)
+    value, _ = fit_value(model, records, [], steps=30, pace=1.0, seed=0)
+    other, _ = fit_value(model, records, [], steps=30, seed=0)
+    features = wm.value._pairs(model, records, 30).features
+    assert value(features).max() < other(features).max()
+
+
 def test_features_are_what_the_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """z of a frame, and M's memory of all that came before it."""
     model, record = toy_mdnrnn(), episode(90, 0)
