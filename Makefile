@@ -103,7 +103,7 @@ curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='-
 ablate: $(VENV) | $(DIR)/mdnrnn.pt ## what each part is worth: V only, untrained M, ... -> ablations.json
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-test: $(VENV) ## run all tests (about ten minutes on two cores)
+test: $(VENV) ## run all tests (10 to 20 minutes on two cores)
 	$(PY) -m pytest $(ARGS)
 
 test-faults: $(VENV) ## kill, interrupt, starve and damage everything (about an hour on two cores)
