@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     # Hours pass until the first stage dream could refuse them.
     options = taken_apart("--dream-options", config.dream_options)
-    for more in ([], taken_apart("--later-options", config.later_options)):
+    for more in ([], taken_apart("--refine-options", config.refine_options)):
         _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
         if dream.disagreement:
             raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
@@ -95,8 +95,8 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         link_shards(before, this)
         arguments = built_on(before, config, args.config().collect.episodes, number)
     arguments["dream"] += taken_apart("--dream-options", config.dream_options)
-    if number >= config.later_from:  # of an option that is given twice the last one counts
-        arguments["dream"] += taken_apart("--later-options", config.later_options)
+    if refines(config, number):  # of an option that is given twice the last one counts
+        arguments["dream"] += taken_apart("--refine-options", config.refine_options)
     options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
         print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)
@@ -112,15 +112,17 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
         first: Episodes of the first round.
         number: The round's number, >= 1.
     """
-    earlier = ["--earlier", *(str(first + n * config.added) for n in range(number))]
-    fresh = ["--fresh", str(config.fresh_rounds * config.added)] if config.fresh_rounds else []
+    driven = [driven_by(config, n) for n in range(number + 1)]
+    earlier = ["--earlier", *(str(first + n) for n in driven[:-1])]
+    fresh = ["--fresh", str(fresh_of(config, number))] if config.fresh_rounds else []
     learns = number <= config.vae_rounds
-    go_on = ["--start", str(before.dream_latest)] if config.go_on else []
+    updates = config.refine_updates if refines(config, number) else config.mdnrnn_updates
+    go_on = ["--start", str(before.dream_latest)] if refines(config, number) else []
     return {
-        "collect": ["--driven", str(number * config.added), "--driver", config.driver, "--source", str(before.folder)],
+        "collect": ["--driven", str(driven[-1]), "--driver", config.driver, "--source", str(before.folder)],
         "vae": ["--start", str(before.vae), "--updates", str(config.vae_updates if learns else 0), *earlier],
         "mdnrnn": [
-            *("--start", str(before.mdnrnn), "--updates", str(config.mdnrnn_updates)),
+            *("--start", str(before.mdnrnn), "--updates", str(updates)),
             *([] if learns else ["--encoded", str(before.latents)]),
             *fresh,
             *earlier,
@@ -128,6 +130,26 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
         ],
         "dream": [*fresh, *go_on],
     }
+
+
+def refines(config: IterateConfig, number: int) -> bool:
+    """Whether this round is one of the small steps."""
+    return 0 < config.refine_from <= number
+
+
+def added_in(config: IterateConfig, number: int) -> int:
+    """Episodes that a round adds; of the first one, which has others, as many count as of those after it."""
+    return config.refine_added if refines(config, number) else config.added
+
+
+def driven_by(config: IterateConfig, number: int) -> int:
+    """Episodes that controllers have driven by the end of a round."""
+    return sum(added_in(config, n) for n in range(1, number + 1))
+
+
+def fresh_of(config: IterateConfig, number: int) -> int:
+    """Episodes of the last `fresh_rounds` rounds."""
+    return sum(added_in(config, number - n) for n in range(config.fresh_rounds))
 
 
 def link_shards(before: Run, this: Run) -> None:

@@ -153,19 +153,8 @@ def test_each_round_builds_on_the_one_before(
 
 
 def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
-    steady = [
-        "--vae-rounds",
-        "1",
-        "--fresh-rounds",
-        "2",
-        "--go-on",
-        "--later-options=--sigma0 .05",
-        "--later-from",
-        "2",
-    ]
-    iterate(run, "--rounds", "3", *steady, "--dream-options=--horizon 30", "--mdnrnn-options=--posterior 0.5")
-    assert pretended.calls[2][2] == []
-    assert pretended.calls[3][2] == ["--horizon", "30"]
+    options = ["--vae-rounds", "1", "--fresh-rounds", "2", "--mdnrnn-options=--posterior 0.5"]
+    iterate(run, "--rounds", "3", *options)
     arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
     for number, updates in ((1, "20"), (2, "0")):
         before = run.folder / "rounds" / str(number - 1)
@@ -174,10 +163,27 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
         m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", *known, "--fresh", "4"]
         assert arguments[str(number), "mdnrnn"][: len(m)] == m
         assert arguments[str(number), "mdnrnn"][-2:] == ["--posterior", "0.5"]
-        dream = ["--fresh", "4", "--start", f"{before}/dream-latest.npz", "--horizon", "30"]
-        assert arguments[str(number), "dream"] == [*dream, *(["--sigma0", ".05"] if number == 2 else [])]
+        assert arguments[str(number), "dream"] == ["--fresh", "4"]
     # What is large stays where the next round is built on only.
     assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [False, False, True]
+
+
+def test_rounds_that_refine(run: Run, pretended: Pretended) -> None:
+    options = ["--refine-from", "2", "--refine-added", "3", "--refine-updates", "7", "--refine-options=--sigma0 .05"]
+    iterate(run, "--rounds", "4", *options, "--fresh-rounds", "2", "--dream-options=--horizon 30")
+    arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
+    driven = {number: arguments[number, "collect"][1] for number in "0123"}
+    assert driven == {"0": "0", "1": "2", "2": "5", "3": "8"}
+    m = {number: arguments[number, "mdnrnn"] for number in "123"}
+    assert [m[number][m[number].index("--updates") + 1] for number in "123"] == ["20", "7", "7"]
+    assert m["3"][m["3"].index("--earlier") + 1 :] == ["8", "10", "13"]
+    before = {number: run.folder / "rounds" / str(int(number) - 1) / "dream-latest.npz" for number in "23"}
+    assert {number: arguments[number, "dream"] for number in "0123"} == {
+        "0": ["--horizon", "30"],
+        "1": ["--fresh", "4", "--horizon", "30"],
+        "2": ["--fresh", "5", "--start", str(before["2"]), "--horizon", "30", "--sigma0", ".05"],
+        "3": ["--fresh", "6", "--start", str(before["3"]), "--horizon", "30", "--sigma0", ".05"],
+    }
 
 
 def test_finished_rounds_are_not_redone_and_a_larger_total_adds_some(
@@ -379,7 +385,8 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--go-on", "--dream-options=--noise recorded --value 10"]
+    steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--refine-from", "1", "--refine-added", "2"]
+    steady += ["--refine-updates", "20", "--dream-options=--noise recorded --value 10"]
     command("stages.iterate", "--rounds", "1", *steady)
     zero, one = (run.folder / "rounds" / number for number in "01")
     before = contents(zero)

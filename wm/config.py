@@ -318,15 +318,18 @@ class IterateConfig:
     fresh_rounds: int = 0
     """Half of M's clips, all starts, and what the value is fitted to are from the episodes of the last so many rounds,
     in the rounds after the first; 0: all episodes are alike."""
-    go_on: bool = False
-    """C goes on from the latest mean of the round before; else it begins with zeros in each round."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
-    later_options: str = ""
-    """Options of stage dream from round `later_from` on, beside those: such as a small --sigma0. Dreams are true near
-    to what has been driven, and who goes far in one round leaves that."""
-    later_from: int = 1
-    """Number of the first round with `later_options`; the first of all is 0."""
+    refine_from: int = 0
+    """From this round on each is a small step, in which C goes on from the latest mean of the round before; in those
+    before it begins with zeros, so that it forgets what it made of an M that knew less. 0: no round is."""
+    refine_added: int = 40
+    """Episodes that each of these adds, in place of `added`."""
+    refine_updates: int = 200
+    """Gradient updates of M in these, in place of `mdnrnn_updates`."""
+    refine_options: str = ""
+    """Options of stage dream in these, beside `dream_options`, such as few --generations and a small --sigma0. Dreams
+    are true near to what has been driven, and who goes far in one round leaves that."""
 
 
 @dataclass(frozen=True)
@@ -437,13 +440,11 @@ DREAMER = replace(
     mdnrnn=SCOUT.mdnrnn,
     dream=replace(
         LAPTOP.dream,
-        generations=10,
+        generations=20,
         popsize=64,
         dreams=64,
         horizon=100,
         value=150,
-        discount=0.7,
-        pace=1.1,
         unpaid=0,
         noise="recorded",
         start_near=10,
@@ -456,11 +457,13 @@ DREAMER = replace(
         rounds=12,
         added=100,
         driver="dream-latest",
-        vae_rounds=0,
-        mdnrnn_updates=300,
+        vae_updates=500,
+        vae_rounds=3,
+        mdnrnn_updates=600,
         mdnrnn_options="--lr 5e-4 --posterior 0.3",
-        fresh_rounds=3,
-        go_on=True,
+        fresh_rounds=4,
+        refine_from=4,
+        refine_options="--generations 6 --sigma0 0.05 --dreams 96",
     ),
 )
 SMOKE = Config(
@@ -544,9 +547,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "mixtures": (1, 1024),
     "popsize": (4, 10**5),
     "rounds": (1, 50),
-    "added": (1, 10**4),
-    **dict.fromkeys(("updates", "vae_updates", "mdnrnn_updates"), (0, 10**9)),
-    **dict.fromkeys(("value", "fresh", "fresh_rounds", "vae_rounds", "later_from"), (0, 10**9)),
+    **dict.fromkeys(("added", "refine_added"), (1, 10**4)),
+    **dict.fromkeys(("updates", "vae_updates", "mdnrnn_updates", "refine_updates"), (0, 10**9)),
+    **dict.fromkeys(("value", "fresh", "fresh_rounds", "vae_rounds", "refine_from"), (0, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),

@@ -118,7 +118,7 @@ def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         plot.grid(alpha=0.3)
         if place == 0:
             plot.set_xticks(x)
-            plot.legend(fontsize=8)
+            plot.legend(fontsize=8, loc="lower right")
     save_figure(path, figure)
 
 
