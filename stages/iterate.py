@@ -36,10 +36,10 @@ def main(argv: list[str]) -> None:
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     # Hours pass until the first stage dream could refuse them.
     options = taken_apart("--dream-options", config.dream_options)
-    for more in ([], taken_apart("--refine-options", config.refine_options)):
+    for name, more in (("dream", []), ("refine", taken_apart("--refine-options", config.refine_options))):
         _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
         if dream.disagreement:
-            raise UserError("--dream-options: --disagreement is that of an ensemble, and a round has one M.")
+            raise UserError(f"--{name}-options: --disagreement is that of an ensemble, and a round has one M.")
     parse(lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)])
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
@@ -137,19 +137,15 @@ def refines(config: IterateConfig, number: int) -> bool:
     return 0 < config.refine_from <= number
 
 
-def added_in(config: IterateConfig, number: int) -> int:
-    """Episodes that a round adds; of the first one, which has others, as many count as of those after it."""
-    return config.refine_added if refines(config, number) else config.added
-
-
 def driven_by(config: IterateConfig, number: int) -> int:
     """Episodes that controllers have driven by the end of a round."""
-    return sum(added_in(config, n) for n in range(1, number + 1))
+    small = max(0, number - config.refine_from + 1) if refines(config, number) else 0
+    return (number - small) * config.added + small * config.refine_added
 
 
 def fresh_of(config: IterateConfig, number: int) -> int:
-    """Episodes of the last `fresh_rounds` rounds."""
-    return sum(added_in(config, number - n) for n in range(config.fresh_rounds))
+    """Episodes of the last `fresh_rounds` rounds, as if `added` had been added in each that there was not."""
+    return driven_by(config, number) - driven_by(config, number - config.fresh_rounds)
 
 
 def link_shards(before: Run, this: Run) -> None:

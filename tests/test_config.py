@@ -101,3 +101,9 @@ def test_changed_fields_names_what_changed_but_not_totals() -> None:
         "popsize was 4, is 9",
         "tracks was 1, is 2",
     ]
+
+
+def test_work_done_with_an_option_that_is_no_more_has_changed() -> None:
+    old = asdict(SMOKE.iterate)
+    assert list(changed_fields({**old, "go_on": False, "later_from": 1}, SMOKE.iterate)) == []
+    assert list(changed_fields({**old, "go_on": True}, SMOKE.iterate)) == ["go_on was True, is no more"]

@@ -170,7 +170,7 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
 
 def test_rounds_that_refine(run: Run, pretended: Pretended) -> None:
     options = ["--refine-from", "2", "--refine-added", "3", "--refine-updates", "7", "--refine-options=--sigma0 .05"]
-    iterate(run, "--rounds", "4", *options, "--fresh-rounds", "2", "--dream-options=--horizon 30")
+    iterate(run, "--rounds", "4", *options, "--fresh-rounds", "2", "--dream-options=--horizon 30")  # adds 2 before
     arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
     driven = {number: arguments[number, "collect"][1] for number in "0123"}
     assert driven == {"0": "0", "1": "2", "2": "5", "3": "8"}
@@ -301,14 +301,15 @@ def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pre
         ("--temperature 0", "--temperature 0.0 is out of range"),
         ("--heat 2", "Unrecognized options: --heat"),
         ("--disagreement 1", "--disagreement is that of an ensemble"),
-        ("--horizon '3", r"--dream-options .* cannot be taken apart \(No closing quotation\)"),
+        ("--horizon '3", r"-options .* cannot be taken apart \(No closing quotation\)"),
     ],
 )
+@pytest.mark.parametrize("which", ["--dream-options", "--refine-options"])
 def test_wrong_options_of_the_dream_are_refused_at_once(
-    run: Run, pretended: Pretended, options: str, sentence: str
+    run: Run, pretended: Pretended, which: str, options: str, sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        iterate(run, f"--dream-options={options}")
+        iterate(run, f"{which}={options}")
     assert not run.folder.exists()
 
 
@@ -385,8 +386,8 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--refine-from", "1", "--refine-added", "2"]
-    steady += ["--refine-updates", "20", "--dream-options=--noise recorded --value 10"]
+    steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--refine-from", "1", "--refine-added", "3"]
+    steady += ["--refine-updates", "10", "--dream-options=--noise recorded --value 10"]
     command("stages.iterate", "--rounds", "1", *steady)
     zero, one = (run.folder / "rounds" / number for number in "01")
     before = contents(zero)
@@ -395,16 +396,16 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
     assert contents(zero) == thinned
     assert not [path for path in run.folder.rglob("*") if ".tmp" in path.name]
     rows = read_lines(run.rounds)
-    assert [(row["episodes"], row["new"]) for row in rows] == [(8, 8), (10, 2)]
+    assert [(row["episodes"], row["new"]) for row in rows] == [(8, 8), (11, 3)]
     assert all(np.isfinite(row[name]) for row in rows for name in ("error", "nats", "gap", "minutes"))
     assert rows[1]["real_steps"] == rows[1]["collect_steps"] + rows[0]["select_steps"] + rows[1]["select_steps"]
     manifest = Run(one).read_manifest()["stages"]
-    assert [manifest[stage]["config"]["updates"] for stage in ("vae", "mdnrnn")] == [0, 20]
+    assert [manifest[stage]["config"]["updates"] for stage in ("vae", "mdnrnn")] == [0, 10]
     assert [manifest[stage]["config"]["earlier"] for stage in ("vae", "mdnrnn")] == [[8], [8]]
     first, second = (load_vae(folder / "vae.pt")[0].state_dict() for folder in (zero, one))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     table = Rollouts(one / "rollouts").table
-    assert table["index"][-2:].tolist() == [DRIVEN_FROM, DRIVEN_FROM + 1]
+    assert table["index"][-3:].tolist() == [DRIVEN_FROM, DRIVEN_FROM + 1, DRIVEN_FROM + 2]
     best = max(rows, key=lambda row: row["select"])
     assert load_controller(run.dream)[1]["selection_score"] == best["select"]
     assert load_agent(run.folder, controller="dream").act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)

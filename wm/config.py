@@ -302,8 +302,7 @@ class IterateConfig:
     rounds: int = 3
     """Rounds in all; a larger number later adds the missing ones. Paper: one for CarRacing."""
     added: int = 10_000
-    """Episodes that each round after the first adds, driven by the controller of the round before with bursts of
-    brownian actions."""
+    """Episodes that each round after the first adds, driven by the controller of the round before."""
     driver: Literal["dream", "dream-latest"] = "dream"
     """Who drives them: of the evolution's means the one that real tracks selected, or the latest, which has gone
     furthest into what its dream gets wrong."""
@@ -312,17 +311,19 @@ class IterateConfig:
     vae_rounds: int = 1_000_000
     """Rounds after the first in which V learns; after them it stays, and only new frames need be encoded."""
     mdnrnn_updates: int = 2000
-    """Gradient updates of M in each round after the first, from the weights of the round before."""
+    """Gradient updates of M in each of these rounds, from the weights of the round before."""
     mdnrnn_options: str = ""
     """Options of stage mdnrnn in these rounds, such as "--lr 5e-4"."""
     fresh_rounds: int = 0
     """Half of M's clips, all starts, and what the value is fitted to are from the episodes of the last so many rounds,
-    in the rounds after the first; 0: all episodes are alike."""
+    in the rounds after the first; while there were fewer, as many of the first round's last episodes fill up. 0: all
+    episodes are alike."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
     refine_from: int = 0
     """From this round on each is a small step, in which C goes on from the latest mean of the round before; in those
-    before it begins with zeros, so that it forgets what it made of an M that knew less. 0: no round is."""
+    before it begins with zeros, so that it forgets what it made of an M that knew less. 0: no round is, and the three
+    fields below count for nothing."""
     refine_added: int = 40
     """Episodes that each of these adds, in place of `added`."""
     refine_updates: int = 200
@@ -547,9 +548,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "mixtures": (1, 1024),
     "popsize": (4, 10**5),
     "rounds": (1, 50),
+    "fresh_rounds": (0, 50),
     **dict.fromkeys(("added", "refine_added"), (1, 10**4)),
     **dict.fromkeys(("updates", "vae_updates", "mdnrnn_updates", "refine_updates"), (0, 10**9)),
-    **dict.fromkeys(("value", "fresh", "fresh_rounds", "vae_rounds", "refine_from"), (0, 10**9)),
+    **dict.fromkeys(("value", "fresh", "vae_rounds", "refine_from"), (0, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
     "seeds": (0, 99),
@@ -563,6 +565,10 @@ TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps",
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 
 
+GONE: dict[str, Any] = {"go_on": False, "later_options": "", "later_from": 1}
+"""Fields of earlier versions, and their defaults: work that was done with another value cannot go on."""
+
+
 def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
     """Says 'name was OLD, is NEW' for each field of config dataclass `new` that differs from the stored dict.
 
@@ -574,3 +580,6 @@ def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
         before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
         if f.name not in TOTALS and before != getattr(new, f.name):
             yield f"{f.name} was {before}, is {getattr(new, f.name)}"
+    for name, default in GONE.items():
+        if old.get(name, default) != default:
+            yield f"{name} was {old[name]}, is no more"
