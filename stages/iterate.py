@@ -139,7 +139,7 @@ def refines(config: IterateConfig, number: int) -> bool:
 
 def driven_by(config: IterateConfig, number: int) -> int:
     """Episodes that controllers have driven by the end of a round."""
-    small = max(0, number - config.refine_from + 1) if refines(config, number) else 0
+    small = number - config.refine_from + 1 if refines(config, number) else 0
     return (number - small) * config.added + small * config.refine_added
 
 

@@ -300,15 +300,15 @@ def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pre
     [
         ("--temperature 0", "--temperature 0.0 is out of range"),
         ("--heat 2", "Unrecognized options: --heat"),
-        ("--disagreement 1", "--disagreement is that of an ensemble"),
-        ("--horizon '3", r"-options .* cannot be taken apart \(No closing quotation\)"),
+        ("--disagreement 1", "{which}: --disagreement is that of an ensemble"),
+        ("--horizon '3", r"{which} .* cannot be taken apart \(No closing quotation\)"),
     ],
 )
 @pytest.mark.parametrize("which", ["--dream-options", "--refine-options"])
 def test_wrong_options_of_the_dream_are_refused_at_once(
     run: Run, pretended: Pretended, which: str, options: str, sentence: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence.format(which=which)):
         iterate(run, f"{which}={options}")
     assert not run.folder.exists()
 
