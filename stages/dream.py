@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wm.agent import load_models
 from wm.cli import narrowed, parse, run_stage
-from wm.config import SELECT_SEEDS, DreamConfig
+from wm.config import RUN_SEEDS, SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
 from wm.evolve import check_sizes, coordinates_of, evolve, forget, is_finished, selections
 from wm.run import Metrics, Run, UserError, began_with, check_made_from, file_hash, read_metrics
@@ -42,6 +42,9 @@ class DreamArgs(DreamConfig):
     """A controller that the evolution starts from, such as another run's dream-latest.npz; none: zeros."""
     ensemble: tuple[Path, ...] = ()
     """Run folders of more M's, trained on the same vae.pt: each dream is drawn and paid by one M of them all."""
+    draw: int = 0
+    """Which of the seed's sequences of candidates, starts and noise. Each round of stage iterate has its own, since the
+    same ones again would look in the same directions."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,16 @@ class Recorded(DreamConfig):
 
     ensemble: tuple[str, ...] = ()
     """The first digits of the hash of each further M, in their order."""
+    draw: int = 0
+    """As it was given."""
 
 
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command goes on after an interruption."""
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
-    config = Recorded(**vars(narrowed(given, DreamConfig)), ensemble=tuple(map(short_hash, given.ensemble)))
+    ensemble = tuple(map(short_hash, given.ensemble))
+    config = Recorded(**vars(narrowed(given, DreamConfig)), ensemble=ensemble, draw=given.draw)
+    seed = args.seed + RUN_SEEDS * given.draw
     check_sizes(config)
     if config.unpaid >= config.horizon or config.start_after < 20:
         raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
@@ -89,7 +96,7 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(1)  # the population brings its own threads
         value = None
         if config.value:
-            value, explained = make_value(source, networks, config, args.seed)
+            value, explained = make_value(source, networks, config, seed)
             share = f"{explained:.0%}" if np.isfinite(explained) else "nobody knows how much"
             print(f"The value of a state explains {share} of held-out returns of {config.value} steps.")
         if args.restart:
@@ -115,11 +122,11 @@ def main(argv: list[str]) -> None:
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                night = population.night(args.seed, generation)
+                night = population.night(seed, generation)
                 scores = population.score(candidates, night, config.disagreement)
                 return scores, len(candidates) * config.dreams * config.horizon
 
-            fixed = population.night(args.seed, 0, dreams=SCORE_DREAMS)
+            fixed = population.night(seed, 0, dreams=SCORE_DREAMS)
 
             def beside(theta: Array) -> dict[str, float]:
                 score = population.score(theta[None], fixed)[0]
@@ -134,7 +141,7 @@ def main(argv: list[str]) -> None:
                 "dream",
                 run.dream,
                 config,
-                seed=args.seed,
+                seed=seed,
                 start=start,
                 made_from=made_from,
                 express=basis.express,

@@ -94,7 +94,7 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         before = round_of(Run(args.run), number - 1)
         link_shards(before, this)
         arguments = built_on(before, config, args.config().collect.episodes, number)
-    arguments["dream"] += taken_apart("--dream-options", config.dream_options)
+    arguments["dream"] += ["--draw", str(number), *taken_apart("--dream-options", config.dream_options)]
     if refines(config, number):  # of an option that is given twice the last one counts
         arguments["dream"] += taken_apart("--refine-options", config.refine_options)
     options = args.elsewhere(this.folder)

@@ -116,19 +116,20 @@ def test_each_round_builds_on_the_one_before(
     iterate(run, "--rounds", "3", *options, pictures=True)
     zero, one = (str(run.folder / "rounds" / number) for number in "01")
     dream = ["--temperature", "1.5", "--horizon", "30"]
+    zeroth, first, second = (["--draw", number, *dream] for number in "012")
     assert pretended.calls == [
         ("0", "collect", ["--driven", "0"]),
         ("0", "vae", []),
         ("0", "mdnrnn", []),
-        ("0", "dream", dream),
+        ("0", "dream", zeroth),
         ("1", "collect", ["--driven", "2", "--driver", "dream-latest", "--source", zero]),
         ("1", "vae", ["--start", f"{zero}/vae.pt", "--updates", "5", "--earlier", "8"]),
         ("1", "mdnrnn", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--earlier", "8"]),
-        ("1", "dream", dream),
+        ("1", "dream", first),
         ("2", "collect", ["--driven", "4", "--driver", "dream-latest", "--source", one]),
         ("2", "vae", ["--start", f"{one}/vae.pt", "--updates", "5", "--earlier", "8", "10"]),
         ("2", "mdnrnn", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--earlier", "8", "10"]),
-        ("2", "dream", dream),
+        ("2", "dream", second),
     ]
     rows = read_lines(run.rounds)
     assert [row["round"] for row in rows] == [0, 1, 2]
@@ -163,7 +164,7 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
         m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", *known, "--fresh", "4"]
         assert arguments[str(number), "mdnrnn"][: len(m)] == m
         assert arguments[str(number), "mdnrnn"][-2:] == ["--posterior", "0.5"]
-        assert arguments[str(number), "dream"] == ["--fresh", "4"]
+        assert arguments[str(number), "dream"] == ["--fresh", "4", "--draw", str(number)]
     # What is large stays where the next round is built on only.
     assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [False, False, True]
 
@@ -179,10 +180,10 @@ def test_rounds_that_refine(run: Run, pretended: Pretended) -> None:
     assert m["3"][m["3"].index("--earlier") + 1 :] == ["8", "10", "13"]
     before = {number: run.folder / "rounds" / str(int(number) - 1) / "dream-latest.npz" for number in "23"}
     assert {number: arguments[number, "dream"] for number in "0123"} == {
-        "0": ["--horizon", "30"],
-        "1": ["--fresh", "4", "--horizon", "30"],
-        "2": ["--fresh", "5", "--start", str(before["2"]), "--horizon", "30", "--sigma0", ".05"],
-        "3": ["--fresh", "6", "--start", str(before["3"]), "--horizon", "30", "--sigma0", ".05"],
+        "0": ["--draw", "0", "--horizon", "30"],
+        "1": ["--fresh", "4", "--draw", "1", "--horizon", "30"],
+        "2": ["--fresh", "5", "--start", str(before["2"]), "--draw", "2", "--horizon", "30", "--sigma0", ".05"],
+        "3": ["--fresh", "6", "--start", str(before["3"]), "--draw", "3", "--horizon", "30", "--sigma0", ".05"],
     }
 
 

@@ -154,6 +154,16 @@ def test_seeds_differ_and_restart_begins_anew(run: Run) -> None:
     assert outcome(run) == first
 
 
+def test_each_draw_has_candidates_and_dreams_of_its_own(run: Run) -> None:
+    outcomes = []
+    for options in (("--seed", "1"), ("--seed", "1", "--draw", "1"), ("--seed", "0", "--draw", "1")):
+        stage(run, *options, "--restart")
+        outcomes.append(outcome(run)[0])
+    assert len(set(map(str, outcomes))) == 3
+    with pytest.raises(UserError, match=r"draw was 1, is 2.*--restart"):
+        stage(run, "--draw", "2")
+
+
 def test_v_m_and_record_may_lie_in_another_folder(run: Run, source: Path, tmp_path: Path) -> None:
     other = Run(tmp_path / "other")
     stage(other, "--source", str(source))

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from wm.config import BOUNDS, FAST_ENV, PRESETS, Config
+from wm.config import BOUNDS, FAST_ENV, PRESETS, RUN_SEEDS, Config
 from wm.run import UNWRITABLE, UserError, writing
 from wm.signals import EXIT_CODE, INTERRUPTED, Interrupted, ignore, unwind
 
@@ -164,8 +164,8 @@ def _option(argv: list[str], name: str, default: str) -> str:
 def _check(common: Common) -> None:
     if not 0 <= common.workers <= 1024:
         raise UserError(f"--workers {common.workers} is not a number of processes: give 0 to 1024.")
-    if not 0 <= common.seed < 100:
-        raise UserError(f"--seed {common.seed} is out of range: give 0 to 99.")
+    if not 0 <= common.seed < RUN_SEEDS:
+        raise UserError(f"--seed {common.seed} is out of range: give 0 to {RUN_SEEDS - 1}.")
 
 
 def run_stage(main: Callable[[list[str]], None]) -> NoReturn:

@@ -51,6 +51,8 @@ EVALUATE_SEEDS = SeedRange(2_000_000_000, 2_100_000_000)
 """Tracks of the final score: nothing is ever trained or selected on them."""
 SEEDS_PER_RUN = 1_000_000
 """Size of the part of a seed range that belongs to one run seed."""
+RUN_SEEDS = 100
+"""Seeds that a run can have: 0 to 99."""
 DRIVEN_FROM = SEEDS_PER_RUN // 2
 """Index of the first episode that a controller drove, and so the most episodes of untrained policies."""
 
@@ -554,7 +556,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("value", "fresh", "vae_rounds", "refine_from"), (0, 10**9)),
     "env_steps": (0, 10**12),
     "steps": (1, 10**12),
-    "seeds": (0, 99),
+    "seeds": (0, RUN_SEEDS - 1),
+    "draw": (0, 10**6),
     **dict.fromkeys(("outlook", "earlier"), (1, 10**6)),
     "grid": (1, 36),
     "port": (0, 65_535),
