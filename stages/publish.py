@@ -15,7 +15,7 @@ from wm.run import Run, UserError, copy, file_hash, read_score, write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
-"""What a published run may weigh: git remembers every copy."""
+"""What a published run may weigh: git remembers every copy. Run folders within it are runs of their own."""
 
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 """The score of each controller on stock tracks."""
@@ -58,24 +58,38 @@ def main(argv: list[str]) -> None:
     made_from = {"vae.pt": file_hash(target.vae)}
     save_artifact(target.mdnrnn, "mdnrnn", mdnrnn["model"], mdnrnn["config"], {**mdnrnn["made_from"], **made_from})
     made_from["mdnrnn.pt"] = file_hash(target.mdnrnn)
-    save_starts(target.starts, replace(starts, made_from=made_from))
+    save_starts(target.starts, replace(starts, made_from=dict(made_from)))
+    made_from["starts.npz"] = file_hash(target.starts)
     write_json(target.manifest, run.read_manifest())
     for stale in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *TOLD):
         (target.folder / stale).unlink(missing_ok=True)
     for name in names:
         theta, meta = load_controller(run.folder / f"{name}.npz")
-        save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": made_from})
+        # Of what is published the new hashes; of what it began with beside, those that they were.
+        hashes = {of: made_from.get(of, was) for of, was in meta["made_from"].items()}
+        save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": hashes})
     for name in (*(SCORES[name] for name in names), *TOLD):
         if (run.folder / name).exists():
             copy(run.folder / name, target.folder / name)
 
-    total = sum(path.stat().st_size for path in target.folder.rglob("*") if path.is_file())
+    total = weight(target.folder)
     if total > MOST_BYTES:
         raise UserError(f"{target.folder} has {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
     scores = {name: read_score(run.folder / SCORES[name]) for name in names}
     told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
     print(f"{target.folder}: {total / 1e6:.1f} MB, {told}.")
     print(f"V and M are rounded to half precision: check with {scored_by(names[0], target.folder)}.")
+
+
+def weight(folder: Path) -> int:
+    """Bytes of a run folder, without those of the run folders within it."""
+    total = 0
+    for path in folder.iterdir():
+        if path.is_file():
+            total += path.stat().st_size
+        elif not Run(path).manifest.exists():
+            total += weight(path)
+    return total
 
 
 def check_score(run: Run, name: str) -> None:

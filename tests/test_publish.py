@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.publish import TOLD, main, scored_by
+import stages.publish
+from stages.publish import TOLD, main, scored_by, weight
 from tests.toy_dream import FEATURES, make_toy_run
 from wm.agent import load_acting
-from wm.controller.linear import parameter_count, save_controller
-from wm.run import Run, UserError, append_line, file_hash, write_json
+from wm.controller.linear import load_controller, parameter_count, save_controller
+from wm.run import Run, UserError, append_line, file_hash, read_json, write_json
 
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 
@@ -96,3 +97,30 @@ def test_who_asks_for_the_wrong_controller_is_told_which_one_is_there(run: Run) 
     add_controller(run, "dream", 1.0)
     with pytest.raises(UserError, match=r"controller\.npz is missing: .* or choose the controller 'dream', which is"):
         load_acting(run)
+
+
+def test_a_run_within_the_published_one_weighs_for_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_controller(run, "dream", 1.0)
+    published = publish(run, tmp_path / "published")
+    within = Run(published.folder / "dream")
+    write_json(within.manifest, {"format": 1, "stages": {}})
+    (within.folder / "large").write_bytes(bytes(10**6))
+    monkeypatch.setattr(stages.publish, "MOST_BYTES", weight(published.folder) + 10**5)
+    publish(run, published.folder)
+    (published.folder / "large").write_bytes(bytes(10**6))
+    with pytest.raises(UserError, match="too much for git"):
+        publish(run, published.folder)
+
+
+def test_hashes_are_those_of_what_is_published(run: Run, tmp_path: Path) -> None:
+    add_controller(run, "dream", 1.0)
+    theta, meta = load_controller(run.dream)
+    before = meta["made_from"] | {"starts.npz": "of these starts", "start": "of another controller"}
+    save_controller(run.dream, theta, meta | {"made_from": before})
+    score = read_json(run.folder / SCORES["dream"])
+    write_json(run.folder / SCORES["dream"], score | {"made_from": {"dream.npz": file_hash(run.dream)}})
+    published = publish(run, tmp_path / "published")
+    hashes = {path.name: file_hash(path) for path in (published.vae, published.mdnrnn, published.starts)}
+    assert load_controller(published.dream)[1]["made_from"] == hashes | {"start": "of another controller"}
