@@ -32,7 +32,6 @@ from tests.toy_dream import (
     make_toy_run,
     toy_mdnrnn,
 )
-from wm.chance import Night
 from wm.config import SMOKE, DreamConfig
 from wm.controller.linear import LinearController, parameter_count
 from wm.dream import (
@@ -394,29 +393,6 @@ def test_the_value_of_where_a_dream_ends_counts(networks: Networks, starts: Star
         wanted += alive * value(torch.cat([z, h])).item() / SMALL.dreams
     paid = SMALL.horizon - SMALL.unpaid + 30
     np.testing.assert_allclose(found.score(theta, night)[0], wanted * 1000 / paid, rtol=1e-4)
-
-
-def test_a_pace_bounds_what_each_dream_earns(networks: Networks, starts: Starts) -> None:
-    """The mean of the bounded returns of the same dreams, one at a time, and not the bounded mean."""
-    plain = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
-    thetas, night = random_thetas(3), plain.night(0, 1)
-
-    def alone(s: int) -> Night:
-        one = slice(s, s + 1)
-        return replace(
-            night,
-            starts=night.starts[one],
-            uniform=night.uniform[:, one],
-            noise=night.noise[:, one],
-            members=night.members[one],
-        )
-
-    each = np.stack([plain.score(thetas, alone(s)) for s in range(len(night.starts))])
-    bound = float(np.median(each))  # for 1000 steps
-    bounded = Population(networks.mdnrnn, starts, replace(SMALL, pace=bound / 1000), dtype=torch.float32)
-    wanted = np.minimum(each, bound).mean(axis=0)
-    assert (wanted < each.mean(axis=0)).any()
-    np.testing.assert_allclose(bounded.score(thetas, night), wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> None:

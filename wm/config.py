@@ -262,13 +262,6 @@ class DreamConfig(EvolutionConfig):
     value: int = 0
     """Steps after a dream whose return counts as well, as a small network tells it from [z; h] at the end of the dream.
     It is fitted to what the record earned in so many steps after states like it. 0: none. Paper: none."""
-    discount: float = 0.0
-    """So much of the value after those steps counts in turn, and so on: a lost car then costs more than what these
-    steps alone would have brought. 0: nothing beyond them."""
-    pace: float = 0.0
-    """Most points a step, on average over a dream (and over the `value` steps after it), that count. A lap pays 1000 in
-    all and an episode has 1000 steps: who earns more than 1 a step is done before the time is over, has gained 0.1 for
-    each step that is left, and is lost more easily. 0: no bound. Paper: none."""
     unpaid: int = 50
     """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
     the candidate's doing. Ours: the car rolls on for about a second."""
@@ -536,10 +529,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("first_seed", "track"), (0, 2**31 - 1)),
     "sigma_min": (0, 10**6),
     "whiten": (0, 1),
-    "discount": (0, 0.95),
     "posterior": (1e-3, 1),
     **dict.fromkeys(("disturb", "bursts"), (0, 1)),
-    **dict.fromkeys(("spread", "pace"), (0, 10**6)),
+    "spread": (0, 10**6),
     "dropout": (0, 0.99),
     "components": (0, 4096),
     "hidden_units": (0, 1024),
@@ -568,7 +560,7 @@ TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps",
 """Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
 
 
-GONE: dict[str, Any] = {"go_on": False, "later_options": "", "later_from": 1}
+GONE: dict[str, Any] = {"go_on": False, "later_options": "", "later_from": 1, "discount": 0.0, "pace": 0.0}
 """Fields of earlier versions, and their defaults: work that was done with another value cannot go on."""
 
 

@@ -322,9 +322,7 @@ def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> 
     held_out = held_out[held_out > training[0]]  # what slow cars earned is no test of what fast ones do
     episodes = [map(latents.episode, part.tolist()) for part in (training, held_out)]
     try:
-        return fit_value(
-            networks.mdnrnn, *episodes, steps=config.value, discount=config.discount, pace=config.pace, seed=seed
-        )
+        return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
     except ValueError as error:
         raise UserError(f"--value {config.value} is too long ({error}): give less, or collect longer ones.") from error
 
@@ -507,8 +505,8 @@ class Population:
         """Lets each candidate dream from each start of the night.
 
         A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
-        for z is random. The first `unpaid` steps earn nothing, nor does what is faster than the config's `pace`. What
-        the others earn, and the value of where the dream ends, is given for 1000 steps.
+        for z is random. The first `unpaid` steps earn nothing. What the others earn, and the value of where the dream
+        ends, is given for 1000 steps.
 
         Args:
             thetas: f64[P,N], flat weights.
@@ -534,7 +532,7 @@ class Population:
                 left.set()  # a signal: nobody waits for these dreams any more, and the executor would
                 raise
         config = self._config
-        paid = config.horizon - config.unpaid + (config.value / (1 - config.discount) if self._value else 0)
+        paid = config.horizon - config.unpaid + (config.value if self._value else 0)
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
@@ -588,8 +586,6 @@ class Population:
                     earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)
                 total += alive * earned
             alive *= 1 - terminated
-        if self._config.pace:
-            total.clamp_(max=self._config.pace * (self._config.horizon - self._config.unpaid))
         if self._value is not None:
             total += alive * self._value(torch.cat([z, states[0][0]], -1))
         return total

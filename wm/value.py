@@ -2,14 +2,12 @@
 
 A dream is true to the world for about two seconds, and the skid that a state makes likely may come later. So a dream is
 short, and a small network, fitted to recorded returns, adds what the next steps would have earned (as in Feinberg et
-al., "Model-Based Value Estimation", 2018). So that a lost car costs what the rest of the episode would have brought,
-the value of the state after those steps can count in turn (fitted value iteration, Ernst et al., 2005).
+al., "Model-Based Value Estimation", 2018).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +22,6 @@ UNITS = 48
 
 UPDATES, BATCH, RATE, DECAY = 500, 512, 2e-3, 0.05
 """Of AdamW. They are few: it is fitted anew whenever M or the record has changed."""
-
-SWEEPS = 5
-"""Times that it is fitted to returns with a value after them, each going on from the time before."""
 
 EVERY = 3
 """Steps between the moments of an episode that it is fitted to; neighbours are alike."""
@@ -73,8 +68,6 @@ def fit_value(
     held_out: Iterable[LatentEpisode],
     *,
     steps: int,
-    discount: float = 0.0,
-    pace: float = 0.0,
     seed: int,
 ) -> tuple[Value, float]:
     """Fits it to recorded returns.
@@ -84,101 +77,55 @@ def fit_value(
         training: Episodes to fit it to.
         held_out: Episodes that say how good it is.
         steps: Length of the returns.
-        discount: Below 1; so much of the value of the state after these steps counts as well.
-        pace: Above 0: returns count up to so many points a step.
         seed: Seed of the weights and the batches.
 
     Returns:
-        The network, and the share of the variance of held-out returns, with what it says of the state after them, that
-        it explains (nan without any).
+        The network, and the share of the variance of held-out returns that it explains (nan without any).
 
     Raises:
         ValueError: No training episode is long enough.
     """
-    most = pace * steps or float("inf")
-    pairs = _pairs(model, training, steps, most)
-    if not len(pairs.returns):
+    features, returns = _pairs(model, training, steps)
+    if not len(returns):
         raise ValueError(f"no recorded episode is longer than {AFTER} + {steps} steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        value = Value(pairs.features.shape[1])
-    value.mean.copy_(pairs.features.mean(0))
-    value.std.copy_(pairs.features.std(0, correction=0) + 1e-3)
+        value = Value(features.shape[1])
+    value.mean.copy_(features.mean(0))
+    value.std.copy_(features.std(0, correction=0) + 1e-3)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(value.parameters(), lr=RATE, weight_decay=DECAY)
-    for sweep in range(SWEEPS if discount else 1):
-        # At first as if it went on as it was.
-        targets = _targets(pairs, value if sweep else None, discount)
-        for _ in range(UPDATES):
-            batch = torch.randint(len(targets), (BATCH,), generator=generator)
-            loss = ((value(pairs.features[batch]) - targets[batch]) / UNIT).square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    for _ in range(UPDATES):
+        batch = torch.randint(len(returns), (BATCH,), generator=generator)
+        loss = ((value(features[batch]) - returns[batch]) / UNIT).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
     value.requires_grad_(False)
-    pairs = _pairs(model, held_out, steps, most)
-    if not len(pairs.returns):
+    features, returns = _pairs(model, held_out, steps)
+    if not len(returns):
         return value, float("nan")
-    targets = _targets(pairs, value, discount)
-    return value, float(1 - (value(pairs.features) - targets).square().mean() / targets.var(correction=0))
-
-
-class _Pairs(NamedTuple):
-    """Moments of episodes, N in all.
-
-    Attributes:
-        features: f32[N,Z+H], [z; h] then.
-        returns: f32[N], what the `steps` after each earned.
-        later: f32[N,Z+H], [z; h] after these steps, where the record goes on so far.
-        follows: bool[N], where it does.
-        rest: f32[N], what as many steps more earn where it does not, since the car is lost.
-    """
-
-    features: Tensor
-    returns: Tensor
-    later: Tensor
-    follows: Tensor
-    rest: Tensor
-
-
-@torch.no_grad()
-def _targets(pairs: _Pairs, value: Value | None, discount: float) -> Tensor:
-    """f32[N]: the returns, and the discounted value of what follows; without a value, as many steps like them."""
-    if not discount:
-        return pairs.returns
-    on = pairs.returns / (1 - discount) if value is None else value(pairs.later)
-    return pairs.returns + discount * torch.where(pairs.follows, on, pairs.rest / (1 - discount))
+    return value, float(1 - (value(features) - returns).square().mean() / returns.var(correction=0))
 
 
 @torch.inference_mode()
-def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int, most: float = float("inf")) -> _Pairs:
-    """The moments of episodes whose next `steps` steps are known; of their returns `most` count."""
-    width = model.z + model.hidden
-    found = [(np.empty((0, width), np.float32), np.empty((0, width), np.float32))]
-    told = [(np.empty(0, np.float32), np.empty(0, np.bool_), np.empty(0, np.float32))]
+def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int) -> tuple[Tensor, Tensor]:
+    """Of moments whose next `steps` steps are known: [z; h] f32[N,Z+H], and what these steps earned f32[N]."""
+    found = [(np.empty((0, model.z + model.hidden), np.float32), np.empty(0, np.float32))]
     for episode in episodes:
         moments, returns = recorded_returns(episode, steps)
         inputs = torch.from_numpy(np.concatenate([episode.mu[:-1], episode.actions], axis=1))
         h, _ = model.lstm(inputs[None])
         # The agent's h at a frame is that of the frame before and its action.
         features = np.concatenate([episode.mu[1:], h[0].numpy()], axis=1)
-        length = len(features)
-        found.append((features[moments - 1], features[np.minimum(moments + steps, length) - 1]))
-        rest = np.full(len(moments), steps * _tail(episode), np.float32)
-        told.append((returns.clip(max=most), moments + steps <= length, rest))
-    states = [torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True)]
-    numbers = [torch.from_numpy(np.concatenate(part)) for part in zip(*told, strict=True)]
-    return _Pairs(features=states[0], returns=numbers[0], later=states[1], follows=numbers[1], rest=numbers[2])
+        found.append((features[moments - 1], returns))
+    states, earned = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
+    return states, earned
 
 
 def _fallen(episode: LatentEpisode) -> bool:
     """Whether it ended with a charge."""
     return bool(episode.terminated[-1]) and bool(episode.rewards[-1] < 0)
-
-
-def _tail(episode: LatentEpisode) -> float:
-    """What a step after the end of an episode would have earned, if nothing more was to come."""
-    return 0.0 if _fallen(episode) else float(episode.rewards[-1])
 
 
 def recorded_returns(episode: LatentEpisode, steps: int) -> tuple[NDArray[np.int64], Floats]:
@@ -189,7 +136,7 @@ def recorded_returns(episode: LatentEpisode, steps: int) -> tuple[NDArray[np.int
     """
     rewards, length = episode.rewards, len(episode.rewards)
     idle = length > IDLE and not (rewards[-IDLE:] > 0).any()
-    tail = np.full(steps, _tail(episode), np.float32)
+    tail = np.full(steps, 0.0 if _fallen(episode) else rewards[-1], np.float32)
     stop = length if idle or _fallen(episode) else length - steps + 1
     moments = np.arange(AFTER, max(AFTER, stop), EVERY)
     sums = np.concatenate([[0.0], np.concatenate([rewards, tail]).cumsum(dtype=np.float64)])
