@@ -14,10 +14,10 @@ from wm.agent import load_models
 from wm.cli import narrowed, parse, run_stage
 from wm.config import RUN_SEEDS, SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
-from wm.evolve import check_sizes, coordinates_of, evolve, forget, is_finished, selections
-from wm.run import Metrics, Run, UserError, began_with, check_made_from, file_hash, read_metrics
+from wm.evolve import check_dream, coordinates_of, evolve, forget, is_finished, selections
+from wm.run import Metrics, Run, UserError, began_with, file_hash, read_metrics
 from wm.store.latents import Latents
-from wm.store.starts import Starts, load_starts, save_starts
+from wm.store.starts import Starts, save_starts, starts_hash
 from wm.trials import make_player, select
 from wm.workers import make_workers
 
@@ -63,24 +63,34 @@ def main(argv: list[str]) -> None:
     ensemble = tuple(map(short_hash, given.ensemble))
     config = Recorded(**vars(narrowed(given, DreamConfig)), ensemble=ensemble, draw=given.draw)
     seed = args.seed + RUN_SEEDS * given.draw
-    check_sizes(config)
-    if config.unpaid >= config.horizon or config.start_after < 20:
-        raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
+    check_dream(config)
     if config.disagreement and not config.ensemble:
         raise UserError("--disagreement is that of an ensemble: name its other M's with --ensemble, or leave it out.")
-    if config.noise == "recorded" and config.temperature != 1:
-        raise UserError("--noise recorded is what came at --temperature 1: leave one of them out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
 
-        from wm.dream import SCORE_STEPS, Population, load_ensemble, load_networks, load_records, make_value
+        from wm.dream import (
+            SCORE_STEPS,
+            Population,
+            given_starts,
+            load_ensemble,
+            load_networks,
+            load_records,
+            make_value,
+            new_starts,
+        )
         from wm.train import pick_device
 
         models, networks = load_models(source, config.precision), load_networks(source)
-        starts = made_starts(run, source, networks, config, args.restart)
-        made_from = {**models.made_from, "starts.npz": file_hash(run.starts), **began_with(given.start)}
+        # Starts that no work here began with may be of other options: they are drawn again where that can be done.
+        begun = "dream" in run.read_manifest()["stages"] and run.starts.exists()
+        drawn = args.restart or (not begun and source.latents.exists())
+        starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
+        made_from = {**models.made_from, "starts.npz": starts_hash(starts), **began_with(given.start)}
         if not args.restart and is_finished(run, "dream", run.dream, config, made_from):
+            if drawn:
+                save_starts(run.starts, starts)
             show(run, source, config)
             print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
             return
@@ -101,7 +111,12 @@ def main(argv: list[str]) -> None:
             print(f"The value of a state explains {share} of held-out returns of {config.value} steps.")
         if args.restart:
             forget(run, "dream", run.dream, run.dream_latest)
+        if drawn:
+            run.starts.unlink(missing_ok=True)
         begin()
+        if drawn:
+            calibrate(run, source, networks, starts, config)
+            save_starts(run.starts, starts)
         device = pick_device()
         threads = max(1, args.workers)
         population = Population(
@@ -159,21 +174,6 @@ def short_hash(folder: Path) -> str:
     if not path.exists():
         raise UserError(f"--ensemble {folder}: there is no {path}: name run folders after `make mdnrnn`.")
     return file_hash(path)[:12]
-
-
-def made_starts(run: Run, source: Run, networks: Networks, config: DreamConfig, restart: bool) -> Starts:
-    """starts.npz, drawn now unless it is there and fits; with new ones M's calibration is measured."""
-    from wm.dream import new_starts
-
-    if restart:
-        run.starts.unlink(missing_ok=True)
-    if not run.starts.exists():
-        starts = new_starts(source, networks, config)
-        calibrate(run, source, networks, starts, config)
-        save_starts(run.starts, starts)
-    starts = load_starts(run.starts)
-    check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
-    return starts
 
 
 def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config: DreamConfig) -> None:

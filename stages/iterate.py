@@ -14,6 +14,7 @@ from typing import Any
 
 from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.config import IterateConfig
+from wm.evolve import check_dream
 from wm.run import Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
 from wm.show.plots import plot_rounds
 from wm.show.report import ROUND, best_validation
@@ -33,11 +34,15 @@ STAGES = ("collect", "vae", "mdnrnn", "dream")
 def main(argv: list[str]) -> None:
     """Makes the rounds that are missing; an interrupted one goes on."""
     args, config = parse(lambda preset: preset.iterate, "Train in the dream in rounds, each on new data.", argv)
-    where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     # Hours pass until the first stage dream could refuse them.
+    where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     options = taken_apart("--dream-options", config.dream_options)
     for name, more in (("dream", []), ("refine", taken_apart("--refine-options", config.refine_options))):
-        _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
+        try:
+            _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
+            check_dream(dream)
+        except UserError as error:
+            raise UserError(f"--{name}-options: {error}") from error
         if dream.disagreement:
             raise UserError(f"--{name}-options: --disagreement is that of an ensemble, and a round has one M.")
     parse(lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)])

@@ -299,9 +299,14 @@ def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pre
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--temperature 0", "--temperature 0.0 is out of range"),
-        ("--heat 2", "Unrecognized options: --heat"),
+        ("--temperature 0", "{which}: --temperature 0.0 is out of range"),
+        ("--heat 2", "{which}: Unrecognized options: --heat"),
         ("--disagreement 1", "{which}: --disagreement is that of an ensemble"),
+        ("--unpaid 900 --horizon 800", "{which}: --unpaid must be below --horizon"),
+        ("--noise recorded --temperature 2", "{which}: --noise recorded is what came at"),
+        ("--sigma0 9 --sigma-max 1", "{which}: --sigma0 must be from"),
+        ("--restart", "{which} has --restart, which all stages share: give it to the command itself"),
+        ("--popsize 8 --seed=5", "{which} has --seed=5, which all stages share"),
         ("--horizon '3", r"{which} .* cannot be taken apart \(No closing quotation\)"),
     ],
 )

@@ -246,6 +246,48 @@ def test_options_that_make_no_dream(run: Run, arguments: tuple[str, ...], senten
     assert not run.dream.exists()
 
 
+def test_what_is_refused_leaves_no_starts_behind(run: Run, tmp_path: Path) -> None:
+    """The next call, of other options, draws its own."""
+    save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
+    wrong = ("--start", str(tmp_path / "small.npz"))
+    with pytest.raises(UserError, match="start from another one"):
+        stage(run, *wrong, "--starts", "3")
+    assert not run.starts.exists()
+    stage(run, "--starts", "5")
+    assert len(load_starts(run.starts)) == 5
+
+
+@pytest.mark.parametrize("without", ["nothing", "latents"])
+def test_a_restart_that_is_refused_leaves_all_as_it_is(run: Run, tmp_path: Path, without: str) -> None:
+    stage(run, "--starts", "5")
+    before = {path: path.read_bytes() for path in (run.starts, run.dream, run.dream_latest)}
+    if without == "latents":
+        run.latents.unlink()
+    else:
+        save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
+    with pytest.raises(UserError, match="latents.h5 is missing" if without == "latents" else "start from another one"):
+        stage(
+            run,
+            "--restart",
+            "--starts",
+            "7",
+            *(() if without == "latents" else ("--start", str(tmp_path / "small.npz"))),
+        )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_starts_without_a_record_are_taken_as_they_are(run: Run) -> None:
+    """As in what is published; drawn again only where the record is there."""
+    stage(run, "--starts", "5")
+    drawn = run.starts.read_bytes()
+    run.manifest.unlink()
+    run.dream.unlink()
+    run.latents.rename(run.latents.with_suffix(".away"))
+    shutil.rmtree(run.checkpoints)
+    stage(run, "--starts", "7")
+    assert run.starts.read_bytes() == drawn
+
+
 def test_another_m_is_refused(run: Run) -> None:
     stage(run)
     save_mdnrnn(run.mdnrnn, toy_mdnrnn(seed=1).state_dict(), CONFIG, {"vae.pt": file_hash(run.vae)})

@@ -133,11 +133,20 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
 
 
 def taken_apart(option: str, text: str) -> list[str]:
-    """The options of another stage that `option` was given as one text; UserError when its quotes do not match."""
+    """The options of another stage that `option` was given as one text.
+
+    Raises:
+        UserError: Its quotes do not match, or it has options that are common to all stages.
+    """
     try:
-        return shlex.split(text)
+        found = shlex.split(text)
     except ValueError as error:
         raise UserError(f"{option} {text!r} cannot be taken apart ({error}): mend its quotes.") from error
+    common = {f"--{f.name}" for f in fields(Common)} | {"--no-restart"}
+    for name in found:
+        if name.split("=")[0] in common:
+            raise UserError(f"{option} has {name}, which all stages share: give it to the command itself.")
+    return found
 
 
 def check_bounds(config: Any) -> None:

@@ -314,7 +314,7 @@ class IterateConfig:
     in the rounds after the first; while there were fewer, as many of the first round's last episodes fill up. 0: all
     episodes are alike."""
     dream_options: str = ""
-    """Options of stage dream in all rounds, such as "--temperature 1.15 --horizon 500"."""
+    """Options of stage dream in all rounds, such as "--popsize 128 --horizon 150"."""
     refine_from: int = 0
     """From this round on each is a small step, in which C goes on from the latest mean of the round before; in those
     before it begins with zeros, so that it forgets what it made of an M that knew less. 0: no round is, and the three

@@ -78,10 +78,15 @@ def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
         UserError: Neither file is there, or one is damaged, does not fit V and M, or has no moment to start at.
     """
     if run.starts.exists() or not run.latents.exists():
-        starts = load_starts(run.starts)
-        check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
-        return starts
+        return given_starts(run, networks)
     return new_starts(run, networks, config)
+
+
+def given_starts(run: Run, networks: Networks) -> Starts:
+    """Those of starts.npz; UserError when it is missing, damaged or does not fit V and M."""
+    starts = load_starts(run.starts)
+    check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
+    return starts
 
 
 def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:

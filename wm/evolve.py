@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import EvolutionConfig
+from wm.config import DreamConfig, EvolutionConfig
 from wm.controller.basis import Basis
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
@@ -81,6 +81,15 @@ def check_sizes(config: EvolutionConfig) -> None:
         raise UserError("--sigma0 must be from --sigma-min to --sigma-max.")
     if config.es == "openes" and config.popsize % 2:
         raise UserError("--es openes takes an even --popsize, since it mirrors its samples.")
+
+
+def check_dream(config: DreamConfig) -> None:
+    """`check_sizes`, and those of a dream."""
+    check_sizes(config)
+    if config.unpaid >= config.horizon or config.start_after < 20:
+        raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
+    if config.noise == "recorded" and config.temperature != 1:
+        raise UserError("--noise recorded is what came at --temperature 1: leave one of them out.")
 
 
 def coordinates_of(path: Path, basis: Basis) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,12 +50,23 @@ class Starts:
 
 def save_starts(path: Path, starts: Starts) -> None:
     """Writes starts.npz; z, h and c are rounded to half precision, which is finer than V and M know them."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(_packed(starts))
+
+
+def starts_hash(starts: Starts) -> str:
+    """SHA-256 of the file that `save_starts` writes, in hex."""
+    return hashlib.sha256(_packed(starts)).hexdigest()
+
+
+def _packed(starts: Starts) -> bytes:
     arrays = {
         name: getattr(starts, name).astype(np.float16) if name in STATES else getattr(starts, name) for name in ARRAYS
     }
     meta = json.dumps({"format": RUN_FORMAT, "made_from": dict(starts.made_from)})
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, meta=np.array(meta), **arrays)
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, meta=np.array(meta), **arrays)
+    return file.getvalue()
 
 
 def load_starts(path: Path) -> Starts:
