@@ -2,7 +2,8 @@
 
 RUN ?= carracing
 RUNS ?= data/runs
-PRESET ?= laptop
+# Rounds in the dream have a recipe of their own.
+PRESET ?= $(if $(filter iterate,$@),dreamer,laptop)
 WORKERS ?= $(shell nproc)
 EPISODES ?=
 GENERATIONS ?=

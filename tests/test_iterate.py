@@ -17,7 +17,7 @@ import stages.iterate
 from stages.iterate import ARTIFACTS, link_shards, main
 from tests.toy_dream import make_toy_run, toy_episode
 from wm.agent import load_agent
-from wm.config import DRIVEN_FROM
+from wm.config import DRIVEN_FROM, FAST_ENV, PRESETS
 from wm.controller.linear import load_controller, save_controller
 from wm.run import Run, UserError, append_line, file_hash, read_lines, write_json
 from wm.store.latents import LatentsWriter
@@ -317,6 +317,18 @@ def test_wrong_options_of_the_dream_are_refused_at_once(
     with pytest.raises(UserError, match=sentence.format(which=which)):
         iterate(run, f"{which}={options}")
     assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("preset", [*PRESETS[FAST_ENV]])
+def test_the_options_of_each_preset_can_be_given(run: Run, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    """It comes as far as the first stage; the options of all stages of later rounds have been looked at by then."""
+
+    def reached(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages.iterate, "call_stage", reached)
+    with pytest.raises(KeyboardInterrupt):
+        iterate(run, "--preset", preset)
 
 
 def test_the_best_rounds_work_must_be_what_it_was(run: Run, pretended: Pretended) -> None:

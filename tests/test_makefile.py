@@ -104,6 +104,7 @@ def test_all_stages_at_once_make_each_once(runs: str) -> None:
 def test_run_and_preset(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path, "mine", "smoke")
     assert commands("vae", runs, "RUN=mine", "PRESET=smoke") == [f"collect {common}", f"vae {common}"]
+    assert commands("iterate", runs, "RUN=mine", "PRESET=smoke") == [f"iterate {common}"]
 
 
 def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
@@ -115,7 +116,9 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
         f"mdnrnn {common}",
         f"controller {common} --generations 8 --restart",  # ARGS only for what was asked for
     ]
-    assert commands("iterate", runs, "ROUNDS=4", *given) == [f"iterate {common} --rounds 4 --restart"]
+    assert commands("iterate", runs, "ROUNDS=4", *given) == [
+        f"iterate {sizes(tmp_path, preset='dreamer')} --rounds 4 --restart"
+    ]
     for target in ("evaluate", "probe"):
         assert commands(target, runs, *given) == [f"{target} {common} --episodes 7 --restart"]
     folder = f"--run {tmp_path}/carracing"
