@@ -16,7 +16,8 @@ import numpy as np
 from wm.cli import Common, call_stage, parse, run_stage
 from wm.controller.linear import load_controller
 from wm.evolve import selections
-from wm.run import Run, UserError, commit, file_hash, now, read_json, read_score, share, write_json
+from wm.run import Run, UserError, commit, file_hash, now, read_score, share, write_json
+from wm.show.report import read_ablations
 from wm.store.shards import share_shards
 
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
         ):
             if not needed.exists():
                 raise UserError(f"{needed} is missing: make it with `make {stage}`.")
-        table = read_json(run.ablations, rows=dict)["rows"] if run.ablations.exists() else {}
+        table = read_ablations(run.ablations)
         for name in config.rows:
             table[name] = make_row(args, run, config, name)
             table = {known: table[known] for known in ROWS if known in table}

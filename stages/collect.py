@@ -51,12 +51,15 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
     if config.scout not in PRESETS[args.env]:
         raise UserError(f"--scout {config.scout} is no preset: choose one of {', '.join(PRESETS[args.env])}.")
+    if config.driven and config.spread and not given.source and given.driver == "controller":
+        raise UserError("--spread takes starts.npz, which a scout's controller has not: give --driver dream, or 0.")
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
     with run.stage("collect", config, args.seed, args.restart) as begin:
-        if args.restart and run.rollouts.exists():
-            shutil.rmtree(run.rollouts)
-            shutil.rmtree(run.folder / SCOUT, ignore_errors=True)
+        if args.restart:  # each by itself: an earlier restart may have been killed between the two
+            for folder in (run.folder / SCOUT, run.rollouts):
+                if folder.exists():
+                    shutil.rmtree(folder)
         run.rollouts.mkdir(exist_ok=True)
         made_by = (args.env, config.policy, config.max_steps, args.seed, config.cut_after)
         there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))

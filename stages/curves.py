@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
     """Evolves what is missing of a variant, then draws and prints all of the stage."""
     args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of an evolution.", argv)
     run = Run(args.run)
+    if args.restart:
+        raise UserError("--restart: what was measured stays. Choose another --name, or remove lines of curves.jsonl.")
     if config.name:
         if not config.seeds:
             raise UserError("--seeds must name at least one seed.")

@@ -49,6 +49,9 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
         rows = read_lines(run.rounds, **ROUND, files=dict)
+        for row in rows:
+            if set(row["files"]) != set(ARTIFACTS):
+                raise UserError(f"{run.rounds} does not say what round {row['round']} made: restore it or remove it.")
         check_free(run, rows)
         if args.restart:
             for name in reversed(ARTIFACTS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,19 +37,34 @@ class PublishArgs:
     """Where a run is published."""
 
     to: Path = Path("data/pretrained")
-    """Folder that is written to; what it holds is replaced."""
+    """Folder that is written to; what an earlier call has put there is replaced."""
 
 
 def main(argv: list[str]) -> None:
     """Writes V and M in half precision, and records their new hashes in what was made from them."""
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
+    if config.to.resolve() == args.run.resolve() or any(target.rollouts.glob("*.h5")) or target.checkpoints.exists():
+        raise UserError(f"--to {config.to} is a run folder of its own, not one that was published: choose another one.")
+    with run.lock():
+        names = publishable(run)
+        with target.lock():
+            publish(run, target, names)
+
+
+def publishable(run: Run) -> list[str]:
+    """The controllers that a run has; UserError unless there is one, and all fit V and M and have their scores."""
     names = [name for name in SCORES if (run.folder / f"{name}.npz").exists()]
     if not names:
         raise UserError(f"{run.folder} has no controller: make one with `make controller` or `make dream`.")
     for name in names:
-        load_acting(run, name)  # what does not fit together is not published
+        load_acting(run, name)
         check_score(run, name)
+    return names
+
+
+def publish(run: Run, target: Run, names: Sequence[str]) -> None:
+    """Copies what there is of a run, and says what that is."""
     vae, mdnrnn = load_artifact(run.vae, "vae"), load_artifact(run.mdnrnn, "mdnrnn")
     starts = find_starts(run, load_networks(run), DreamConfig())
 

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import numpy as np
 import pytest
 
 import wm.controller.linear
-from wm.cli import Common, parse
+from wm.cli import Common, call_stage, parse
 from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
 from wm.controller.linear import load_controller, save_controller
-from wm.run import UserError
-from wm.signals import Interrupted
+from wm.run import MachineError, UserError
+from wm.signals import INTERRUPTED, RESTARTED, Interrupted, held, unwind
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +27,7 @@ import sys, time
 from wm.cli import parse, run_stage
 from wm.controller.linear import load_controller, save_controller
 from wm.run import UserError
-from wm.signals import Interrupted
+from wm.signals import Interrupted, held
 
 def main(argv):
     args, config = parse(lambda preset: preset.controller, "Test stage.", argv)
@@ -34,6 +36,13 @@ def main(argv):
     if config.generations == 14:
         raise RuntimeError("a defect")
     print("started", config, flush=True)
+    if config.generations == 16:
+        with held():
+            time.sleep(1)
+            print("done", flush=True)
+        time.sleep(60)
+    if config.generations == 17:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 68 bytes")
     while config.generations == 15:
         time.sleep(0.05)
 
@@ -129,11 +138,12 @@ def test_exit_code_0_when_done() -> None:
         (["--workers", "-2"], "error: --workers -2 is not a number of processes: give 0 to 1024.\n"),
         (["--seed", "100"], "error: --seed 100 is out of range: give 0 to 99.\n"),
         (["--generations", "13"], "error: generation 13 brings bad luck: choose another.\n"),
+        (["--generations", "17"], "error: the memory does not suffice: give smaller sizes or fewer --workers.\n"),
     ],
 )
 def test_exit_code_2_and_one_sentence_when_the_user_can_mend_it(arguments: list[str], sentence: str) -> None:
     done = stage("--run", "x", *arguments)
-    assert (done.returncode, done.stderr, done.stdout) == (2, sentence, "")
+    assert (done.returncode, done.stderr) == (2, sentence)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--run", "x", "--unknown", "1"], ["--run", "x", "--popsize", "many"]])
@@ -155,6 +165,70 @@ def test_a_signal_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(wm.controller.linear, "check_archive", interrupted)
     with pytest.raises(Interrupted):
         load_controller(tmp_path / "controller.npz")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_while_it_is_held(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "16"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("started")
+    time.sleep(0.1)
+    for _ in range(2):
+        os.kill(process.pid, number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (130, "done\n", f"{INTERRUPTED}\n")
+
+
+def test_other_threads_do_not_hold_signals() -> None:
+    with ThreadPoolExecutor(1) as threads:
+
+        def hold() -> None:
+            with held():
+                inside.set()
+                assert leave.wait(30)
+
+        inside, leave = threading.Event(), threading.Event()
+        done = threads.submit(hold)
+        assert inside.wait(30)
+        before = signal.getsignal(signal.SIGTERM)
+        unwind()
+        try:
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            leave.set()
+        done.result()
+
+
+def test_an_interrupted_restart_goes_on_without_it() -> None:
+    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "15", "--restart"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("started")
+    process.terminate()
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (130, f"{RESTARTED}\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "sentence"),
+    [
+        ("kill -9 $$", MachineError, "stage vae of x was killed by signal 9: the same command goes on"),
+        ("exit 2", UserError, "stage vae of x ended with exit code 2: what it says above is the reason"),
+    ],
+)
+def test_why_a_called_stage_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, kind: type[UserError], sentence: str
+) -> None:
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match=sentence) as caught:
+        call_stage("vae", {"run": Path("x")})
+    assert caught.type is kind
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

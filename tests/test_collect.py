@@ -337,6 +337,12 @@ def test_a_neighbour_drives_every_second_driven_episode(tmp_path: Path) -> None:
     assert (bias + weights @ driver.centre).std() == pytest.approx(0.05, rel=0.2)
 
 
+def test_a_spread_that_no_scout_can_drive_with_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--spread takes starts\.npz, which a scout's controller has not"):
+        main(arguments(tmp_path / "run", "--driven", "2", "--spread", "0.1"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_neighbours_need_a_linear_controller_and_starts(tmp_path: Path) -> None:
     run, pretrained = Run(tmp_path / "run"), Run(ROOT / "data" / "pretrained")
     run.folder.mkdir()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import wm.controller.evolution
 from wm.controller.evolution import (
     CMAES,
     STRATEGIES,
@@ -96,6 +97,14 @@ def test_the_average_of_the_last_means_also_after_a_resume() -> None:
         es = restored(es.state())
         np.testing.assert_array_equal(es.average(1), es.mean)
         np.testing.assert_allclose(es.average(3), np.mean(means[-3:], axis=0), rtol=1e-12)
+
+
+def test_it_remembers_so_many_means_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wm.controller.evolution, "MOST_AVERAGED", 3)
+    es = CMAES(np.zeros(5), sigma0=0.1, popsize=6, seed=0)
+    for generation in range(7):
+        es.tell(noisy(es.ask(), generation))
+    assert len(es._means) == 3
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -340,6 +340,15 @@ def test_the_best_rounds_work_must_be_what_it_was(run: Run, pretended: Pretended
     assert run.vae.exists()
 
 
+def test_rounds_that_do_not_say_what_they_made_are_refused(run: Run, pretended: Pretended) -> None:
+    iterate(run, "--rounds", "1")
+    (row,) = read_lines(run.rounds)
+    run.rounds.unlink()
+    append_line(run.rounds, row | {"files": {}})
+    with pytest.raises(UserError, match=r"rounds\.jsonl does not say what round 0 made: restore it or remove it"):
+        iterate(run, "--rounds", "2")
+
+
 # --- shards of the round before -----------------------------------------------------------------------------
 
 

@@ -1,10 +1,13 @@
 """Latents and clips: alignment, masks, no clip across an episode's end, exact resuming."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import wm.store.columns
 import wm.store.latents
 from wm.run import UserError
+from wm.signals import Interrupted, unwind
 from wm.store.columns import split
 from wm.store.episode import Episode
 from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, fresh_batches, validation_clips
@@ -221,6 +226,30 @@ def test_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         append(writer, 0, 5)
         assert not (tmp_path / "latents.h5").exists()
         raise RuntimeError("killed here")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 20, 40])
+def test_a_signal_while_hdf5_writes_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """HDF5 swallows what is raised in its callbacks, and a damaged file passed for whole, or the process died."""
+    write, calls = wm.store.columns._Output.write, iter(range(1, 10**6))
+
+    def interrupted(output: wm.store.columns._Output, content: Any) -> int:
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(output, content)
+
+    monkeypatch.setattr(wm.store.columns._Output, "write", interrupted)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    unwind()
+    try:
+        with pytest.raises(Interrupted), LatentsWriter(tmp_path / "latents.h5", MADE_FROM) as writer:  # noqa: PT012
+            for index in range(8):
+                append(writer, index, 300)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    assert next(calls) > at
     assert not list(tmp_path.iterdir())
 
 

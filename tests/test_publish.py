@@ -99,6 +99,21 @@ def test_who_asks_for_the_wrong_controller_is_told_which_one_is_there(run: Run) 
         load_acting(run)
 
 
+def test_a_run_is_not_published_over_another_or_itself(run: Run, tmp_path: Path) -> None:
+    add_controller(run, "dream", 1.0)
+    other = Run(tmp_path / "other")
+    other.rollouts.mkdir(parents=True)
+    (other.rollouts / "00000.h5").touch()
+    published = publish(run, tmp_path / "published")
+    for source, target in ((run, run), (run, other), (published, published)):
+        before = {path: path.read_bytes() for path in target.folder.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match=f"--to {target.folder} is a run folder of its own"):
+            publish(source, target.folder)
+        assert {path: path.read_bytes() for path in target.folder.rglob("*") if path.is_file()} == before
+    with run.lock(), pytest.raises(UserError, match="another command is at work"):
+        publish(run, published.folder)
+
+
 def test_a_run_within_the_published_one_weighs_for_itself(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

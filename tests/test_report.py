@@ -8,6 +8,7 @@ import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -19,7 +20,7 @@ from tests.contrast import contrast, themes
 from wm.config import FAST_ENV
 from wm.controller.linear import save_controller
 from wm.run import Run, UserError, append_line, file_hash, write_json
-from wm.show.report import TEMPLATE, Told, Video, duration, render, tell
+from wm.show.report import TEMPLATE, Told, Video, duration, read_ablations, render, tell
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -295,6 +296,13 @@ def test_ablations_are_a_table_of_c(tmp_path: Path) -> None:
         ["V + M", "867", *last, "± 20", "910", "5 of 100"],
         ["V only", "99", *last, "", "910", "5 of 100"],
     ]
+
+
+@pytest.mark.parametrize("row", [{}, 3, {"says": "V + M", "weights": "many"}])
+def test_rows_of_something_else_are_refused(tmp_path: Path, row: Any) -> None:
+    write_json(tmp_path / "ablations.json", {"rows": {"full": row}})
+    with pytest.raises(UserError, match=r"ablations\.json has a row 'full' without '\w+' of the right kind: remove it"):
+        read_ablations(tmp_path / "ablations.json")
 
 
 def test_a_run_that_only_dreams_drove_is_scored_by_the_dreams_controller(told: Told) -> None:

@@ -84,6 +84,8 @@ def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
         {"c": np.zeros((COUNT, HIDDEN + 1), np.float32)},
         {"step": np.zeros(COUNT - 1, np.int64)},
         {"rewards": np.zeros(2, np.float32)},
+        {"step": np.full(COUNT, 0.5)},
+        {"episode": np.full(COUNT, -1)},
         {"z": np.full((COUNT, Z), np.nan, np.float32)},
         {
             "z": np.zeros((0, Z), np.float32),

@@ -1,6 +1,8 @@
 """The gradient loop: it learns, keeps the best, resumes exactly from anywhere, and refuses what it must."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 import wm.train
 from wm.artifact import save_artifact
 from wm.run import Run, UserError, read_metrics
-from wm.signals import Interrupted
+from wm.signals import Interrupted, unwind
 from wm.train import Best, derived_seed, forget, is_finished, seeded, train
 
 CPU = torch.device("cpu")
@@ -186,6 +188,34 @@ def test_stopped_within_an_update(plain: Run, tmp_path: Path, kind: type[BaseExc
     for at in (1, 2, 0):
         with pytest.raises(kind):
             go(run, validate=stop_in(validate, at, kind))
+    go(run)
+    assert_same(run, plain)
+
+
+def test_a_signal_within_an_update_waits_for_its_end(tmp_path: Path, plain: Run) -> None:
+    """Between the step of the optimiser and its count nothing could be saved."""
+
+    class Signalling(float):
+        def __float__(self) -> float:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 1.0
+
+    def signalled(*args: Any) -> tuple[Tensor, dict[str, Any]]:
+        value, numbers = loss(*args)
+        seen.append(value)
+        return value, numbers | ({"one": Signalling()} if len(seen) == 12 else {})
+
+    seen: list[Tensor] = []
+    run = Run(tmp_path)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    unwind()
+    try:
+        with pytest.raises(Interrupted):
+            go(run, loss=signalled)
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    assert torch.load(run.checkpoints / "tiny.pt", weights_only=True)["state"]["update"] == 12
     go(run)
     assert_same(run, plain)
 

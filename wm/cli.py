@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, fields, make_dataclass
 from itertools import dropwhile, pairwise, takewhile
 from pathlib import Path
@@ -23,8 +23,11 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from wm.config import BOUNDS, FAST_ENV, PRESETS, RUN_SEEDS, Config
-from wm.run import UNWRITABLE, UserError, writing
-from wm.signals import EXIT_CODE, INTERRUPTED, Interrupted, ignore, unwind
+from wm.run import UNWRITABLE, MachineError, UserError, writing
+from wm.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, ignore, unwind
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch's RuntimeError says where others raise a MemoryError."""
 
 Sizes = TypeVar("Sizes")
 """A stage's config dataclass."""
@@ -117,15 +120,22 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
 
     Raises:
         UserError: It left with an exit code; it has said why itself.
+        MachineError: It was killed.
     """
     command = [sys.executable, "-m", f"stages.{stage}"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with subprocess.Popen([*command, *arguments]) as process:
         try:
             code = process.wait()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                # A terminal has sent it to the stage, too, and a second signal might meet it while it saves.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=2)
             process.terminate()  # it saves, as for anybody else
             raise
+    if code < 0:
+        raise MachineError(f"stage {stage} of {options['run']} was killed by signal {-code}: the same command goes on.")
     if code:
         raise UserError(
             f"stage {stage} of {options['run']} ended with exit code {code}: what it says above is the reason."
@@ -192,11 +202,14 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+            raise
         print("error: the memory does not suffice: give smaller sizes or fewer --workers.", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, Interrupted):
-        print(INTERRUPTED, file=sys.stderr)
+        ignore()
+        print(RESTARTED if "--restart" in sys.argv else INTERRUPTED, file=sys.stderr)
         code = EXIT_CODE
     ignore()
     sys.exit(code)

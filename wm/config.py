@@ -516,9 +516,13 @@ PRESETS: dict[str, dict[str, Config]] = {
     FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "dreamer": DREAMER, "laptop": LAPTOP, "paper": PAPER}
 }
 
+MOST_AVERAGED = 1000
+"""Means of an evolution that are remembered."""
+
 BOUNDS: dict[str, tuple[float, float]] = {
+    "average": (1, MOST_AVERAGED),
     **dict.fromkeys(("episodes", "max_steps", "generations", "validate_every"), (1, 10**9)),
-    **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks", "average"), (1, 10**6)),
+    **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks"), (1, 10**6)),
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),
     **dict.fromkeys(("driven", "cut_after", "unpaid", "start_after", "start_near", "double_every"), (0, 10**6)),

@@ -64,8 +64,10 @@ def load_networks(run: Run) -> Networks:
     made_from = {"vae.pt": file_hash(run.vae)}
     check_made_from(run.mdnrnn, meta["made_from"], made_from)
     made_from["mdnrnn.pt"] = file_hash(run.mdnrnn)
-    validation = float(meta["config"].get("validation", MDNRNNConfig.validation))
-    return Networks(vae, mdnrnn, validation, made_from, tuple(meta["config"].get("earlier", ())))
+    validation, earlier = meta["config"].get("validation", MDNRNNConfig.validation), meta["config"].get("earlier", ())
+    if not isinstance(validation, int | float) or not all(isinstance(count, int) for count in earlier):
+        raise UserError(f"{run.mdnrnn} does not say what M was not trained on: redo it with `make mdnrnn`.")
+    return Networks(vae, mdnrnn, float(validation), made_from, tuple(earlier))
 
 
 # --- starts ----------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def evolve(
             "selection_score": state.best_score,
             "env_steps": state.env_steps,
             "select_steps": state.select_steps,
-            "made_from": made_from,
+            "made_from": {**state.made_from, **made_from},  # such as a start that a later call does not name again
         }
         if latest:  # before the artifact, whose presence says that all is done
             last = {**meta, "generation": state.es.generation, "selection_score": None}

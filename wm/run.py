@@ -91,7 +91,9 @@ UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
     errno.EIO: "see to the disk, and the same command goes on",
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what is in its place, and the same command goes on"),
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what is in its place, and the same command goes on"
+    ),
     errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
 """What to do when the system refuses to write, by the number of its error."""
@@ -139,9 +141,20 @@ def atomic(path: Path) -> Iterator[Path]:
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
             temporary.replace(path)
+            _flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
             os.close(handle)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flushes a folder's names to disk, where its file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -209,7 +222,10 @@ def _are_numbers(values: list[Any]) -> bool:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Adds an object with its checksum to a file of one JSON object a line; what a kill left of a line goes first."""
+    """Adds an object with its checksum to a file of one JSON object a line; what a kill left of a line goes first.
+
+    It is flushed to disk: no checkpoint that is written later may be there without it.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
@@ -219,6 +235,8 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
                 file.seek(0)
                 file.truncate(file.read().rfind(b"\n") + 1)
             file.write(_line(value).encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path, **fields: type | tuple[type, ...]) -> list[dict[str, Any]]:

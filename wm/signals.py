@@ -1,14 +1,19 @@
-"""SIGTERM and Ctrl-C of a command: out at once while it only imports, later by unwinding."""
+"""SIGTERM and Ctrl-C of a command: out at once while it only imports, later by unwinding, once nobody holds it."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = "interrupted: the same command goes on where it stopped."
 """What an interrupted command says last."""
+
+RESTARTED = "interrupted: the same command without --restart goes on where it stopped."
+"""The same of one that was to begin anew, and would do so again."""
 
 EXIT_CODE = 130
 """Its exit code, as shells give it for Ctrl-C."""
@@ -28,7 +33,7 @@ def leave_at_once() -> None:
 
 def unwind() -> None:
     """From here on SIGTERM raises Interrupted and SIGINT KeyboardInterrupt, wherever the main thread is."""
-    _handle(_raise, signal.default_int_handler)
+    _handle(_raise, _raise)
 
 
 def ignore() -> None:
@@ -51,5 +56,35 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_CODE)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Within it a signal waits: for what must not be left half-done, and takes less than a second or so.
+
+    A library that calls back into Python may swallow what is raised there, as HDF5 does, and go on with what is broken.
+    Signals reach the main thread only, so that other threads need not hold them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _Waiting.depth += 1
+    try:
+        yield
+    finally:
+        _Waiting.depth -= 1
+        if _Waiting.error and not _Waiting.depth:
+            error, _Waiting.error = _Waiting.error, None
+            raise error
+
+
+class _Waiting:
+    """How many `held` are open, and what has come meanwhile."""
+
+    depth = 0
+    error: BaseException | None = None
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
-    raise Interrupted
+    error = KeyboardInterrupt() if number == signal.SIGINT else Interrupted()
+    if not _Waiting.depth:
+        raise error
+    _Waiting.error = error

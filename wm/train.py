@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from wm.artifact import fill, load_artifact, read_tensors, write_tensors
 from wm.config import RUN_FORMAT, changed_fields
 from wm.run import Metrics, Progress, Run, UserError, check_made_from
-from wm.signals import Interrupted
+from wm.signals import Interrupted, held
 
 Batch = TypeVar("Batch")
 Model = TypeVar("Model", bound=nn.Module)
@@ -272,27 +272,28 @@ def train(
                     if state.first is None and state.update == 0:
                         state.first = number
 
+                    last = state.update + 1 == config.updates
+                    validating = last or (state.update + 1) % config.validate_every == 0
                     whole = False
-                    optimizer.param_groups[0]["lr"] = rate
-                    optimizer.step()
-                    state.update += 1
-                    for name, extra in {"loss": number, **numbers}.items():
-                        state.sums[name] = state.sums.get(name, 0.0) + float(extra)
-                    state.summed += 1
-                    timed += 1
-
-                    last = state.update == config.updates
-                    validating = last or state.update % config.validate_every == 0
-                    if validating or state.update % LOG_EVERY == 0:
-                        line = {name: total / state.summed for name, total in state.sums.items()}
-                        _check_growth(line["loss"], state.first)
-                        line["lr"] = rate
-                        line[f"{unit}_per_second"] = timed * per_update / (time.monotonic() - timed_at)
-                        state.sums, state.summed = {}, 0
-                        if validating:
-                            line |= _validate(model, validate, state)
-                        metrics.log(state.update, line)
-                        timed, timed_at = 0, time.monotonic()
+                    with nullcontext() if validating else held():  # a validation may take longer than a signal waits
+                        optimizer.param_groups[0]["lr"] = rate
+                        optimizer.step()
+                        state.update += 1
+                        for name, extra in {"loss": number, **numbers}.items():
+                            state.sums[name] = state.sums.get(name, 0.0) + float(extra)
+                        state.summed += 1
+                        timed += 1
+                        if validating or state.update % LOG_EVERY == 0:
+                            line = {name: total / state.summed for name, total in state.sums.items()}
+                            _check_growth(line["loss"], state.first)
+                            line["lr"] = rate
+                            line[f"{unit}_per_second"] = timed * per_update / (time.monotonic() - timed_at)
+                            state.sums, state.summed = {}, 0
+                            if validating:
+                                line |= _validate(model, validate, state)
+                            metrics.log(state.update, line)
+                            timed, timed_at = 0, time.monotonic()
+                        whole = not validating
                 except _Diverged as trouble:
                     update = state.update + whole  # the one that went wrong, which may not be counted yet
                     if state.retreat or update == config.updates:
@@ -312,13 +313,15 @@ def train(
                     progress.update()
                     continue
                 if last or time.monotonic() - saved_at > SAVE_SECONDS:
-                    _save(path, stage, model, optimizer, state, config, made_from)
+                    with held():
+                        _save(path, stage, model, optimizer, state, config, made_from)
                     saved, saved_at = state.update, time.monotonic()
                 whole = True
                 progress.update(loss=number)
         except (KeyboardInterrupt, Interrupted):
             if whole and state.update > saved:
-                _save(path, stage, model, optimizer, state, config, made_from)
+                with held():
+                    _save(path, stage, model, optimizer, state, config, made_from)
             raise
     return replace(state.best, done=state.update, made_from=dict(made_from))
 

@@ -6,6 +6,7 @@ Candidates maximise here. pycma minimises: the sign changes in `CMAES._update`, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 from cma.sigma_adaptation import CMAAdaptSigmaTPA
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+from wm.config import MOST_AVERAGED
 
 Array = NDArray[np.float64]
 
@@ -38,7 +41,7 @@ class EvolutionStrategy(ABC):
         self._settings: dict[str, float | int] = {"sigma0": sigma0, "popsize": popsize, "seed": seed}
         self._asked = np.empty((0, len(start)))
         self._fitness: list[Array] = []
-        self._means: list[Array] = []
+        self._means: deque[Array] = deque(maxlen=MOST_AVERAGED)
 
     @property
     def generation(self) -> int:
@@ -64,8 +67,9 @@ class EvolutionStrategy(ABC):
         """Moves the distribution by the fitness f64[P] of `_asked`."""
 
     def average(self, generations: int) -> Array:
-        """f64[N], the average of the means of the last so many generations, >= 1, or of all if there are fewer."""
-        return np.mean(self._means[-generations:], axis=0) if self._means else self.mean
+        """f64[N], the average of the means of the last so many generations, 1 to 1000, or of all if there are fewer."""
+        last = list(self._means)[-generations:]
+        return np.mean(last, axis=0) if last else self.mean
 
     def ask(self) -> Array:
         """f64[P, N]: the candidates of the next generation."""

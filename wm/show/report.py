@@ -46,6 +46,14 @@ ROUND: dict[str, type | tuple[type, ...]] = {
 }
 """What a line of rounds.jsonl holds that is read again; stage iterate writes it."""
 
+ABLATION: dict[str, type | tuple[type, ...]] = {
+    "says": str,
+    **dict.fromkeys(("weights", "lost", "episodes"), int),
+    **dict.fromkeys(("env_steps", "mean", "std", "median"), (int, float)),
+    "ci95": (int, float, type(None)),
+}
+"""What a row of ablations.json holds that is read again; stage ablate writes it."""
+
 
 # --- what sections are made of ----------------------------------------------------------------------------
 
@@ -661,6 +669,16 @@ def add_variants(section: Section, main: Told, stage: str) -> None:
     add_picture(section, picture, "Variants", alt, "Mean over seeds, and from the lowest to the highest.")
 
 
+def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of ablations.json by name, none if it is missing; UserError when it is damaged or holds others."""
+    rows: dict[str, dict[str, Any]] = read_json(path, rows=dict)["rows"] if path.exists() else {}
+    for name, row in rows.items():
+        for needed, kind in ABLATION.items():
+            if not isinstance(row, dict) or not isinstance(row.get(needed), kind):
+                raise UserError(f"{path} has a row {name!r} without {needed!r} of the right kind: remove it.")
+    return rows
+
+
 def add_ablations(section: Section, main: Told) -> None:
     """Adds the table of what each part of the recipe is worth, as `make ablate` measured it, if it did."""
     if not main.run.ablations.exists():
@@ -675,7 +693,7 @@ def add_ablations(section: Section, main: Told) -> None:
             f"{row['median']:.0f}",
             f"{row['lost']} of {row['episodes']}",
         ]
-        for row in read_json(main.run.ablations, rows=dict)["rows"].values()
+        for row in read_ablations(main.run.ablations).values()
     ]
     header = ["recipe", "weights of C", "million steps", "fresh real tracks", "95% of the mean", "median", "below 700"]
     section.notes.append("What each part of the recipe is worth was measured by `make ablate` on this run's data.")

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
 from wm.run import UserError, in_short
+from wm.signals import held
 
 Array = NDArray[Any]
 
@@ -39,6 +40,8 @@ SUM = np.dtype(np.uint32)
 
 class _Output(io.FileIO):
     """A file that HDF5 writes through; it keeps the first failure for `check` and lets what follows go nowhere.
+
+    Whoever makes HDF5 write holds signals: what is raised in here is lost, or ends the process within the library.
 
     HDF5's own driver loses a full disk: h5py meets the error while it closes objects, where it can only be printed, the
     file passes for whole, and the library may crash later.
@@ -81,12 +84,13 @@ class ColumnWriter:
         `compression` is `COMPRESSION`, or empty where nothing is to be gained.
         """
         self._compression = compression
-        self._output = _Output(path, "wb+")
-        self._file = h5py.File(self._output, "w", libver="v110")
-        # Strings of a fixed length lie in the header, which has a checksum; others in a heap that has none, and whose
-        # damage can keep HDF5 busy for ever.
-        self._file.attrs.update({"format": RUN_FORMAT, "kind": np.bytes_(kind)})
-        self._file.attrs.update({name: np.bytes_(value) for name, value in attributes.items()})
+        with held():
+            self._output = _Output(path, "wb+")
+            self._file = h5py.File(self._output, "w", libver="v110")
+            # Strings of a fixed length lie in the header, which has a checksum; others in a heap that has none, and
+            # whose damage can keep HDF5 busy for ever.
+            self._file.attrs.update({"format": RUN_FORMAT, "kind": np.bytes_(kind)})
+            self._file.attrs.update({name: np.bytes_(value) for name, value in attributes.items()})
         self._rows: list[Array] = []
         self._sums: list[int] = []
 
@@ -96,22 +100,24 @@ class ColumnWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._rows:
-            table = np.concatenate(self._rows)
-            self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
-            sums = np.array(self._sums, SUM)
-            self._file.create_dataset("checksums", data=sums, chunks=sums.shape, fletcher32=True)
-        self._file.close()
-        self._output.close()
-        if kind is None:
-            self._output.check()
+        with held():
+            if kind is None and self._rows:
+                table = np.concatenate(self._rows)
+                self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
+                sums = np.array(self._sums, SUM)
+                self._file.create_dataset("checksums", data=sums, chunks=sums.shape, fletcher32=True)
+            self._file.close()
+            self._output.close()
+            if kind is None:
+                self._output.check()
 
     def append(self, row: Array, frame: Mapping[str, Array], step: Mapping[str, Array]) -> None:
         """Adds an episode: its row of the table (structured, shape [1]), its frame columns and step columns."""
-        for group, columns in (("frame", frame), ("step", step)):
-            for name, values in columns.items():
-                self._extend(f"{group}/{name}", values)
-        self._output.check()
+        with held():
+            for group, columns in (("frame", frame), ("step", step)):
+                for name, values in columns.items():
+                    self._extend(f"{group}/{name}", values)
+            self._output.check()
         self._rows.append(row)
         self._sums.append(checksum(*frame.values(), *step.values()))
 

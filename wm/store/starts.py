@@ -88,6 +88,8 @@ def load_starts(path: Path) -> Starts:
             and arrays["z"].ndim == arrays["h"].ndim == 2
             and arrays["rewards"].shape == (3,)
             and all(np.isfinite(arrays[name]).all() for name in ARRAYS)
+            and all(arrays[name].dtype.kind == "i" and (arrays[name] >= 0).all() for name in ("episode", "step"))
+            and arrays["rewards"].dtype.kind == "f"
         )
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
         raise UserError(f"{path} is damaged or holds no starts ({in_short(error)}): {way_out}.") from error
