@@ -31,7 +31,7 @@ ENDLESS = {
     "vae": "--updates 10000000 --validate-every 200 --shuffle-frames 500",
     "mdnrnn": "--updates 10000000 --validate-every 200",
     "controller": "--generations 1000000 --popsize 16 --max-steps 1000 --precision int8",
-    "dream": "--generations 1000000 --popsize 16 --horizon 200 --unpaid 5 --select-every 5",
+    "dream": "--generations 1000000 --popsize 16 --horizon 100 --unpaid 5 --select-every 5 --noise recorded --value 20",
 }
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import wm.controller.linear
 from wm.cli import Common, call_stage, parse
 from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
 from wm.controller.linear import load_controller, save_controller
-from wm.run import MachineError, UserError
+from wm.run import MachineError, Run, UserError
 from wm.signals import INTERRUPTED, RESTARTED, Interrupted, held, unwind
 
 ROOT = Path(__file__).parent.parent
@@ -229,6 +230,33 @@ def test_why_a_called_stage_has_ended(
     with pytest.raises(UserError, match=sentence) as caught:
         call_stage("vae", {"run": Path("x")})
     assert caught.type is kind
+
+
+def test_a_folder_stays_locked_while_a_called_stage_works_in_it(tmp_path: Path) -> None:
+    """Whoever has called it may be killed alone, as by a system that runs out of memory."""
+    stage = tmp_path / "python"
+    stage.write_text("#!/bin/sh\necho $$; exec sleep 60\n")
+    stage.chmod(0o755)
+    caller = (
+        "import sys; from pathlib import Path; from wm.cli import call_stage; from wm.run import Run\n"
+        f"sys.executable = {str(stage)!r}\n"
+        f"with Run(Path({str(tmp_path / 'run')!r})).lock(): call_stage('vae', {{'run': 'x'}})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", caller], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    called = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    try:
+        with pytest.raises(UserError, match="another command is at work"), Run(tmp_path / "run").lock():
+            pass
+    finally:
+        os.kill(called, signal.SIGKILL)
+    for _ in range(100):
+        with suppress(UserError), Run(tmp_path / "run").lock():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it stays locked")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from wm.config import BOUNDS, FAST_ENV, PRESETS, RUN_SEEDS, Config
-from wm.run import UNWRITABLE, MachineError, UserError, writing
+from wm.run import LOCKS, UNWRITABLE, MachineError, UserError, writing
 from wm.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, ignore, unwind
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -124,7 +124,7 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
     """
     command = [sys.executable, "-m", f"stages.{stage}"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with subprocess.Popen([*command, *arguments]) as process:
+    with subprocess.Popen([*command, *arguments], pass_fds=LOCKS) as process:
         try:
             code = process.wait()
         except BaseException as error:

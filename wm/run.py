@@ -79,6 +79,11 @@ NOTICE_SECONDS = 20.0
 """Without a terminal, a progress line is printed this often."""
 
 
+LOCKS: list[int] = []
+"""Descriptors of the locks that this process holds. A stage that it calls inherits them: whoever is killed alone leaves
+the folder locked for as long as the called one works in it."""
+
+
 class UserError(Exception):
     """What the user can mend: one sentence naming the file or option and the way out; exit code 2."""
 
@@ -549,9 +554,11 @@ class Run:
                     f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
                 ) from error
             self.sweep()
+            LOCKS.append(file.fileno())
             try:
                 yield
             finally:
+                LOCKS.remove(file.fileno())
                 remove_leftovers(self.folder)  # of workers that were killed on the way
 
     @contextmanager
