@@ -196,6 +196,7 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
         "collect_steps": collect_steps,
         "select_steps": select_steps,
         "real_steps": collect_steps + select_steps + sum(row["select_steps"] for row in rows),
+        "dream_steps": int(selected[-1]["env_steps"]),
         "minutes": sum(stage["seconds"] for stage in this.read_manifest()["stages"].values()) / 60,
         "files": {name: file_hash(this.folder / name) for name in ARTIFACTS},
         "commit": commit(),

@@ -69,7 +69,7 @@ class Pretended:
             run.plots.mkdir()
             (run.plots / "dream.png").write_text(f"plot {number}")
             for step, score in ((1, -50.0), (2, SELECT[number]), (3, 0.0)):
-                row = {"dream": 400.0, "select": score, "select_std": 5.0, "select_steps": 7 * step}
+                row = {"dream": 400.0, "select": score, "select_std": 5.0, "select_steps": 7 * step, "env_steps": 100 * step}
                 append_line(run.metrics, {"stage": stage, "step": step, **row})
 
 
@@ -137,6 +137,7 @@ def test_each_round_builds_on_the_one_before(
     assert [row["error"] for row in rows] == [20, 19, 18]
     assert [(row["dream"], row["select"], row["gap"]) for row in rows] == [(400, s, 400 - s) for s in SELECT[:3]]
     assert [row["real_steps"] for row in rows] == [80 + 21, 100 + 42, 120 + 63]
+    assert [row["dream_steps"] for row in rows] == [300, 300, 300]
     assert [row["minutes"] for row in rows] == [2, 2, 2]
     # Round 1 was the best.
     assert shown(run) == ["V 1", "M 1", "starts 1", "C 1"]
