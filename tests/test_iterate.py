@@ -69,7 +69,13 @@ class Pretended:
             run.plots.mkdir()
             (run.plots / "dream.png").write_text(f"plot {number}")
             for step, score in ((1, -50.0), (2, SELECT[number]), (3, 0.0)):
-                row = {"dream": 400.0, "select": score, "select_std": 5.0, "select_steps": 7 * step, "env_steps": 100 * step}
+                row = {
+                    "dream": 400.0,
+                    "select": score,
+                    "select_std": 5.0,
+                    "select_steps": 7 * step,
+                    "env_steps": 100 * step,
+                }
                 append_line(run.metrics, {"stage": stage, "step": step, **row})
 
 
