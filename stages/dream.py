@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         models, networks = load_models(source, config.precision), load_networks(source)
         # Starts that no work here began with may be of other options: they are drawn again where that can be done.
         begun = "dream" in run.read_manifest()["stages"] and run.starts.exists()
-        drawn = args.restart or (not begun and source.latents.exists())
+        drawn = args.restart or (not begun and (source.latents.exists() or not run.starts.exists()))
         starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
         made_from = {**models.made_from, "starts.npz": starts_hash(starts), **began_with(given.start)}
         if not args.restart and is_finished(run, "dream", run.dream, config, made_from):
