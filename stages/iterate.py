@@ -41,10 +41,10 @@ def main(argv: list[str]) -> None:
         try:
             _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
             check_dream(dream)
+            if dream.disagreement:
+                raise UserError("--disagreement is that of an ensemble, and a round has one M.")
         except UserError as error:
             raise UserError(f"--{name}-options: {error}") from error
-        if dream.disagreement:
-            raise UserError(f"--{name}-options: --disagreement is that of an ensemble, and a round has one M.")
     parse(lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)])
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:

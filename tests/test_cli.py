@@ -19,7 +19,7 @@ from wm.cli import Common, call_stage, parse
 from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
 from wm.controller.linear import load_controller, save_controller
 from wm.run import MachineError, Run, UserError
-from wm.signals import INTERRUPTED, RESTARTED, Interrupted, held, unwind
+from wm.signals import INTERRUPTED, RESTARTED, Interrupted, held
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,19 +36,28 @@ def main(argv):
         raise UserError("generation 13 brings bad luck: choose another.")
     if config.generations == 14:
         raise RuntimeError("a defect")
+    if config.generations == 17:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 68 bytes")
     print("started", config, flush=True)
     if config.generations == 16:
         with held():
             time.sleep(1)
             print("done", flush=True)
         time.sleep(60)
-    if config.generations == 17:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 68 bytes")
     while config.generations == 15:
         time.sleep(0.05)
 
 run_stage(main)
 """
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    """The stage, once it has said so."""
+    command = [sys.executable, "-c", STAGE, "--run", "x", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("started")
+    return process
 
 
 def stage(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -144,7 +153,7 @@ def test_exit_code_0_when_done() -> None:
 )
 def test_exit_code_2_and_one_sentence_when_the_user_can_mend_it(arguments: list[str], sentence: str) -> None:
     done = stage("--run", "x", *arguments)
-    assert (done.returncode, done.stderr) == (2, sentence)
+    assert (done.returncode, done.stderr, done.stdout) == (2, sentence, "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--run", "x", "--unknown", "1"], ["--run", "x", "--popsize", "many"]])
@@ -170,10 +179,7 @@ def test_a_signal_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_waits_while_it_is_held(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "16"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("started")
+    process = started("--generations", "16")
     time.sleep(0.1)
     for _ in range(2):
         os.kill(process.pid, number)
@@ -181,6 +187,7 @@ def test_a_signal_waits_while_it_is_held(number: signal.Signals) -> None:
     assert (process.returncode, stdout, stderr) == (130, "done\n", f"{INTERRUPTED}\n")
 
 
+@pytest.mark.usefixtures("unwinding")
 def test_other_threads_do_not_hold_signals() -> None:
     with ThreadPoolExecutor(1) as threads:
 
@@ -192,23 +199,16 @@ def test_other_threads_do_not_hold_signals() -> None:
         inside, leave = threading.Event(), threading.Event()
         done = threads.submit(hold)
         assert inside.wait(30)
-        before = signal.getsignal(signal.SIGTERM)
-        unwind()
         try:
             with pytest.raises(Interrupted):
                 os.kill(os.getpid(), signal.SIGTERM)
         finally:
-            signal.signal(signal.SIGTERM, before)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             leave.set()
         done.result()
 
 
 def test_an_interrupted_restart_goes_on_without_it() -> None:
-    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "15", "--restart"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("started")
+    process = started("--generations", "15", "--restart")
     process.terminate()
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, f"{RESTARTED}\n")
@@ -261,10 +261,7 @@ def test_a_folder_stays_locked_while_a_called_stage_works_in_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exit_code_130_when_interrupted(number: signal.Signals) -> None:
-    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "15"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("started")
+    process = started("--generations", "15")
     time.sleep(0.1)
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=30)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import wm.store.columns
 import wm.store.latents
 from wm.run import UserError
-from wm.signals import Interrupted, unwind
+from wm.signals import Interrupted
 from wm.store.columns import split
 from wm.store.episode import Episode
 from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, fresh_batches, validation_clips
@@ -229,6 +229,7 @@ def test_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("unwinding")
 @pytest.mark.parametrize("at", [1, 2, 5, 20, 40])
 def test_a_signal_while_hdf5_writes_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """HDF5 swallows what is raised in its callbacks, and a damaged file passed for whole, or the process died."""
@@ -240,15 +241,9 @@ def test_a_signal_while_hdf5_writes_is_not_lost(tmp_path: Path, monkeypatch: pyt
         return write(output, content)
 
     monkeypatch.setattr(wm.store.columns._Output, "write", interrupted)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    unwind()
-    try:
-        with pytest.raises(Interrupted), LatentsWriter(tmp_path / "latents.h5", MADE_FROM) as writer:  # noqa: PT012
-            for index in range(8):
-                append(writer, index, 300)
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
+    with pytest.raises(Interrupted), LatentsWriter(tmp_path / "latents.h5", MADE_FROM) as writer:  # noqa: PT012
+        for index in range(8):
+            append(writer, index, 300)
     assert next(calls) > at
     assert not list(tmp_path.iterdir())
 

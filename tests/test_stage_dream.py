@@ -257,22 +257,20 @@ def test_what_is_refused_leaves_no_starts_behind(run: Run, tmp_path: Path) -> No
     assert len(load_starts(run.starts)) == 5
 
 
-@pytest.mark.parametrize("without", ["nothing", "latents"])
-def test_a_restart_that_is_refused_leaves_all_as_it_is(run: Run, tmp_path: Path, without: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "sentence"), [(("--start", "small.npz"), "start from another one"), ((), r"latents\.h5 is missing")]
+)
+def test_a_restart_that_is_refused_leaves_all_as_it_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
     stage(run, "--starts", "5")
     before = {path: path.read_bytes() for path in (run.starts, run.dream, run.dream_latest)}
-    if without == "latents":
+    if not options:
         run.latents.unlink()
-    else:
-        save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
-    with pytest.raises(UserError, match="latents.h5 is missing" if without == "latents" else "start from another one"):
-        stage(
-            run,
-            "--restart",
-            "--starts",
-            "7",
-            *(() if without == "latents" else ("--start", str(tmp_path / "small.npz"))),
-        )
+    with pytest.raises(UserError, match=sentence):
+        stage(run, "--restart", "--starts", "7", *options)
     assert {path: path.read_bytes() for path in before} == before
 
 

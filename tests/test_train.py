@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import wm.train
 from wm.artifact import save_artifact
 from wm.run import Run, UserError, read_metrics
-from wm.signals import Interrupted, unwind
+from wm.signals import Interrupted
 from wm.train import Best, derived_seed, forget, is_finished, seeded, train
 
 CPU = torch.device("cpu")
@@ -192,6 +192,7 @@ def test_stopped_within_an_update(plain: Run, tmp_path: Path, kind: type[BaseExc
     assert_same(run, plain)
 
 
+@pytest.mark.usefixtures("unwinding")
 def test_a_signal_within_an_update_waits_for_its_end(tmp_path: Path, plain: Run) -> None:
     """Between the step of the optimiser and its count nothing could be saved."""
 
@@ -207,14 +208,8 @@ def test_a_signal_within_an_update_waits_for_its_end(tmp_path: Path, plain: Run)
 
     seen: list[Tensor] = []
     run = Run(tmp_path)
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    unwind()
-    try:
-        with pytest.raises(Interrupted):
-            go(run, loss=signalled)
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
+    with pytest.raises(Interrupted):
+        go(run, loss=signalled)
     assert torch.load(run.checkpoints / "tiny.pt", weights_only=True)["state"]["update"] == 12
     go(run)
     assert_same(run, plain)

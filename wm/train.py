@@ -313,15 +313,13 @@ def train(
                     progress.update()
                     continue
                 if last or time.monotonic() - saved_at > SAVE_SECONDS:
-                    with held():
-                        _save(path, stage, model, optimizer, state, config, made_from)
+                    _save(path, stage, model, optimizer, state, config, made_from)
                     saved, saved_at = state.update, time.monotonic()
                 whole = True
                 progress.update(loss=number)
         except (KeyboardInterrupt, Interrupted):
             if whole and state.update > saved:
-                with held():
-                    _save(path, stage, model, optimizer, state, config, made_from)
+                _save(path, stage, model, optimizer, state, config, made_from)
             raise
     return replace(state.best, done=state.update, made_from=dict(made_from))
 
@@ -377,6 +375,7 @@ def _checkpoint(run: Run, stage: str) -> Path:
     return run.checkpoints / f"{stage}.pt"
 
 
+@held()
 def _save(
     path: Path,
     stage: str,

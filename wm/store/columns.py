@@ -78,46 +78,46 @@ class _Output(io.FileIO):
 class ColumnWriter:
     """Appends episodes to a new file; memory is bounded by one episode. Use as a context manager."""
 
+    @held()
     def __init__(self, path: Path, kind: str, attributes: Mapping[str, str], compression: Mapping[str, Any]) -> None:
         """Opens `path` for writing; `kind` says what the file is, `attributes` are kept beside it.
 
         `compression` is `COMPRESSION`, or empty where nothing is to be gained.
         """
         self._compression = compression
-        with held():
-            self._output = _Output(path, "wb+")
-            self._file = h5py.File(self._output, "w", libver="v110")
-            # Strings of a fixed length lie in the header, which has a checksum; others in a heap that has none, and
-            # whose damage can keep HDF5 busy for ever.
-            self._file.attrs.update({"format": RUN_FORMAT, "kind": np.bytes_(kind)})
-            self._file.attrs.update({name: np.bytes_(value) for name, value in attributes.items()})
+        self._output = _Output(path, "wb+")
+        self._file = h5py.File(self._output, "w", libver="v110")
+        # Strings of a fixed length lie in the header, which has a checksum; others in a heap that has none, and whose
+        # damage can keep HDF5 busy for ever.
+        self._file.attrs.update({"format": RUN_FORMAT, "kind": np.bytes_(kind)})
+        self._file.attrs.update({name: np.bytes_(value) for name, value in attributes.items()})
         self._rows: list[Array] = []
         self._sums: list[int] = []
 
     def __enter__(self) -> ColumnWriter:
         return self
 
+    @held()
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with held():
-            if kind is None and self._rows:
-                table = np.concatenate(self._rows)
-                self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
-                sums = np.array(self._sums, SUM)
-                self._file.create_dataset("checksums", data=sums, chunks=sums.shape, fletcher32=True)
-            self._file.close()
-            self._output.close()
-            if kind is None:
-                self._output.check()
+        if kind is None and self._rows:
+            table = np.concatenate(self._rows)
+            self._file.create_dataset("episodes", data=table, chunks=table.shape, fletcher32=True)
+            sums = np.array(self._sums, SUM)
+            self._file.create_dataset("checksums", data=sums, chunks=sums.shape, fletcher32=True)
+        self._file.close()
+        self._output.close()
+        if kind is None:
+            self._output.check()
 
+    @held()
     def append(self, row: Array, frame: Mapping[str, Array], step: Mapping[str, Array]) -> None:
         """Adds an episode: its row of the table (structured, shape [1]), its frame columns and step columns."""
-        with held():
-            for group, columns in (("frame", frame), ("step", step)):
-                for name, values in columns.items():
-                    self._extend(f"{group}/{name}", values)
-            self._output.check()
+        for group, columns in (("frame", frame), ("step", step)):
+            for name, values in columns.items():
+                self._extend(f"{group}/{name}", values)
+        self._output.check()
         self._rows.append(row)
         self._sums.append(checksum(*frame.values(), *step.values()))
 
