@@ -70,11 +70,14 @@ def main() -> None:
     starts = make_starts(64)
     thetas = np.random.default_rng(1).normal(0, 0.1, (CANDIDATES, parameter_count(Z + HIDDEN)))
     config = replace(LAPTOP.dream, dreams=DREAMS, horizon=HORIZON)
-    kinds = {"float32": torch.float32}
+    kinds = {"float32": ("cpu", torch.float32)}
     if has_fast_bf16(torch.device("cpu")):
-        kinds["bfloat16"] = torch.bfloat16
+        kinds["bfloat16"] = ("cpu", torch.bfloat16)
+    if torch.cuda.is_available():
+        kinds["on the GPU"] = ("cuda", None)
     populations = {
-        name: Population(model, starts, config, threads=THREADS, dtype=dtype) for name, dtype in kinds.items()
+        name: Population(model, starts, config, threads=THREADS, device=device, dtype=dtype)
+        for name, (device, dtype) in kinds.items()
     }
     steps = CANDIDATES * DREAMS * HORIZON
 

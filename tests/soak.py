@@ -1,9 +1,11 @@
 """Measures whether memory stays flat: `python -m tests.soak --minutes 60`. Not a test, and not run by one.
 
 Runs the collector, the gradient loops of V and M, and the evolution with its workers, as their own commands with totals
-that they never reach, an equal share of the time each; `--only vae --minutes 12` measures one of them. Their resident
-memory is read every few seconds, after a warm-up of a fifth of the share: what grows then is a leak, or a buffer that
-has not filled yet. A collection of an hour leaves some 15 GB in the folder for temporary files until it ends.
+that they never reach, an equal share of the time each; `--only vae --minutes 12` measures one of them. The memory that
+is theirs alone is read every few seconds, after a warm-up of a fifth of the share: what grows then is a leak, or a
+buffer that has not filled yet. Mapped files are not counted: a process has the larger a share of the pages of a library
+the fewer others use it, and so would seem to grow whenever anything else ends. A collection of an hour leaves some 15
+GB in the folder for temporary files until it ends.
 """
 
 from __future__ import annotations
@@ -100,12 +102,12 @@ def children(pid: int) -> list[int]:
 
 
 def resident(pids: list[int]) -> float:
-    """Resident memory of processes in MB, shared pages shared out among them."""
+    """Resident memory of processes in MB without mapped files, shared pages shared out among them."""
     total = 0
     for pid in pids:
         try:
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                total += int(line.split()[1]) if line.startswith("Pss:") else 0
+                total += int(line.split()[1]) if line.startswith(("Pss_Anon:", "Pss_Shmem:")) else 0
         except (FileNotFoundError, ProcessLookupError):
             continue
     return total / 1024

@@ -264,7 +264,7 @@ def test_it_begins_with_given_weights(run: Run, source: Path, tmp_path: Path, mo
     original = stages.mdnrnn.loss
 
     def first_only(model: MDNRNN, *rest, **more):  # type: ignore[no-untyped-def]
-        found.append(torch.cat([value.flatten() for value in model.state_dict().values()]).clone())
+        found.append(torch.cat([value.flatten() for value in model.state_dict().values()]).cpu().clone())
         return original(model, *rest, **more)
 
     monkeypatch.setattr(stages.mdnrnn, "loss", first_only)

@@ -150,7 +150,7 @@ def test_it_begins_with_given_weights_and_goes_on_without_them(
 
     def first_only(model: VAE, *rest: Any, **more: Any) -> Any:
         if not made:
-            made.append({name: value.clone() for name, value in model.state_dict().items()})
+            made.append({name: value.cpu().clone() for name, value in model.state_dict().items()})
         return original(model, *rest, **more)
 
     monkeypatch.setattr(stages.vae, "loss", first_only)
@@ -184,6 +184,9 @@ def test_no_updates_leave_v_as_it_was(trained: Run, tmp_path: Path) -> None:
     assert np.isfinite(line["val_error"])
     main(arguments(other, *SMALL, "--updates=0", f"--start={trained.vae}"))
     assert lines(other) == [line]
+    other.vae.unlink()  # as if it had been killed after the line
+    main(arguments(other, *SMALL, "--updates=0", f"--start={trained.vae}"))
+    assert len(lines(other)) == 1
 
 
 def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> None:

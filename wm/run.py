@@ -450,7 +450,7 @@ class Metrics:
             kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
             with atomic(self._path) as temporary:
                 temporary.write_text("".join(map(_line, kept)))
-        if resume_at == 0:
+        if resume_at <= 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Metrics:

@@ -110,7 +110,9 @@ class _Diverged(Exception):
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU. What a GPU convolves is told to be the same each time, and float32."""
+    torch.backends.cudnn.deterministic = True  # an interrupted training is to give the same weights
+    torch.backends.cudnn.allow_tf32 = False  # latents are to be those that the agents see; V trains in bfloat16 anyway
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -240,7 +242,7 @@ def train(
     if path.exists():
         state, made_from = _resume(path, stage, model, optimizer, config, made_from)
     if not config.updates and not state.update:
-        with Metrics(run, stage, resume_at=0) as metrics:
+        with Metrics(run, stage, resume_at=-1) as metrics:  # a line at 0 is of a call that was killed
             metrics.log(0, _validate(model, validate, state))
         return replace(state.best, made_from=dict(made_from))
     if state.update > config.updates or (state.update == config.updates and not state.best.weights):
