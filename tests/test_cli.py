@@ -19,7 +19,7 @@ from wm.cli import Common, call_stage, parse
 from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
 from wm.controller.linear import load_controller, save_controller
 from wm.run import MachineError, Run, UserError
-from wm.signals import INTERRUPTED, RESTARTED, Interrupted, held
+from wm.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, held
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,6 +46,9 @@ def main(argv):
         time.sleep(60)
     while config.generations == 15:
         time.sleep(0.05)
+    if config.generations == 18:
+        input()
+        print("nobody reads this")
 
 run_stage(main)
 """
@@ -58,6 +61,26 @@ def started(*arguments: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("started")
     return process
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_nobody_reads_the_output_any_more(both: bool) -> None:
+    """As in `make collect | head -1`."""
+    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "18"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    if both:
+        process.stderr.close()
+    process.stdin.write("\n")
+    process.stdin.close()
+    assert both or process.stderr.read() == ""
+    assert process.wait(60) == EXIT_CODE
 
 
 def stage(*arguments: str) -> subprocess.CompletedProcess[str]:

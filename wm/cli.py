@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import select
 import shlex
 import subprocess
 import sys
@@ -190,7 +191,8 @@ def _check(common: Common) -> None:
 def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs a stage's main(argv) and leaves with its exit code.
 
-    0: done; 2: the user can mend it (one sentence); 130: interrupted, the same command goes on. Anything else
+    0: done; 2: the user can mend it (one sentence); 130: interrupted, or nobody reads what it says
+    any more: the same command goes on. Anything else
     is a defect of ours and shows its traceback.
     """
     unwind()
@@ -199,6 +201,7 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     try:
         with writing(None):  # for what writes past `wm.run.atomic`
             main(sys.argv[1:])
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -211,8 +214,23 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
         ignore()
         print(RESTARTED if "--restart" in sys.argv else INTERRUPTED, file=sys.stderr)
         code = EXIT_CODE
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        code = EXIT_CODE
     ignore()
     sys.exit(code)
+
+
+def _unread() -> bool:
+    """Whether whoever read our output has left, as `| head` does; what is still to be said is then dropped."""
+    watched = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        watched.register(stream.fileno(), 0)
+    gone = [number for number, event in watched.poll(0) if event & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
 
 
 def _say_of_thread(failed: threading.ExceptHookArgs) -> None:
