@@ -150,6 +150,13 @@ def test_without_npm_one_sentence_says_what_to_install(tmp_path: Path, monkeypat
     )
 
 
+def test_an_npm_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_npm(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr("wm.show.site.NPM_SECONDS", 0.1)
+    with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} in 0\.1 seconds: mend the network or npm"):
+        add_runtime(tmp_path)
+
+
 def test_an_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_npm(tmp_path, monkeypatch, "echo first >&2; echo no network >&2; exit 1")
     with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} \(no network\): mend the network"):

@@ -33,6 +33,8 @@ RUNTIME = "onnxruntime-web@1.30.0"
 """What runs the graphs in a browser, as npm names it. It is fetched, not kept in git: it has 14 MB."""
 RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 """npm's own integrity of that package."""
+NPM_SECONDS = 300
+"""How long npm may take for its 14 MB: by itself it tries again for a quarter of an hour."""
 RUNTIME_FILES = {
     "ort.js": ("ort.wasm.bundle.min.mjs", "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90"),
     "ort.wasm": ("ort-wasm-simd-threaded.wasm", "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"),
@@ -138,7 +140,12 @@ def _fetch(folder: Path) -> Path:
             "(https://nodejs.org; on Debian: apt-get install npm), then run the same command again."
         )
     command = [npm, "pack", RUNTIME, "--silent", "--prefer-offline", "--pack-destination", str(folder)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"npm could not fetch {RUNTIME} in {NPM_SECONDS} seconds: mend the network or npm, run the command again."
+        ) from error
     packed = list(folder.glob("*.tgz"))
     if done.returncode != 0 or len(packed) != 1:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
