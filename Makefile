@@ -32,6 +32,9 @@ SOURCE := --source data/$(RUN)
 NO_TRAINING = $(error RUN=$(RUN) is a committed run, which is not trained further: choose another RUN)
 endif
 
+# What C is evolved on, unless it is another run's.
+MODELS = $(if $(findstring --source,$(ARGS)),,$(DIR)/mdnrnn.pt)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup collect vae mdnrnn controller dream iterate evaluate probe replay report play publish curves ablate test test-faults lint bench
 .NOTPARALLEL:
@@ -60,10 +63,10 @@ vae: $(VENV) | $(DIR)/rollouts/summary.json ## train V on the frames -> vae.pt
 mdnrnn: $(VENV) | $(DIR)/vae.pt ## encode the frames, train M -> latents.h5, mdnrnn.pt
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
 
-controller: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C on real rollouts -> controller.npz
+controller: $(VENV) | $(MODELS) ## evolve C on real rollouts -> controller.npz
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
 
-dream: $(VENV) | $(DIR)/mdnrnn.pt ## evolve C in M's dream -> starts.npz, dream.npz
+dream: $(VENV) | $(MODELS) ## evolve C in M's dream -> starts.npz, dream.npz
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
 
 iterate: $(VENV) ## rounds of driving, V, M and dream (ROUNDS=n) -> rounds/, the best one's dream.npz

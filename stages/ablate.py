@@ -87,6 +87,11 @@ def main(argv: list[str]) -> None:
             if not needed.exists():
                 raise UserError(f"{needed} is missing: make it with `make {stage}`.")
         table = read_ablations(run.ablations)
+        if args.restart:
+            table = {name: row for name, row in table.items() if name not in config.rows}
+            write_json(run.ablations, {"rows": table})
+            for name in config.rows:
+                shutil.rmtree(run.folder / "ablations" / name, ignore_errors=True)
         for name in config.rows:
             table[name] = make_row(args, run, config, name)
             table = {known: table[known] for known in ROWS if known in table}
@@ -97,8 +102,6 @@ def main(argv: list[str]) -> None:
 def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
     """One row's line of the table; its stages do what is missing of their work."""
     row, this = ROWS[name], Run(run.folder / "ablations" / name)
-    if args.restart and this.folder.exists():
-        shutil.rmtree(this.folder)
     share_what_is_alike(run, this, row)
     options = args.elsewhere(this.folder)
     budget = ["--env-steps", str(config.steps), "--generations", str(10**9)]  # the steps end it, in all rows alike

@@ -74,9 +74,12 @@ def main(argv: list[str]) -> None:
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
         return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
+        if args.restart:  # so that the command without it goes on
+            out.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         begin()
         played: dict[str, list[float]] = {}
-        if not args.restart and partial.exists() and is_of(saved := read_json(partial, played=dict), what):
+        if partial.exists() and is_of(saved := read_json(partial, played=dict), what):
             played = saved["played"]
         missing = [seed for seed in seeds if str(seed) not in played]
         with (

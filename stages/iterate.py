@@ -15,7 +15,7 @@ from typing import Any
 from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.config import IterateConfig
 from wm.evolve import check_dream
-from wm.run import Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
+from wm.run import MachineError, Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
 from wm.show.plots import plot_rounds
 from wm.show.report import ROUND, best_validation
 from wm.store.latents import Latents
@@ -26,6 +26,11 @@ ARTIFACTS = ("vae.pt", "mdnrnn.pt", "starts.npz", "dream.npz")
 
 TOLD = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
 """What is told of that round beside, for the report."""
+
+SIZES = ("hidden", "mixtures", "reward", "outlook")
+"""What M's weights are shaped by."""
+
+REMAKE = "restore it, or remove it, and the same command makes it anew from rounds/"
 
 STAGES = ("collect", "vae", "mdnrnn", "dream")
 """The stages of a round."""
@@ -41,17 +46,28 @@ def main(argv: list[str]) -> None:
         try:
             _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
             check_dream(dream)
+            if dream.start_after >= args.config().collect.max_steps:
+                raise UserError(f"--start-after {dream.start_after} is beyond the end of all episodes: give less.")
             if dream.disagreement:
                 raise UserError("--disagreement is that of an ensemble, and a round has one M.")
         except UserError as error:
             raise UserError(f"--{name}-options: {error}") from error
-    parse(lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)])
+    _, memory = parse(
+        lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)]
+    )
+    for name in SIZES:
+        if getattr(memory, name) != getattr(args.config().mdnrnn, name):
+            raise UserError(
+                f"--mdnrnn-options: --{name} is not to change, since M learns on from round 0's: leave it out."
+            )
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
         rows = read_lines(run.rounds, **ROUND, files=dict)
         for row in rows:
             if set(row["files"]) != set(ARTIFACTS):
-                raise UserError(f"{run.rounds} does not say what round {row['round']} made: restore it or remove it.")
+                raise UserError(f"{run.rounds} does not say what round {row['round']} made: {REMAKE}.")
+        if [row["round"] for row in rows] != list(range(len(rows))):
+            raise UserError(f"{run.rounds} does not have each round from 0 on, in their order: {REMAKE}.")
         check_free(run, rows)
         if args.restart:
             for name in reversed(ARTIFACTS):
@@ -65,7 +81,12 @@ def main(argv: list[str]) -> None:
         if rows:
             tell(run, rows)
         for number in missing:
-            make_round(args, config, number)
+            try:
+                make_round(args, config, number)
+            except UserError as error:
+                if rows:  # options that have made a round are not what is wrong, and are kept to
+                    raise MachineError(str(error)) from error
+                raise
             if number:
                 thin(round_of(run, number - 1))
             rows.append(row_of(round_of(run, number), number, rows))
@@ -83,6 +104,7 @@ def round_of(run: Run, number: int) -> Run:
 def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
     """UserError when the run folder holds what no round made, which the best round's work would replace."""
     known = {made for row in rows for made in row["files"].values()}
+    known |= {file_hash(path) for name in ARTIFACTS for path in run.folder.glob(f"rounds/*/{name}")}
     own = [f"stage {stage}" for stage in (*STAGES, "controller") if stage in run.read_manifest()["stages"]]
     for name in (*ARTIFACTS, run.controller.name):
         if (run.folder / name).exists() and file_hash(run.folder / name) not in known:

@@ -82,6 +82,9 @@ def main(argv: list[str]) -> None:
         made_from = {**data, "vae.pt": file_hash(run.vae)}
         start = began_with(given.start)
         if not args.restart and is_finished(run, "mdnrnn", run.mdnrnn, config, made_from | start):
+            if not run.latents.exists():  # as iterate removes them
+                device = pick_device()
+                encode(run, rollouts, vae.to(device), made_from, device)
             print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
             return
 

@@ -52,6 +52,8 @@ def main(argv: list[str]) -> None:
             return
         print(f"{run.probe} was made with another {', '.join(changed)}: it is made anew.")
     with run.stage("probe", config, args.seed, restart=True) as begin:
+        if args.restart:  # so that the command without it goes on
+            run.probe.unlink(missing_ok=True)
         begin()
         records: dict[int, Record] = {}
         with (

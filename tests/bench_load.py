@@ -130,7 +130,7 @@ def measured(stage: str, run: Path, options: str) -> tuple[float, float, float, 
     began, most = time.monotonic(), 0.0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            most = max(most, resident([process.pid, *children(process.pid)]))
+            most = max(most, resident([process.pid, *children(process.pid)], ("Pss:",)))
             time.sleep(0.5)
     seconds = time.monotonic() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

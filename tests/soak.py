@@ -101,13 +101,13 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def resident(pids: list[int]) -> float:
-    """Resident memory of processes in MB without mapped files, shared pages shared out among them."""
+def resident(pids: list[int], kinds: tuple[str, ...] = ("Pss_Anon:", "Pss_Shmem:")) -> float:
+    """Resident memory of processes in MB, shared pages shared out among them; mapped files with `kinds` ("Pss:",)."""
     total = 0
     for pid in pids:
         try:
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                total += int(line.split()[1]) if line.startswith(("Pss_Anon:", "Pss_Shmem:")) else 0
+                total += int(line.split()[1]) if line.startswith(kinds) else 0
         except (FileNotFoundError, ProcessLookupError):
             continue
     return total / 1024

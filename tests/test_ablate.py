@@ -126,6 +126,17 @@ def test_an_interrupted_row_goes_on(run: Run, pretended: Pretended) -> None:
     assert list(read_json(run.ablations)["rows"]) == ["no-outlook"]
 
 
+def test_an_interrupted_restart_goes_on_without_it(run: Run, pretended: Pretended) -> None:
+    ablate(run, "--rows", "full", "no-outlook", "untrained-m")
+    pretended.calls.clear()
+    pretended.interrupt_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        ablate(run, "--rows", "full", "no-outlook", "--restart")
+    assert list(read_json(run.ablations)["rows"]) == ["untrained-m"]
+    assert not row_of(run, "no-outlook").folder.exists()
+    assert row_of(run, "untrained-m").folder.exists()
+
+
 def test_a_row_on_an_older_v_is_refused_and_made_anew(run: Run, pretended: Pretended) -> None:
     ablate(run, "--rows", "full")
     run.vae.unlink()

@@ -241,6 +241,7 @@ def test_an_interrupted_restart_goes_on_without_it() -> None:
     ("script", "kind", "sentence"),
     [
         ("kill -9 $$", MachineError, "stage vae of x was killed by signal 9: the same command goes on"),
+        ("exit 130", MachineError, "stage vae of x was interrupted: the same command goes on"),
         ("exit 2", UserError, "stage vae of x ended with exit code 2: what it says above is the reason"),
     ],
 )

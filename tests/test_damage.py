@@ -6,7 +6,9 @@ A few dozen mutations of each kind here, hundreds by `make test-faults`.
 import hashlib
 import io
 import json
+import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +29,14 @@ from wm.collect import set_aside_damaged
 from wm.config import SMOKE
 from wm.controller.evolution import make_es
 from wm.controller.linear import load_controller, save_controller
+from wm.dream import load_networks
 from wm.evolve import Evolution
 from wm.memory.mdnrnn import load_mdnrnn
-from wm.run import Metrics, Run, UserError, append_line, read_json, read_lines, read_metrics, write_json
+from wm.run import MachineError, Metrics, Run, UserError, append_line, read_json, read_lines, read_metrics, write_json
 from wm.store.latents import Latents
 from wm.store.shards import Rollouts, write_shard
 from wm.store.starts import Starts, load_starts, save_starts
-from wm.train import train
+from wm.train import is_finished, train
 
 FEW, MANY = 40, 600
 """Mutations of each kind."""
@@ -236,6 +239,25 @@ def test_a_foreign_file_is_refused(source: Run, copy: Run, name: str) -> None:
     assert refusal(kind, copy) is not None
 
 
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "shard"])  # whose folder could not even be listed
+def test_a_file_that_the_system_does_not_open_is_not_taken_for_damaged(source: Run, name: str) -> None:
+    kind = KINDS[name]
+    kind.load(source)  # what is opened on the way for the first time is open now
+    free = os.dup(0)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        with pytest.raises(MachineError) as refused:
+            kind.load(source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert str(refused.value) == (
+        f"{source.folder / kind.path} cannot be read (Too many open files): "
+        "allow more open files (ulimit -n), and the same command goes on."
+    )
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_malicious_pickle_is_not_run(copy: Run, name: str, tmp_path: Path) -> None:
     kind = KINDS[name]
@@ -279,6 +301,47 @@ def test_arrays_of_other_shapes_and_dtypes_are_refused(source: Run, copy: Run, n
             refused += refusal(kind, copy) is not None
             count += 1
     assert refused > count / 2  # the number of weights of C is compared where V and M are known
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [("made_from", []), ("env_steps", "x"), ("best_score", None), ("seconds", []), ("best_theta", np.full(5, np.nan))],
+)
+def test_an_evolution_of_other_fields_is_refused(source: Run, copy: Run, name: str, odd: Any) -> None:
+    kind = KINDS["evolution"]
+    with np.load(source.folder / kind.path) as file:
+        arrays = {member: file[member] for member in file.files}
+    if name == "best_theta":
+        arrays[name] = odd
+    else:
+        arrays["plain"] = np.array(json.dumps({**json.loads(str(arrays["plain"])), name: odd}))
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    put(copy.folder / kind.path, content.getvalue())
+    assert "is damaged" in (refusal(kind, copy) or "")
+
+
+@pytest.mark.parametrize(("name", "odd"), [("generations", "3"), ("env_steps", [1]), ("config", [])])
+def test_a_controller_of_other_fields_is_refused(copy: Run, name: str, odd: Any) -> None:
+    copy.controller.unlink()
+    save_controller(copy.controller, np.arange(39.0), {"made_from": {}, name: odd})
+    assert "does not say how it was made" in (refusal(KINDS["controller"], copy) or "")
+
+
+def test_an_m_that_does_not_say_how_it_was_trained_is_refused(tmp_path: Path) -> None:
+    run = make_toy_run(tmp_path / "run")
+    made = load_artifact(run.mdnrnn, "mdnrnn")
+
+    def remake(**config: Any) -> None:
+        save_artifact(run.mdnrnn, "mdnrnn", made["model"], {**made["config"], **config}, made["made_from"])
+
+    for earlier in (3, ["x"], None):
+        remake(earlier=earlier)
+        with pytest.raises(UserError, match=r"mdnrnn\.pt does not say what M was not trained on"):
+            load_networks(run)
+    remake(updates=[])
+    with pytest.raises(UserError, match=r"mdnrnn\.pt does not say how long it was trained"):
+        is_finished(run, "mdnrnn", run.mdnrnn, SMOKE.mdnrnn, made["made_from"])
 
 
 def odd_values(value: Any) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from tests.toy_dream import make_toy_run, toy_episode
 from wm.agent import load_agent
 from wm.config import DRIVEN_FROM, FAST_ENV, PRESETS
 from wm.controller.linear import load_controller, save_controller
-from wm.run import Run, UserError, append_line, file_hash, read_lines, write_json
+from wm.run import MachineError, Run, UserError, append_line, file_hash, read_lines, write_json
 from wm.store.latents import LatentsWriter
 from wm.store.shards import Rollouts
 from wm.vision.vae import load_vae
@@ -312,6 +312,7 @@ def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pre
         ("--unpaid 900 --horizon 800", "{which}: --unpaid must be below --horizon"),
         ("--noise recorded --temperature 2", "{which}: --noise recorded is what came at"),
         ("--sigma0 9 --sigma-max 1", "{which}: --sigma0 must be from"),
+        ("--start-after 1000", "{which}: --start-after 1000 is beyond the end of all episodes"),
         ("--restart", "{which} has --restart, which all stages share: give it to the command itself"),
         ("--popsize 8 --seed=5", "{which} has --seed=5, which all stages share"),
         ("--horizon '3", r"{which} .* cannot be taken apart \(No closing quotation\)"),
@@ -323,6 +324,20 @@ def test_wrong_options_of_the_dream_are_refused_at_once(
 ) -> None:
     with pytest.raises(UserError, match=sentence.format(which=which)):
         iterate(run, f"{which}={options}")
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--hidden 8", "--mdnrnn-options: --hidden is not to change"),
+        ("--outlook 5", "--mdnrnn-options: --outlook is not to change"),
+        ("--lr -1", "--lr -1.0 is out of range"),
+    ],
+)
+def test_wrong_options_of_m_are_refused_at_once(run: Run, pretended: Pretended, options: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        iterate(run, f"--mdnrnn-options={options}")
     assert not run.folder.exists()
 
 
@@ -352,11 +367,60 @@ def test_rounds_that_do_not_say_what_they_made_are_refused(run: Run, pretended: 
     (row,) = read_lines(run.rounds)
     run.rounds.unlink()
     append_line(run.rounds, row | {"files": {}})
-    with pytest.raises(UserError, match=r"rounds\.jsonl does not say what round 0 made: restore it or remove it"):
+    with pytest.raises(UserError, match=r"rounds\.jsonl does not say what round 0 made: restore it, or remove it"):
         iterate(run, "--rounds", "2")
 
 
 # --- shards of the round before -----------------------------------------------------------------------------
+
+
+def test_rounds_whose_table_is_gone_are_told_again(run: Run, pretended: Pretended) -> None:
+    iterate(run, "--rounds", "3")
+    wanted, lines = untimed(run), run.rounds.read_text().splitlines(keepends=True)
+    run.rounds.write_text("".join(lines[::2]))
+    with pytest.raises(
+        UserError, match=r"does not have each round from 0 on, .*: restore it, or remove it, and the same"
+    ):
+        iterate(run, "--rounds", "3")
+    run.rounds.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def finished(stage: str, options: dict[str, Any], arguments: Sequence[str] = ()) -> None:
+            this, number = Run(options["run"]), int(Path(options["run"]).name)
+            if stage == "mdnrnn" and not this.latents.exists():  # which round n + 1 has no use for
+                with LatentsWriter(this.latents, {}) as writer:
+                    for index in range(8 + 2 * number):
+                        writer.append(toy_episode(index, 10), *np.zeros((2, 11, 4), np.float32))
+
+        patch.setattr(stages.iterate, "call_stage", finished)
+        iterate(run, "--rounds", "3")
+    assert untimed(run) == wanted
+    assert len(pretended.calls) == 12
+
+
+def test_options_that_have_made_a_round_are_kept_to(
+    run: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a called stage leaves with: it may be a full disk."""
+
+    def refused(stage: str, options: dict[str, Any], arguments: Sequence[str] = ()) -> None:
+        raise UserError("stage vae ended with exit code 2.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.iterate, "call_stage", refused)
+        with pytest.raises(UserError, match="exit code 2"):
+            iterate(run)
+    assert "iterate" not in run.read_manifest()["stages"]  # nothing was made by them
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            stages.iterate,
+            "call_stage",
+            lambda *given: (refused if Path(given[1]["run"]).name == "1" else pretended)(*given),
+        )
+        with pytest.raises(MachineError, match="exit code 2"):
+            iterate(run)
+    with pytest.raises(UserError, match="added was 2, is 3"):
+        iterate(run, "--added", "3")
 
 
 @pytest.mark.parametrize("links", [True, False])

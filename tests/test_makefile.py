@@ -75,6 +75,12 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
         assert (ROOT / "stages" / f"{target}.py").exists()
 
 
+@pytest.mark.parametrize("target", ["dream", "controller"])
+def test_what_is_evolved_on_another_run_needs_none_of_its_own(runs: str, tmp_path: Path, target: str) -> None:
+    (command,) = commands(target, runs, "RUN=hot", "ARGS=--source somewhere --popsize 8")
+    assert command == f"{target} {sizes(tmp_path, 'hot')} --source somewhere --popsize 8"
+
+
 def test_the_controller_first_makes_what_is_missing(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
     assert commands("controller", runs) == [f"{name} {common}" for name in ("collect", "vae", "mdnrnn", "controller")]

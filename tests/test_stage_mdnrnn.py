@@ -119,6 +119,9 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage(run, "--updates", "6", "--validate-every", "3")
     assert "finished" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
+    run.latents.unlink()  # as of a round that another one was built on
+    stage(run, "--updates", "6", "--validate-every", "3")
+    assert {path: path.read_bytes() for path in before} == before
 
     stage(run, "--updates", "8", "--validate-every", "3")
     assert read_metrics(run.metrics, "mdnrnn")[-1]["step"] == 8

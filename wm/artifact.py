@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic, check_archive
+from wm.run import UserError, atomic, check_archive, check_read
 
 
 def save_artifact(
@@ -90,6 +90,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file makes the reader fail anywhere: in the archive, the pickle, a storage, the encoding.
     except Exception as error:
+        check_read(path, error)
         raise UserError(f"{path} is damaged or foreign ({type(error).__name__}): {way_out}.") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged or foreign (no dictionary): {way_out}.")

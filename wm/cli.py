@@ -121,7 +121,7 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
 
     Raises:
         UserError: It left with an exit code; it has said why itself.
-        MachineError: It was killed.
+        MachineError: It was killed or interrupted.
     """
     command = [sys.executable, "-m", f"stages.{stage}"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -134,7 +134,11 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=2)
             process.terminate()  # it saves, as for anybody else
+            with suppress(subprocess.TimeoutExpired):  # while it does, the folder is not free for the same command
+                process.wait(timeout=30)
             raise
+    if code == EXIT_CODE:
+        raise MachineError(f"stage {stage} of {options['run']} was interrupted: the same command goes on.")
     if code < 0:
         raise MachineError(f"stage {stage} of {options['run']} was killed by signal {-code}: the same command goes on.")
     if code:

@@ -65,7 +65,11 @@ def load_networks(run: Run) -> Networks:
     check_made_from(run.mdnrnn, meta["made_from"], made_from)
     made_from["mdnrnn.pt"] = file_hash(run.mdnrnn)
     validation, earlier = meta["config"].get("validation", MDNRNNConfig.validation), meta["config"].get("earlier", ())
-    if not isinstance(validation, int | float) or not all(isinstance(count, int) for count in earlier):
+    if (
+        not isinstance(validation, int | float)
+        or not isinstance(earlier, list | tuple)
+        or not all(isinstance(count, int) for count in earlier)
+    ):
         raise UserError(f"{run.mdnrnn} does not say what M was not trained on: redo it with `make mdnrnn`.")
     return Networks(vae, mdnrnn, float(validation), made_from, tuple(earlier))
 

@@ -20,7 +20,18 @@ from wm.config import DreamConfig, EvolutionConfig
 from wm.controller.basis import Basis
 from wm.controller.evolution import EvolutionStrategy, make_es, restored
 from wm.controller.linear import load_controller, save_controller
-from wm.run import Metrics, Progress, Run, UserError, atomic, check_archive, check_made_from, in_short, read_metrics
+from wm.run import (
+    Metrics,
+    Progress,
+    Run,
+    UserError,
+    atomic,
+    check_archive,
+    check_made_from,
+    check_read,
+    in_short,
+    read_metrics,
+)
 
 Array = NDArray[np.float64]
 
@@ -66,13 +77,24 @@ class Evolution:
             plain = json.loads(str(arrays.pop("plain")))
             theta = arrays.pop("best_theta", None)
             es = restored({name.removeprefix("es_"): value for name, value in arrays.items()})
+            _check_plain(plain, theta)
             return cls(es, best_theta=theta, **plain)
         except ArithmeticError as error:
             reason = in_short(error)
             raise UserError(f"{path} cannot go on here ({reason}): go on where it began, or --restart.") from error
         except Exception as error:  # whatever a damaged file leads numpy, zipfile or pycma to
+            check_read(path, error)
             reason = in_short(error)
             raise UserError(f"{path} is damaged ({reason}): remove it and begin anew with --restart.") from error
+
+
+def _check_plain(plain: Mapping[str, Any], theta: Array | None) -> None:
+    """ValueError when these are not an evolution's counts and hashes, and its best weights."""
+    if theta is not None and (theta.dtype.kind != "f" or theta.ndim != 1 or not np.isfinite(theta).all()):
+        raise ValueError("its best weights are none")
+    for name, value in plain.items():
+        if not isinstance(value, dict if name == "made_from" else int | float):
+            raise ValueError(f"{name} is {value!r}")
 
 
 def check_sizes(config: EvolutionConfig) -> None:
@@ -111,7 +133,7 @@ def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, m
         return False
     _, meta = load_controller(artifact)
     check_made_from(artifact, meta["made_from"], made_from)
-    if meta["generations"] >= config.generations or 0 < config.env_steps <= meta["env_steps"]:
+    if meta.get("generations", 0) >= config.generations or 0 < config.env_steps <= meta.get("env_steps", 0):
         return True
     if not _checkpoint(run, stage).exists():
         raise UserError(f"{_checkpoint(run, stage)} is missing, so {artifact} cannot go on: begin anew with --restart.")

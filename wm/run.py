@@ -96,12 +96,21 @@ UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
     errno.EIO: "see to the disk, and the same command goes on",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), and the same command goes on"),
     **dict.fromkeys(
         (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what is in its place, and the same command goes on"
     ),
     errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
 """What to do when the system refuses to write, by the number of its error."""
+
+UNREADABLE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "allow it, and the same command goes on"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), and the same command goes on"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk, and the same command goes on"),
+    errno.ENOMEM: "make memory free, and the same command goes on",
+}
+"""What to do when the system refuses to read."""
 
 
 @contextmanager
@@ -122,6 +131,20 @@ def writing(path: Path | None) -> Iterator[None]:
 
 
 # --- files -----------------------------------------------------------------------------------------------
+
+
+def check_read(path: Path, error: BaseException) -> None:
+    """Raises what it is when `error` kept a file from being read and is no sign of damage to it.
+
+    Raises:
+        MemoryError: There was none.
+        MachineError: The system refused.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno in UNREADABLE:
+        reason = os.strerror(error.errno)
+        raise MachineError(f"{path} cannot be read ({reason}): {UNREADABLE[error.errno]}.") from error
 
 
 @contextmanager
@@ -210,6 +233,7 @@ def read_json(path: Path, **fields: type | tuple[type, ...]) -> Any:
     try:
         return _parsed(path.read_bytes(), fields)
     except (ValueError, RecursionError, OSError) as error:
+        check_read(path, error)
         raise UserError(f"{path} cannot be read as JSON ({in_short(error)}): remove it or restore it.") from error
 
 
@@ -262,6 +286,7 @@ def read_lines(path: Path, **fields: type | tuple[type, ...]) -> list[dict[str, 
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
+        check_read(path, error)
         raise UserError(f"{path} cannot be read ({error.strerror}): remove it or restore it.") from error
     for number, line in enumerate(lines, 1):
         try:

@@ -172,6 +172,8 @@ def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from
     artifact = load_artifact(path, stage)
     check_made_from(path, artifact["made_from"], made_from)
     updates = artifact["config"].get("updates", 0)
+    if not isinstance(updates, int):
+        raise UserError(f"{path} does not say how long it was trained: redo it with `make {stage} ARGS=--restart`.")
     if updates < config.updates and not _checkpoint(run, stage).exists():
         raise UserError(
             f"{path} cannot go on from update {updates} since {_checkpoint(run, stage)} is missing: "

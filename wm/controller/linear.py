@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic, check_archive, in_short
+from wm.run import UserError, atomic, check_archive, check_read, in_short
 
 ACTIONS = 3
 """CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""
@@ -45,6 +45,10 @@ def squash(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     return action
 
 
+META = {"config": dict, "generations": int, "env_steps": int}
+"""Types of what is read again of a controller's meta, as far as it is there."""
+
+
 def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:
     """Writes a controller: theta as f32 and `meta` (plain JSON values; made_from, config, ...) as a string."""
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -65,11 +69,14 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
         with np.load(path, allow_pickle=False) as arrays:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
+        check_read(path, error)
         raise UserError(f"{path} is damaged or no controller ({in_short(error)}): {redo}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo}.")
     if not isinstance(meta.get("made_from"), dict):
         raise UserError(f"{path} does not say what it was made from: {redo}.")
+    if not all(isinstance(meta.get(name, kind()), kind) for name, kind in META.items()):
+        raise UserError(f"{path} does not say how it was made: {redo}.")
     if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
         raise UserError(f"{path} holds no finite float32 weights: {redo}.")
     return theta, meta

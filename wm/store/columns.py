@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, in_short
+from wm.run import UserError, check_read, in_short
 from wm.signals import held
 
 Array = NDArray[Any]
@@ -171,6 +171,7 @@ class ColumnFile:
             self._check(self._opened(), kind, row)
         except (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             self.close()
+            check_read(self.path, error)
             raise self._damaged(error) from error
         except UserError:
             self.close()
@@ -229,6 +230,7 @@ class ColumnFile:
         try:
             values: Array = self._opened()[column][first + start : first + stop]
         except (OSError, KeyError, RuntimeError) as error:
+            check_read(self.path, error)
             raise self._damaged(error) from error
         if len(values) != stop - start:
             raise self._damaged(ValueError("it has been replaced by another one"))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic, check_archive, in_short
+from wm.run import UserError, atomic, check_archive, check_read, in_short
 
 Floats = NDArray[np.float32]
 
@@ -92,6 +92,7 @@ def load_starts(path: Path) -> Starts:
             and arrays["rewards"].dtype.kind == "f"
         )
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
+        check_read(path, error)
         raise UserError(f"{path} is damaged or holds no starts ({in_short(error)}): {way_out}.") from error
     if meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {way_out}.")

@@ -1,0 +1,43 @@
+"""Stage evaluate beside what the pipeline's tests see of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stages.evaluate
+from wm.run import Run
+
+ROOT = Path(__file__).parent.parent
+
+
+def evaluate(run: Run, *arguments: str) -> None:
+    source = ROOT / "data" / "pretrained"
+    where = ["--run", str(run.folder), "--source", str(source), "--preset", "smoke", "--workers", "0"]
+    stages.evaluate.main([*where, "--episodes", "2", "--max-steps", "20", "--fast", *arguments])
+
+
+def test_an_interrupted_restart_goes_on_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    evaluate(run)
+    score = run.folder / "score-fast.json"
+    before = score.read_text()
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.evaluate, "make_workers", interrupted)
+        evaluate(run)
+        assert "is finished" in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, "--restart")
+        assert not score.exists()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run)
+    evaluate(run)
+    assert [line for line in score.read_text().splitlines() if "return" in line] == [
+        line for line in before.splitlines() if "return" in line
+    ]
