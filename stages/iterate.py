@@ -87,11 +87,10 @@ def main(argv: list[str]) -> None:
                 if rows:  # options that have made a round are not what is wrong, and are kept to
                     raise MachineError(str(error)) from error
                 raise
-            if number:
-                thin(round_of(run, number - 1))
             rows.append(row_of(round_of(run, number), number, rows))
             append_line(run.rounds, rows[-1])
             tell(run, rows)
+            thin(run, rows)
         if not missing:
             print(f"{run.rounds} is finished: {len(rows)} rounds (ROUNDS=n for more, --restart to redo them).")
 
@@ -184,10 +183,14 @@ def link_shards(before: Run, this: Run) -> None:
         share_shards(before.rollouts, this.rollouts)
 
 
-def thin(this: Run) -> None:
-    """Takes from a round that the next one was built on what is large and can be made again: latents, checkpoints."""
-    this.latents.unlink(missing_ok=True)
-    shutil.rmtree(this.checkpoints, ignore_errors=True)
+def thin(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Takes what is large and can be made again, latents and checkpoints, from all rounds but the last and the best."""
+    best = max(rows, key=lambda row: row["select"])
+    for row in rows[:-1]:
+        if row is not best:
+            this = round_of(run, row["round"])
+            this.latents.unlink(missing_ok=True)
+            shutil.rmtree(this.checkpoints, ignore_errors=True)
 
 
 def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
