@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
     out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
     if not args.restart and out.exists() and is_of(score := read_score(out), what):
+        run.sweep()  # it may have been killed after that
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
         return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:

@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
     if not args.restart and run.probe.exists():
         found = read_json(run.probe, made_from=dict, config=dict, episodes=dict, steps=dict, targets=list)
         if not (changed := list(differing(found, what))):
+            run.sweep()  # it may have been killed after that
             show(found)
             print(f"{run.probe} is finished (--restart drives the tracks again).")
             return

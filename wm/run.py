@@ -104,6 +104,9 @@ UNWRITABLE = {
 }
 """What to do when the system refuses to write, by the number of its error."""
 
+NO_TEMPORARY = "No usable temporary directory"
+"""What Python's tempfile says when there is no room anywhere, by the number of a file that is missing."""
+
 UNREADABLE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "allow it, and the same command goes on"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), and the same command goes on"),
@@ -123,6 +126,9 @@ def writing(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if NO_TEMPORARY in str(error):
+            way_out = UNWRITABLE[errno.ENOSPC]
+            raise MachineError(f"no folder for temporary files can be written: {way_out}.") from error
         if error.errno not in UNWRITABLE:
             raise
         reason = os.strerror(error.errno)
