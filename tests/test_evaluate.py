@@ -24,6 +24,8 @@ def test_an_interrupted_restart_goes_on_without_it(
     evaluate(run)
     score = run.folder / "score-fast.json"
     before = score.read_text()
+    leftover = run.folder / ".manifest-abcdefgh.tmp.json"  # of a command that was killed after the score was written
+    leftover.touch()
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -32,6 +34,7 @@ def test_an_interrupted_restart_goes_on_without_it(
         patch.setattr(stages.evaluate, "make_workers", interrupted)
         evaluate(run)
         assert "is finished" in capsys.readouterr().out
+        assert not leftover.exists()
         with pytest.raises(KeyboardInterrupt):
             evaluate(run, "--restart")
         assert not score.exists()

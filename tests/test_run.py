@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from wm.run import (
     read_metrics,
     versions,
     write_json,
+    writing,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -499,3 +501,13 @@ def test_a_lock_clears_away_what_a_killed_writer_left(tmp_path: Path) -> None:
         assert not leftover.exists()
         assert temporary.exists()  # of a replay that is at work meanwhile
     assert (tmp_path / "video.mp4").exists()
+
+
+def test_no_room_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
+    with (
+        pytest.raises(MachineError, match=r"^no folder for temporary files can be written: make room, and the same"),
+        writing(None),
+    ):
+        tempfile.gettempdir()
