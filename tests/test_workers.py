@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import wm.workers
+from wm.signals import EXIT_CODE, INTERRUPTED
 from wm.workers import Inline, ProcessPool, WorkersDied, make_workers
 
 ROOT = Path(__file__).parent.parent
@@ -361,3 +362,39 @@ def children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+# --- signals ------------------------------------------------------------------------------------------------
+
+
+def make_much(much: bytes) -> Callable[[int], int]:
+    return lambda x: len(much) + x
+
+
+STAGE = """
+from tests.test_workers import make_much
+from wm.cli import run_stage
+from wm.workers import make_workers
+
+def main(argv):
+    with make_workers(2, make_much, bytes(8_000_000)) as workers:
+        print("begins", flush=True)
+        while True:
+            list(workers.run([1, 2]))
+
+run_stage(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.4])
+def test_a_signal_while_workers_start_leaves_none_behind(number: signal.Signals, delay: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STAGE], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(delay)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=50)  # ends when nobody has the pipe any more
+    assert (process.returncode, said) == (EXIT_CODE, f"{INTERRUPTED}\n")

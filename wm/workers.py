@@ -19,10 +19,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
 from typing import Any, Protocol
 
 from wm.run import MachineError
+from wm.signals import held
 
 Task = Any
 Result = Any
@@ -112,9 +114,8 @@ class ProcessPool:
             executor = self._running()
             futures: dict[Future[Result], int] = {}
             try:
-                with _spawning():
-                    for i, task in islice(todo.items(), self._recycle - self._used):
-                        futures[executor.submit(_call, task)] = i
+                for i, task in islice(todo.items(), self._recycle - self._used):
+                    futures[executor.submit(_call, task)] = i
                 pending = set(futures)
                 while pending:
                     finished, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -144,7 +145,7 @@ class ProcessPool:
             self._used = 0
             self._executor = ProcessPoolExecutor(
                 self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=_Context(),
                 initializer=_start,
                 initargs=(self._make, self._args),
             )
@@ -154,7 +155,9 @@ class ProcessPool:
         if self._executor is None:
             return
         if kill:
-            for process in list((self._executor._processes or {}).values()):  # public from Python 3.14 on
+            # Of all, since the executor does not know of one whose start was interrupted.
+            workers = [process for process in multiprocessing.active_children() if isinstance(process, _Worker)]
+            for process in workers:
                 process.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._executor = None
@@ -181,6 +184,24 @@ def _spawning() -> Iterator[None]:
             else:
                 os.environ[name] = value
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that a signal finds started or not.
+
+    A start ends when the process has read all that it is made of, which is after it has imported the most of it. Broken
+    off before, it is nobody's child, and dies of what it misses with a traceback.
+    """
+
+    def start(self) -> None:
+        with held(), _spawning():
+            super().start()
+
+
+class _Context(SpawnContext):
+    """Spawns such processes."""
+
+    Process = _Worker
 
 
 _make: Callable[[], Work] | None = None
