@@ -298,6 +298,7 @@ def test_the_whole_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         with pytest.raises(AssertionError, match="again"):
             stage(tmp_path / "run", "--restart", source=source)
     assert not (tmp_path / "run" / "probe.json").exists()  # so that it goes on without --restart
+    assert stage(tmp_path / "run", source=source) == found
     with np.load(source / "controller.npz") as arrays:
         parts = dict(arrays)
     np.savez(source / "controller.npz", **{**parts, "theta": parts["theta"] + np.float32(1e-3)})
