@@ -100,6 +100,11 @@ def round_of(run: Run, number: int) -> Run:
     return Run(run.folder / "rounds" / str(number))
 
 
+def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the round whose controller was the best on the real selection tracks."""
+    return max(rows, key=lambda row: row["select"])
+
+
 def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
     """UserError when the run folder holds what no round made, which the best round's work would replace."""
     known = {made for row in rows for made in row["files"].values()}
@@ -185,7 +190,7 @@ def link_shards(before: Run, this: Run) -> None:
 
 def thin(run: Run, rows: list[dict[str, Any]]) -> None:
     """Takes what is large and can be made again, latents and checkpoints, from all rounds but the last and the best."""
-    best = max(rows, key=lambda row: row["select"])
+    best = best_of(rows)
     for row in rows[:-1]:
         if row is not best:
             this = round_of(run, row["round"])
@@ -234,7 +239,7 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
 
 def tell(run: Run, rows: list[dict[str, Any]]) -> None:
     """Puts the best round's work into the run folder, draws plots/rounds.png and prints the table."""
-    best = max(rows, key=lambda row: row["select"])
+    best = best_of(rows)
     keep(run, best)
     plot_rounds(run.plots / "rounds.png", rows)
     print("round  episodes   (new)  V error  M nats   dream    real     gap  real steps  minutes")

@@ -57,7 +57,8 @@ run_stage(main)
 def started(*arguments: str) -> subprocess.Popen[str]:
     """The stage, once it has said so."""
     command = [sys.executable, "-c", STAGE, "--run", "x", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("started")
     return process
@@ -66,14 +67,10 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("both", [False, True])
 def test_nobody_reads_the_output_any_more(both: bool) -> None:
     """As in `make collect | head -1`."""
-    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "18"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = started("--generations", "18")
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    process.stdout.readline()
     process.stdout.close()
     if both:
         process.stderr.close()
