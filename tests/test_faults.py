@@ -39,7 +39,10 @@ CHAIN = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe",
 CALLING = ("iterate", "ablate")
 """Stages that call others, as processes of their own."""
 STAGES = (*CHAIN, *CALLING)
-BEFORE: dict[str, str | None] = {**dict(zip(CHAIN, (None, *CHAIN), strict=False)), "iterate": None, "ablate": "mdnrnn"}
+BEFORE: dict[str, str | None] = {
+    **dict(zip(CHAIN, (None, *CHAIN), strict=False)),
+    **{"iterate": None, "ablate": "mdnrnn", "curves": "mdnrnn", "replay": "controller"},
+}
 """In whose folder a stage begins."""
 POOLED = ("collect", "controller", "dream", "evaluate", "probe")
 """Stages with worker processes."""
@@ -57,6 +60,8 @@ OPTIONS = {
     "iterate": "--rounds 3 --added 2 --vae-updates 6 --vae-rounds 1 --mdnrnn-updates 6 --fresh-rounds 1 "
     "--refine-from 2 --refine-added 1 --refine-updates 4 --dream-options=--generations=1",
     "ablate": "--rows full untrained-m --steps 50 --select-every 1 --select-tracks 1 --episodes 1",
+    "curves": "--name few --steps 300 --seeds 1 --options=--popsize=4",
+    "replay": "--car fast --max-steps 60",
 }
 
 SAVING = (
@@ -414,6 +419,27 @@ def test_no_room_is_one_sentence_and_nothing_half_written(pipeline: Pipeline, tm
     assert refused
     finish(stage, folder)
     assert contents(stage, folder) == wanted
+    assert_tidy(folder)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "made"), [("curves", "plots/curves.png"), ("replay", "videos/*.mp4")])
+def test_no_room_for_what_is_only_looked_at(pipeline: Pipeline, tmp_path: Path, stage: str, made: str) -> None:
+    folder = pipeline.copy(stage, tmp_path / "run")
+    refused = 0
+    for limit in LIMITS:
+        process = start(stage, folder, limit)
+        _, said = process.communicate(timeout=600)
+        assert process.returncode in (0, 2), said
+        if process.returncode:
+            refused += 1
+            assert re.search(r"cannot be written \(File too large\): make room, and the same command goes on\.\n", said)
+            assert "Traceback" not in said, said
+            assert_tidy(folder)
+    assert refused
+    finish(stage, folder)
+    assert list(folder.glob(made))
     assert_tidy(folder)
 
 
