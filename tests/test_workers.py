@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -398,3 +399,25 @@ def test_a_signal_while_workers_start_leaves_none_behind(number: signal.Signals,
     process.send_signal(number)
     _, said = process.communicate(timeout=50)  # ends when nobody has the pipe any more
     assert (process.returncode, said) == (EXIT_CODE, f"{INTERRUPTED}\n")
+
+
+def test_a_worker_killed_while_it_starts_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:
+    """What it is made of is more than a pipe takes: nobody may wait for it to be read."""
+    before = set(children(os.getpid()))
+    victims: list[int] = []
+
+    def kill_the_first() -> None:
+        while not victims:
+            for pid in set(children(os.getpid())) - before:
+                if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():  # else it is the tracker of resources
+                    os.kill(pid, signal.SIGKILL)
+                    victims.append(pid)
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_the_first, daemon=True)
+    killer.start()
+    with ProcessPool(1, make_much, bytes(3_000_000)) as pool:
+        assert sorted(pool.run([1, 2])) == [(0, 3_000_001), (1, 3_000_002)]
+    killer.join(10)
+    assert len(victims) == 1
+    assert "a worker died" in capfd.readouterr().err

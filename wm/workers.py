@@ -8,10 +8,13 @@ with one task after the other. Workers are spawned, compute on one thread, and d
 from __future__ import annotations
 
 import gc
+import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,10 +23,12 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.reduction import DupFd
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from wm.run import MachineError
+from wm.run import MachineError, writing
 from wm.signals import held
 
 Task = Any
@@ -92,8 +97,8 @@ class ProcessPool:
     """
 
     def __init__(self, workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> None:
-        self._workers, self._make, self._args = workers, make, args
-        self._recycle, self._used = recycle * workers, 0
+        self._workers, self._recycle, self._used = workers, recycle * workers, 0
+        self._luggage: Any = _Luggage(make, args)  # Any, since it is what it holds where it arrives
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> ProcessPool:
@@ -103,6 +108,7 @@ class ProcessPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop(kill=kind is not None)
+        self._luggage.close()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """See `Workers.run`. Raises WorkersDied when workers die again and again."""
@@ -147,7 +153,7 @@ class ProcessPool:
                 self._workers,
                 mp_context=_Context(),
                 initializer=_start,
-                initargs=(self._make, self._args),
+                initargs=(self._luggage,),
             )
         return self._executor
 
@@ -186,12 +192,36 @@ def _spawning() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-class _Worker(SpawnProcess):
-    """A spawned process that a signal finds started or not.
+class _Luggage:
+    """What workers are made of, in a nameless file that they inherit.
 
-    A start ends when the process has read all that it is made of, which is after it has imported the most of it. Broken
-    off before, it is nobody's child, and dies of what it misses with a traceback.
+    multiprocessing hands a process its arguments through a pipe of which it holds both ends meanwhile. More than the
+    64 kB that a pipe takes would keep the parent waiting until the worker has imported nearly everything, and for ever
+    if it dies before.
     """
+
+    def __init__(self, make: Callable[..., Work], args: tuple[Any, ...]) -> None:
+        with writing(Path(tempfile.gettempdir())):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by whoever holds it
+            pickle.dump((make, args), self._file)
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """In the worker it becomes what it holds."""
+        return _unpacked, (DupFd(self._file.fileno()),)
+
+
+def _unpacked(inherited: Any) -> tuple[Callable[..., Work], tuple[Any, ...]]:
+    # Mapped and not read, since all workers share one position in the file.
+    with open(inherited.detach(), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return pickle.loads(content)
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that a signal finds started or not: half started, it dies with a traceback."""
 
     def start(self) -> None:
         with held(), _spawning():
@@ -208,7 +238,7 @@ _make: Callable[[], Work] | None = None
 _work: Work | None = None
 
 
-def _start(make: Callable[..., Work], args: tuple[Any, ...]) -> None:
+def _start(luggage: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
     """Sets a worker process up, to be gone with its parent."""
     global _make
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -216,6 +246,7 @@ def _start(make: Callable[..., Work], args: tuple[Any, ...]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
+    make, args = luggage
     _make = partial(make, *args)
 
 
