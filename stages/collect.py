@@ -56,10 +56,8 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
     with run.stage("collect", config, args.seed, args.restart) as begin:
-        if args.restart:  # each by itself: an earlier restart may have been killed between the two
-            for folder in (run.folder / SCOUT, run.rollouts):
-                if folder.exists():
-                    shutil.rmtree(folder)
+        if args.restart:
+            throw_away(run, given, config)
         run.rollouts.mkdir(exist_ok=True)
         made_by = (args.env, config.policy, config.max_steps, args.seed, config.cut_after)
         there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))
@@ -98,6 +96,17 @@ def main(argv: list[str]) -> None:
             metrics.log(len(rollouts), {name: found[name] for name in numbers if found[name] is not None})
         write_json(summary, found)
         print(describe(found))
+
+
+def throw_away(run: Run, given: CollectArgs, config: CollectConfig) -> None:
+    """Removes an earlier collection and its scout; UserError when who is to drive now is missing, or part of them."""
+    earlier = [folder for folder in (run.folder / SCOUT, run.rollouts) if folder.exists()]
+    if config.driven and given.source:
+        load_driver(Run(given.source), given.driver, config)
+        if any(given.source.resolve().is_relative_to(folder.resolve()) for folder in earlier):
+            raise UserError(f"--source {given.source} is part of what --restart throws away: copy it elsewhere first.")
+    for folder in earlier:  # each by itself: an earlier restart may have been killed between the two
+        shutil.rmtree(folder)
 
 
 def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:

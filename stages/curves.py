@@ -15,13 +15,10 @@ import numpy as np
 from wm.cli import Common, call_stage, parse, run_stage, taken_apart
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
-from wm.show.report import over_seeds, read_variants, stage_of
+from wm.show.report import CURVE, over_seeds, read_variants, stage_of
 
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """What a curve keeps of the metrics of each selection, as far as the stage has it."""
-
-CURVE: dict[str, type] = {"name": str, "seed": int, "steps": int, "options": str, "curve": list}
-"""What a line of the results holds that is read again."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
 from wm.run import (
     Progress,
     Run,
+    UserError,
     append_line,
     commit,
     file_hash,
@@ -70,6 +71,10 @@ def main(argv: list[str]) -> None:
     name = "score" + "-dream" * (config.controller == "dream") + "-fast" * config.fast
     out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
+    if out.suffix != ".json":
+        raise UserError(f"--out {out} is no name of a score: let it end in .json.")
+    if config.out and out.exists():
+        read_score(out)  # else it is something that no score may take the place of
     if not args.restart and out.exists() and is_of(score := read_score(out), what):
         run.sweep()  # it may have been killed after that
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from wm.agent import load_acting
 from wm.cli import narrowed, parse, run_stage
 from wm.config import ProbeConfig
-from wm.probe import HEADER, Record, describe, make_prober, probe, rows
+from wm.probe import HEADER, PROBE, Record, describe, make_prober, probe, rows
 from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
 from wm.show.plots import plot_probe
 from wm.workers import make_workers
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         "made_from": {**models.made_from, artifact.name: file_hash(artifact)},
     }
     if not args.restart and run.probe.exists():
-        found = read_json(run.probe, made_from=dict, config=dict, episodes=dict, steps=dict, targets=list)
+        found = read_json(run.probe, **PROBE)
         if not (changed := list(differing(found, what))):
             run.sweep()  # it may have been killed after that
             show(found)

@@ -1,5 +1,6 @@
 """The command line that all stages share."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,11 +25,11 @@ from wm.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, held
 ROOT = Path(__file__).parent.parent
 
 STAGE = """
-import sys, time
+import errno, os, sys, time
 from wm.cli import parse, run_stage
 from wm.controller.linear import load_controller, save_controller
 from wm.run import UserError
-from wm.signals import Interrupted, held
+from wm.signals import Interrupted, held, work_begins
 
 def main(argv):
     args, config = parse(lambda preset: preset.controller, "Test stage.", argv)
@@ -38,13 +39,19 @@ def main(argv):
         raise RuntimeError("a defect")
     if config.generations == 17:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 68 bytes")
+    if config.generations == 19:
+        raise RuntimeError("can't start new thread")
+    if config.generations in (errno.EAGAIN + 100, errno.ENOMEM + 100, errno.ESTALE + 100):
+        raise OSError(config.generations - 100, os.strerror(config.generations - 100))
+    if config.generations == 20:
+        work_begins()
     print("started", config, flush=True)
     if config.generations == 16:
         with held():
             time.sleep(1)
             print("done", flush=True)
         time.sleep(60)
-    while config.generations == 15:
+    while config.generations in (15, 20):
         time.sleep(0.05)
     if config.generations == 18:
         input()
@@ -52,6 +59,9 @@ def main(argv):
 
 run_stage(main)
 """
+
+
+NO_MORE = "error: the machine has no more memory or processes to give: give smaller sizes or fewer --workers.\n"
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
@@ -168,7 +178,12 @@ def test_exit_code_0_when_done() -> None:
         (["--workers", "-2"], "error: --workers -2 is not a number of processes: give 0 to 1024.\n"),
         (["--seed", "100"], "error: --seed 100 is out of range: give 0 to 99.\n"),
         (["--generations", "13"], "error: generation 13 brings bad luck: choose another.\n"),
-        (["--generations", "17"], "error: the memory does not suffice: give smaller sizes or fewer --workers.\n"),
+        *((["--generations", str(number)], NO_MORE) for number in (17, 19, errno.EAGAIN + 100, errno.ENOMEM + 100)),
+        (
+            ["--generations", str(errno.ESTALE + 100)],
+            "error: a file of the run cannot be written (Stale file handle): see to the disk, and the same command "
+            "goes on.\n",
+        ),
     ],
 )
 def test_exit_code_2_and_one_sentence_when_the_user_can_mend_it(arguments: list[str], sentence: str) -> None:
@@ -227,11 +242,12 @@ def test_other_threads_do_not_hold_signals() -> None:
         done.result()
 
 
-def test_an_interrupted_restart_goes_on_without_it() -> None:
-    process = started("--generations", "15", "--restart")
+@pytest.mark.parametrize(("generations", "sentence"), [("15", INTERRUPTED), ("20", RESTARTED)])
+def test_an_interrupted_restart_goes_on_without_it_once_it_has_begun(generations: str, sentence: str) -> None:
+    process = started("--generations", generations, "--restart")
     process.terminate()
     _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (130, f"{RESTARTED}\n")
+    assert (process.returncode, stderr) == (130, f"{sentence}\n")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Collection: what an episode holds depends on (seed, index) only; kills and damage cost nothing but time."""
 
+import errno
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from wm.config import COLLECT_SEEDS, DRIVEN_FROM, FAST_ENV, CollectConfig, track
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import load_controller, save_controller
 from wm.envs import make_env
-from wm.run import Run, UserError, read_json
+from wm.run import MachineError, Run, UserError, read_json
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts, write_shard
 from wm.store.starts import load_starts
@@ -257,6 +258,27 @@ def test_a_doubled_episode_is_set_aside(whole: Run, copy: Run) -> None:
     assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
 
 
+def test_an_earlier_damaged_shard_stays(copy: Run) -> None:
+    path = sorted(copy.rollouts.glob("*.h5"))[0]
+    contents = [b"damaged once", b"and again"]
+    for content in contents:
+        path.write_bytes(content)
+        set_aside_damaged(copy.rollouts)
+    assert sorted(path.read_bytes() for path in (copy.rollouts / "damaged").iterdir()) == sorted(contents)
+
+
+def test_what_the_system_does_not_open_is_not_taken_for_damaged(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    before = sorted(copy.rollouts.rglob("*"))
+    with monkeypatch.context() as patched:
+        patched.setattr("h5py.File", refused)
+        with pytest.raises(MachineError, match=r"cannot be read \(Permission denied\): allow it"):
+            main(arguments(copy.folder, episodes=5))
+    assert sorted(copy.rollouts.rglob("*")) == before
+
+
 def test_a_hopeless_episode_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Who stands still has no new tile after the first steps."""
     cut = ["--policy", "brownian", "--max-steps", "60", "--episodes", "4", "--cut-after", "10"]
@@ -291,6 +313,17 @@ def test_other_options_are_refused_and_restart_makes_anew(copy: Run) -> None:
     rollouts = Rollouts(copy.rollouts)
     assert len(rollouts) == 2
     assert rollouts.fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"), [("typo", "controller.npz is missing"), ("scout", "part of what --restart throws away")]
+)
+def test_a_restart_throws_nothing_away_before_it_knows_who_drives(copy: Run, source: str, reason: str) -> None:
+    shutil.copytree(ROOT / "data" / "pretrained", copy.folder / "scout")
+    before = sorted(copy.folder.rglob("*"))
+    with pytest.raises(UserError, match=reason):
+        main(arguments(copy.folder, "--driven", "2", "--source", str(copy.folder / source), "--restart"))
+    assert sorted(copy.folder.rglob("*")) == before
 
 
 def test_a_controller_drives_the_driven_episodes(whole: Run, copy: Run) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import stages.evaluate
-from wm.run import Run
+from wm.run import Run, UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,3 +44,17 @@ def test_an_interrupted_restart_goes_on_without_it(
     assert [line for line in score.read_text().splitlines() if "return" in line] == [
         line for line in before.splitlines() if "return" in line
     ]
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"), [("vae.pt", "let it end in .json"), ("manifest.json", "cannot be read as JSON")]
+)
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_score_takes_no_other_files_place(tmp_path: Path, out: str, reason: str, restart: bool) -> None:
+    run = Run(tmp_path / "run")
+    evaluate(run)
+    run.vae.write_text("weights")
+    before = (run.folder / out).read_bytes()
+    with pytest.raises(UserError, match=reason):
+        evaluate(run, "--out", str(run.folder / out), *["--restart"] * restart)
+    assert (run.folder / out).read_bytes() == before

@@ -1,5 +1,6 @@
 """The run folder: whole files or none, one command at a time, and a manifest and metrics that survive a kill."""
 
+import errno
 import json
 import os
 import re
@@ -501,6 +502,15 @@ def test_a_lock_clears_away_what_a_killed_writer_left(tmp_path: Path) -> None:
         assert not leftover.exists()
         assert temporary.exists()  # of a replay that is at work meanwhile
     assert (tmp_path / "video.mp4").exists()
+
+
+def test_a_file_system_without_locks_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\): choose RUNS on another"):
+        Run(tmp_path).lock().__enter__()
 
 
 def test_no_room_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

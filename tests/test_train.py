@@ -310,6 +310,14 @@ def test_divergence_again_is_one_sentence_and_saves_nothing_bad(tmp_path: Path, 
     assert all(np.isfinite(line["loss"]) and line["loss"] < 10 for line in lines(run))
 
 
+def test_divergence_before_the_first_validation_does_not_go_back_to_another_start(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted):
+        go(run, made_from={"data": "abc", "start": "def"}, loss=stop_in(loss, 3, Interrupted))
+    with pytest.raises(UserError, match="has diverged: the loss is nan at update 5"):
+        go(run, loss=diverging({4: float("nan")}))  # called without that start
+
+
 @given(at=st.integers(0, 28), stop=st.integers(0, 29), kind=st.sampled_from([Interrupted, Killed]))
 @settings(deadline=None, max_examples=10)
 def test_a_resume_around_a_divergence_is_exact(
@@ -338,12 +346,13 @@ def test_a_checkpoint_of_before_that_rule_is_gone_on_with(plain: Run, tmp_path: 
     assert lines(run) == lines(plain)
 
 
-def test_infinite_gradient_and_validation_are_diagnosed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_infinite_gradient_and_validation_are_diagnosed(tmp_path: Path, clip: float | None) -> None:
     def steep(model: Any, batch: Any, generator: Any) -> tuple[Tensor, dict[str, Any]]:
         return model(torch.zeros(1, 3)).square().sum().mul(0).sqrt().sum(), {}  # 0, with an infinite slope
 
     with pytest.raises(UserError, match=r"norm of the gradient is nan at update 2, .* and before at update 1;"):
-        go(Run(tmp_path), loss=steep)
+        go(Run(tmp_path), loss=steep, clip=clip)
     with pytest.raises(UserError, match=r"validation loss is nan at update 14, .* and before at update 7;"):
         go(Run(tmp_path), validate=lambda model: {"loss": float("nan")})
 

@@ -6,6 +6,7 @@ those of the preset: `python -m stages.vae --help --preset paper` shows them all
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -25,10 +26,10 @@ import tyro
 
 from wm.config import BOUNDS, FAST_ENV, PRESETS, RUN_SEEDS, Config
 from wm.run import LOCKS, UNWRITABLE, MachineError, UserError, writing
-from wm.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, ignore, unwind
+from wm.signals import EXIT_CODE, Interrupted, farewell, ignore, unwind
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
-"""What torch's RuntimeError says where others raise a MemoryError."""
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
+"""What RuntimeErrors, torch's and Python's, say where others raise a MemoryError."""
 
 Sizes = TypeVar("Sizes")
 """A stage's config dataclass."""
@@ -209,21 +210,29 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
-            raise
-        print("error: the memory does not suffice: give smaller sizes or fewer --workers.", file=sys.stderr)
-        code = 2
-    except (KeyboardInterrupt, Interrupted):
-        ignore()
-        print(RESTARTED if "--restart" in sys.argv else INTERRUPTED, file=sys.stderr)
-        code = EXIT_CODE
     except BrokenPipeError:
         if not _unread():
             raise
         code = EXIT_CODE
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_want(error):
+            raise
+        sentence = "the machine has no more memory or processes to give: give smaller sizes or fewer --workers."
+        print(f"error: {sentence}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, Interrupted):
+        ignore()
+        print(farewell("--restart" in sys.argv), file=sys.stderr)
+        code = EXIT_CODE
     ignore()
     sys.exit(code)
+
+
+def _is_want(error: MemoryError | RuntimeError | OSError) -> bool:
+    """Whether the machine has had no memory, process or thread to give."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.EAGAIN)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _unread() -> bool:

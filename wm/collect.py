@@ -18,7 +18,7 @@ from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.policies import POLICIES, Driven, choose
 from wm.rollout import Policy, play
-from wm.run import Progress, UserError
+from wm.run import MachineError, Progress, UserError
 from wm.store.columns import ColumnFile
 from wm.store.episode import Episode
 from wm.store.shards import KIND, ROW, WAY_OUT, read_episode, write_shard
@@ -180,6 +180,9 @@ def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: 
 
     Returns:
         The indices of the episodes that are there and whole.
+
+    Raises:
+        MachineError: The system does not let one be read, which says nothing about it.
     """
     paths = sorted(folder.glob("*.h5"))
     found: set[int] = set()
@@ -197,8 +200,20 @@ def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: 
                 if len(indices) < len(shard.table) or found & indices:
                     raise UserError(f"{path} holds an episode that is there already.")
                 found |= indices
+            except MachineError:
+                raise
             except UserError as error:
-                (folder / "damaged").mkdir(exist_ok=True)
-                path.rename(folder / "damaged" / path.name)
+                set_aside(path)
                 print(f"set aside in {folder / 'damaged'}: {error}")
     return sorted(found)
+
+
+def set_aside(path: Path) -> None:
+    """Moves a file into damaged/ beside it, under a name that is free there: shards of all collections are alike."""
+    folder = path.parent / "damaged"
+    folder.mkdir(exist_ok=True)
+    target, number = folder / path.name, 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.stem}-{number}{path.suffix}"
+    path.rename(target)

@@ -521,7 +521,8 @@ MOST_AVERAGED = 1000
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "average": (1, MOST_AVERAGED),
-    **dict.fromkeys(("episodes", "max_steps", "generations", "validate_every"), (1, 10**9)),
+    "episodes": (1, 10**6),
+    **dict.fromkeys(("max_steps", "generations", "validate_every"), (1, 10**9)),
     **dict.fromkeys(("episodes_per_shard", "length", "dreams", "horizon", "tracks"), (1, 10**6)),
     **dict.fromkeys(("select_every", "select_tracks", "starts", "validation_frames", "validation_clips"), (1, 10**6)),
     **dict.fromkeys(("shuffle_frames", "batch"), (1, 10**8)),

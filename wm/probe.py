@@ -21,7 +21,7 @@ from wm.envs import make_env
 from wm.memory.cell import LSTMCell
 from wm.policies import Driven
 from wm.rollout import Policy, score
-from wm.run import UserError
+from wm.run import NUMBER, Shape, UserError
 from wm.vision.encoder import Encoder
 
 Array = NDArray[np.float64]
@@ -225,6 +225,17 @@ def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, A
         "targets": targets,
     }
 
+
+PROBE: Shape = {
+    "config": {"start_after": int, "off_road": NUMBER},
+    "episodes": {"fitted": int, "tested": int},
+    "steps": {"fitted": int, "tested": int, "left_out": int},
+    "targets": [
+        {"name": str, "unit": str, "std": NUMBER, "r2": {...: (*NUMBER, type(None))}, "rmse": {...: NUMBER}},
+    ],
+    "made_from": {...: str},
+}
+"""What probe.json holds that is read again; stage probe writes it."""
 
 HEADER = ("what", "unit", "std", "R²: z", "h", "[z; h]", "error: z", "h", "[z; h]")
 """Of the table that `rows` makes."""

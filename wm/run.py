@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -29,13 +30,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from wm.config import RUN_FORMAT, changed_fields
+from wm.signals import work_begins
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -43,37 +47,73 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "gymnasium", "box2d", "cma", "numpy", "h5py", "opencv-python-headless", "onnxruntime")
 """Packages whose versions go into the manifest and beside every score."""
 
-RECORD: dict[str, type | tuple[type, ...]] = {
-    "config": dict,
+Shape = Any
+"""What a value of JSON has to be: a type, a tuple of shapes of which one fits, a list of the shape of its items, an
+object: a dict of the shapes of its fields by name ("name?": it may be missing), or by `...` of whatever is in it; or
+what a function says."""
+
+NUMBER = (int, float)
+LARGEST = 1e100
+"""A number beyond is none that anybody has counted or measured."""
+
+
+def is_histogram(value: Any) -> bool:
+    """Whether a value of JSON is counts between ascending edges."""
+    if not fits(value, {"edges": [NUMBER], "counts": [NUMBER]}):
+        return False
+    edges = value["edges"]
+    return len(edges) == len(value["counts"]) + 1 > 1 and all(low < high for low, high in pairwise(edges))
+
+
+RECORD: Shape = {
+    "config": {
+        **dict.fromkeys(("updates?", "generations?", "horizon?", "z?"), int),
+        "temperature?": NUMBER,
+        "reward?": str,
+    },
     "seed": int,
-    "versions": dict,
+    "versions": {...: str},
     "commit": str,
     "cores": int,
     "started": str,
     "ended": (str, NoneType),
-    "seconds": (int, float),
-    "peak_memory_mb": (int, float),
+    "seconds": NUMBER,
+    "peak_memory_mb": NUMBER,
 }
 """What the manifest holds of each stage; `Run.stage` writes it."""
 
-SCORE: dict[str, type | tuple[type, ...]] = {
+SCORE: Shape = {
     **dict.fromkeys(("mean", "std"), float),
     "ci95": (float, NoneType),
-    **dict.fromkeys(("returns", "lengths", "seeds"), list),
-    "env_id": str,
+    "returns": [NUMBER],
+    "lengths": [int],
+    "seeds": [int],
+    **dict.fromkeys(("env_id", "commit", "time"), str),
     "max_steps": int,
-    "made_from": dict,
+    "made_from": {...: str},
+    "versions": {"gymnasium": str},
 }
 """What a score holds that is read again; stage evaluate writes it."""
 
-SUMMARY: dict[str, type | tuple[type, ...]] = {
+SUMMARY: Shape = {
     **dict.fromkeys(("episodes", "frames"), int),
-    **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), (int, float)),
-    "policies": dict,
+    **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), NUMBER),
+    "policies": {...: int},
     "on_road": (float, NoneType),
-    "actions": list,
+    "actions": [is_histogram],
+    "returns?": is_histogram,
 }
 """What the summary of a collection holds that is read again; stage collect writes it."""
+
+EVOLVED = ("env_steps", "seconds", "mean")
+SELECTED = ("select_std", "select_steps")
+TOGETHER: dict[str, dict[str, tuple[str, ...]]] = {
+    "vae": {"val_loss": ("val_error", "val_kl", "val_dead")},
+    "mdnrnn": {"val_loss": ("val_nll", "val_nll_one", "val_nll_marginal", "val_nll_unit")},
+    "controller": {"step": (*EVOLVED, "best", "worst"), "select": SELECTED},
+    "dream": {"step": EVOLVED, "select": (*SELECTED, "dream")},
+}
+"""What a line of a stage's metrics holds that is read again, beside another number."""
 
 NOTICE_SECONDS = 20.0
 """Without a terminal, a progress line is printed this often."""
@@ -95,7 +135,7 @@ class MachineError(UserError):
 UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
-    errno.EIO: "see to the disk, and the same command goes on",
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk, and the same command goes on"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), and the same command goes on"),
     **dict.fromkeys(
         (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what is in its place, and the same command goes on"
@@ -226,12 +266,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(_checked(value), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, **fields: type | tuple[type, ...]) -> Any:
+def read_json(path: Path, **fields: Shape) -> Any:
     """Reads JSON.
 
     Args:
         path: The file.
-        **fields: Types of what it has to hold, by name; any make it an object.
+        **fields: Shapes of what it has to hold, by name; any make it an object.
 
     Raises:
         UserError: It is damaged, or lacks one of `fields`.
@@ -247,13 +287,9 @@ def read_score(path: Path) -> dict[str, Any]:
     """A score; UserError when it is damaged or none."""
     score: dict[str, Any] = read_json(path, **SCORE)
     columns = [score[name] for name in ("returns", "lengths", "seeds")]
-    if len({len(column) for column in columns}) > 1 or not columns[0] or not all(map(_are_numbers, columns)):
+    if len({len(column) for column in columns}) > 1 or not columns[0]:
         raise UserError(f"{path} holds no score (its returns, lengths and seeds): remove it or restore it.")
     return score
-
-
-def _are_numbers(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -274,14 +310,14 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
-def read_lines(path: Path, **fields: type | tuple[type, ...]) -> list[dict[str, Any]]:
+def read_lines(path: Path, **fields: Shape) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object a line; [] when it is missing.
 
     A line counts once its end is written: what a kill cut off is left out.
 
     Args:
         path: The file.
-        **fields: Types of what each object has to hold, by name.
+        **fields: Shapes of what each object has to hold, by name.
 
     Raises:
         UserError: A line is damaged, or lacks one of `fields`.
@@ -318,7 +354,7 @@ def _checksum(value: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
-def _parsed(content: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> Any:
+def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
     """The value of JSON text without its checksum; ValueError when it is none, or not what it was."""
     value = json.loads(content, parse_constant=_no_number)
     if isinstance(value, dict):
@@ -331,10 +367,28 @@ def _parsed(content: bytes, fields: Mapping[str, type | tuple[type, ...]]) -> An
             value[last[0]] = last[1]
         if CHECKSUM in value:
             raise ValueError(f"its {CHECKSUM} is damaged")
-    for name, kind in fields.items():
-        if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+    for name, shape in fields.items():
+        if not fits(value, {name: shape}):
             raise ValueError(f"it has no {name!r} of the right kind")
     return value
+
+
+def fits(value: Any, shape: Shape) -> bool:
+    """Whether a value of JSON is of a shape; what an object has beside its fields does not matter."""
+    if isinstance(shape, tuple):
+        return any(fits(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    if isinstance(shape, type):
+        return isinstance(value, shape) and not (isinstance(value, int | float) and abs(value) > LARGEST)
+    if not isinstance(shape, dict):
+        return bool(shape(value))
+    if not isinstance(value, dict):
+        return False
+    if ... in shape:
+        return all(fits(item, shape[...]) for item in value.values())
+    wanted = {name: one for name, one in shape.items() if not name.endswith("?") or name[:-1] in value}
+    return all(name.rstrip("?") in value and fits(value[name.rstrip("?")], one) for name, one in wanted.items())
 
 
 def _no_number(name: str) -> float:
@@ -359,6 +413,19 @@ def check_archive(path: Path) -> None:
         damaged = archive.testzip()
         if damaged is not None or not archive.namelist():
             raise ValueError(f"the checksum of {damaged} is another")
+        for member in archive.infolist():
+            if member.filename.endswith(".npy"):
+                _check_size(archive, member)
+
+
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """ValueError unless an array is as large as its header says: numpy makes room for that before it reads."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} has another size than it says")
 
 
 def file_hash(path: Path) -> str:
@@ -509,8 +576,19 @@ class Metrics:
 
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
-    """The lines of one stage in metrics.jsonl, in order; [] when the file is missing."""
-    return [line for line in read_lines(path, stage=str, step=int) if line["stage"] == stage]
+    """The lines of one stage in metrics.jsonl, in order; [] when the file is missing; UserError when one is none."""
+    found = [line for line in read_lines(path, stage=str, step=int) if line["stage"] == stage]
+    for line in found:
+        wanted = line.keys() - {"stage"}
+        for name, others in TOGETHER.get(stage, {}).items():
+            wanted |= set(others) if name in line else set()
+        for name in sorted(wanted):
+            if not fits(line.get(name), NUMBER):
+                raise UserError(
+                    f"{path} has a line of stage {stage}, step {line['step']}, in which {name!r} is no number: restore "
+                    "the line or remove it."
+                )
+    return found
 
 
 # --- the folder ------------------------------------------------------------------------------------------
@@ -552,7 +630,7 @@ class Run:
                 f"{self.manifest} is not of format {RUN_FORMAT}, which this version writes: choose another RUN."
             )
         stages = manifest.get("stages")
-        if not isinstance(stages, dict) or not all(map(_is_record, stages.values())):
+        if not isinstance(stages, dict) or not fits(stages, {...: RECORD}):
             raise UserError(f"{self.manifest} is damaged (it holds no records of stages): restore it.")
         return manifest
 
@@ -583,6 +661,10 @@ class Run:
             except BlockingIOError as error:
                 raise UserError(
                     f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
+                ) from error
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder} cannot be locked ({error.strerror}): choose RUNS on another file system."
                 ) from error
             self.sweep()
             LOCKS.append(file.fileno())
@@ -641,6 +723,7 @@ class Run:
                 }
                 self.record(stage, base)
                 begun = True
+                work_begins()
 
             try:
                 yield begin
@@ -656,10 +739,6 @@ class Run:
                     seconds = round(before + time.monotonic() - start, 1)
                     peak = max(peak_memory_mb(), entry.get("peak_memory_mb", 0.0))
                     self.record(stage, {"seconds": seconds, "peak_memory_mb": peak, "ended": now()})
-
-
-def _is_record(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in RECORD.items())
 
 
 def now() -> str:

@@ -13,7 +13,7 @@ INTERRUPTED = "interrupted: the same command goes on where it stopped."
 """What an interrupted command says last."""
 
 RESTARTED = "interrupted: the same command without --restart goes on where it stopped."
-"""The same of one that was to begin anew, and would do so again."""
+"""The same of one that has begun anew, and would do so again."""
 
 EXIT_CODE = 130
 """Its exit code, as shells give it for Ctrl-C."""
@@ -74,6 +74,22 @@ def held() -> Iterator[None]:
         if _Waiting.error and not _Waiting.depth:
             error, _Waiting.error = _Waiting.error, None
             raise error
+
+
+def work_begins() -> None:
+    """From here on what --restart was to throw away is gone, and there is new work to go on with."""
+    _Work.begun = True
+
+
+def farewell(restart: bool) -> str:
+    """What a command says last that was interrupted; `restart`: it was called with --restart."""
+    return RESTARTED if restart and _Work.begun else INTERRUPTED
+
+
+class _Work:
+    """Whether it has begun."""
+
+    begun = False
 
 
 class _Waiting:

@@ -242,7 +242,10 @@ def train(
     path = _checkpoint(run, stage)
     state = _State()
     if path.exists():
+        given = made_from
         state, made_from = _resume(path, stage, model, optimizer, config, made_from)
+        if made_from != given:
+            initial = {}  # it began with weights that this call does not know
     if not config.updates and not state.update:
         with Metrics(run, stage, resume_at=-1) as metrics:  # a line at 0 is of a call that was killed
             metrics.log(0, _validate(model, validate, state))
@@ -270,9 +273,8 @@ def train(
                     value.backward()
                     number = value.item()
                     _check_finite("loss", number)
-                    if clip is not None:
-                        norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-                        _check_finite("norm of the gradient", norm.item())
+                    norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip)
+                    _check_finite("norm of the gradient", norm.item())
                     if state.first is None and state.update == 0:
                         state.first = number
 
@@ -300,11 +302,12 @@ def train(
                         whole = not validating
                 except _Diverged as trouble:
                     update = state.update + whole  # the one that went wrong, which may not be counted yet
-                    if state.retreat or update == config.updates:
+                    back = state.best.weights or initial
+                    if state.retreat or update == config.updates or not back:
                         raise _given_up(stage, trouble, update, rate, state) from trouble
                     whole = False
                     # A function of what a checkpoint holds; batch and noise of this update are not met again.
-                    model.load_state_dict(state.best.weights or initial)
+                    model.load_state_dict(back)
                     model.train()
                     optimizer = _optimizer(model, rate)
                     state = replace(state, update=update, sums={}, summed=0, retreat=update)

@@ -18,10 +18,24 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from wm.config import EVALUATE_SEEDS, MDNRNNConfig, VAEConfig
+from wm.config import EVALUATE_SEEDS, DreamConfig, MDNRNNConfig, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
-from wm.probe import HEADER, describe, rows
-from wm.run import SUMMARY, Run, UserError, commit, file_hash, now, read_json, read_lines, read_metrics, read_score
+from wm.probe import HEADER, PROBE, describe, rows
+from wm.run import (
+    NUMBER,
+    SUMMARY,
+    Run,
+    Shape,
+    UserError,
+    commit,
+    file_hash,
+    fits,
+    now,
+    read_json,
+    read_lines,
+    read_metrics,
+    read_score,
+)
 from wm.show.svg import Line, Plotter, number
 from wm.vision.vae import DEAD_NATS
 
@@ -40,19 +54,28 @@ DREAM_SCORE = "make evaluate ARGS='--controller dream'"
 ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
 """Names of the actions, and between what they lie."""
 
-ROUND: dict[str, type | tuple[type, ...]] = {
+ROUND: Shape = {
     **dict.fromkeys(("round", "episodes", "new", "real_steps"), int),
-    **dict.fromkeys(("error", "nats", "dream", "select", "select_std", "gap", "minutes"), (int, float)),
+    **dict.fromkeys(("error", "nats", "dream", "select", "select_std", "gap", "minutes"), NUMBER),
 }
 """What a line of rounds.jsonl holds that is read again; stage iterate writes it."""
 
-ABLATION: dict[str, type | tuple[type, ...]] = {
+ABLATION: Shape = {
     "says": str,
     **dict.fromkeys(("weights", "lost", "episodes"), int),
-    **dict.fromkeys(("env_steps", "mean", "std", "median"), (int, float)),
-    "ci95": (int, float, type(None)),
+    **dict.fromkeys(("env_steps", "mean", "std", "median"), NUMBER),
+    "ci95": (*NUMBER, type(None)),
 }
 """What a row of ablations.json holds that is read again; stage ablate writes it."""
+
+
+CURVE: Shape = {
+    **dict.fromkeys(("name", "options"), str),
+    **dict.fromkeys(("seed", "steps"), int),
+    "curve": [{"env_steps": NUMBER, "select": NUMBER, "dream?": NUMBER}],
+    "config?": {"temperature?": NUMBER},
+}
+"""What a line of curves.jsonl holds that is read again; stage curves writes it."""
 
 
 # --- what sections are made of ----------------------------------------------------------------------------
@@ -382,7 +405,7 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
         rows += [
             [f"{head}, {unit}", f"{best[f'val_{name}']:.5f}", f"{best[f'val_{name}_constant']:.5f}", "a constant"]
             for name, (head, unit) in heads.items()
-            if f"val_{name}" in best
+            if {f"val_{name}", f"val_{name}_constant"} <= best.keys()
         ]
         caption = f"M against what needs no M, on validation clips at update {best['step']:,}; less is better"
         section.blocks.append(Table(caption, ["loss", "M", "baseline", "which one"], rows))
@@ -476,8 +499,8 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
             rows.append(
                 [
                     one.name,
-                    f"{config['temperature']:g}",
-                    str(config["horizon"]),
+                    f"{config.get('temperature', DreamConfig.temperature):g}",
+                    str(config.get("horizon", DreamConfig.horizon)),
                     f"{kept['dream']:.0f}",
                     f"{kept['select']:.0f} ± {kept['select_std']:.0f}",
                     describe_score(scored) if scored else f"not yet: `{DREAM_SCORE}`",
@@ -620,7 +643,7 @@ def stage_of(row: Mapping[str, Any]) -> str:
 def read_variants(run: Run, stage: str) -> dict[str, list[dict[str, Any]]]:
     """What `make curves` measured of a stage: the lines of curves.jsonl by variant, one for each of its seeds."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in read_lines(run.curves, name=str, seed=int, curve=list):
+    for row in read_lines(run.curves, **CURVE):
         if stage_of(row) == stage and row["curve"]:
             found[row["name"], row["seed"]] = row  # a larger budget has a line of its own, below the first one
     variants: dict[str, list[dict[str, Any]]] = {}
@@ -646,8 +669,8 @@ def add_variants(section: Section, main: Told, stage: str) -> None:
     table = []
     for name, seeds in variants.items():
         best = [max(row["curve"], key=lambda point: point["select"]) for row in seeds]
-        tau = [f"{seeds[0]['config']['temperature']:g}"] if dreamt else []
-        dreams = [over_seeds([point["dream"] for point in best])] if dreamt else []
+        tau = [f"{seeds[0].get('config', {}).get('temperature', DreamConfig.temperature):g}"] if dreamt else []
+        dreams = [over_seeds([point.get("dream", math.nan) for point in best])] if dreamt else []
         real = over_seeds([point["select"] for point in best])
         options = " ".join(f"`{option}`" for option in re.split(r"\s+(?=--)", seeds[0]["options"]) if option)
         table.append([name, *tau, str(len(seeds)), *dreams, real, options or "the preset's"])
@@ -674,7 +697,7 @@ def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = read_json(path, rows=dict)["rows"] if path.exists() else {}
     for name, row in rows.items():
         for needed, kind in ABLATION.items():
-            if not isinstance(row, dict) or not isinstance(row.get(needed), kind):
+            if not isinstance(row, dict) or not fits(row.get(needed), kind):
                 raise UserError(f"{path} has a row {name!r} without {needed!r} of the right kind: remove it.")
     return rows
 
@@ -745,7 +768,7 @@ def add_score(section: Section, plotter: Plotter, main: Told, found: Mapping[str
             "scoring; for any other, `make evaluate` scores what is here."
         )
     low, high = min([*returns, SOLVED]), max([*returns, SOLVED])
-    step = next((step for step in SCORE_STEPS if high - low <= step * SCORE_BINS), SCORE_STEPS[-1])
+    step = next((step for step in SCORE_STEPS if high - low <= step * SCORE_BINS), (high - low) / SCORE_BINS)
     edges = np.arange(math.floor(low / step), math.floor(high / step) + 2) * step
     counts, _ = np.histogram(returns, bins=edges)
     marks = [("mean", found["mean"]), (f"{SOLVED:.0f}, the environment's 'solved'", SOLVED)]
@@ -768,7 +791,7 @@ def add_probe(section: Section, main: Told) -> None:
     if not path.exists():
         section.notes.append("What C can read from [z; h] of the car and the road is not probed yet: `make probe`.")
         return
-    found = read_json(path, config=dict, episodes=dict, steps=dict, targets=list, made_from=dict)
+    found = read_json(path, **PROBE)
     caption = "What ridge regression reads from z, h and both: R², and root mean square error in the unit"
     section.blocks.append(Table(caption, HEADER, rows(found)))
     section.notes.append(f"The probe: {describe(found)}")

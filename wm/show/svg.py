@@ -79,7 +79,7 @@ class Plotter:
             y_label: Quantity and unit along the side.
             lines: At least one, each of at least one point.
             levels: Named values that are drawn right across.
-            log: Logarithmic vertical axis; all values must be above 0.
+            log: Logarithmic vertical axis, if any value is above 0.
             settle: Share of the horizontal axis, from its start, that does not count for the height of the vertical
                 one: losses fall from so high at first that nothing else could be seen.
         """
@@ -90,6 +90,8 @@ class Plotter:
         ]
         flat = [v for pair in values for v in pair] + [level for _, level in levels]
         margin = 0.03 if any(line.dots for line in lines) else 0.0  # dots are wider than their points
+        flat = [value for value in flat if value > 0 or not log] or flat
+        log = log and max(flat) > 0
         frame = _Frame(*_widened(x_low, x_high, margin), min(flat), max(flat), log)
         styles = [i if line.style is None else line.style for i, line in enumerate(lines)]
         styles += range(len(lines), len(lines) + len(levels))

@@ -10,6 +10,7 @@ Every dataset is chunked and has fletcher32 checksums, so that a flipped bit is 
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -36,6 +37,10 @@ COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "sh
 
 SUM = np.dtype(np.uint32)
 """Of an episode's checksum."""
+
+
+MOST_PACKED = 2000
+"""gzip makes a thousandth of data at best: what claims to be more than this times as large as it lies there is not."""
 
 
 class _Output(io.FileIO):
@@ -212,6 +217,8 @@ class ColumnFile:
                 rows, *shape = column.shape
                 if rows != ends[-1]:
                     raise ValueError(f"{group}/{name.decode()} has {rows} rows, not {ends[-1]}")
+                if rows * math.prod(shape) * column.dtype.itemsize > MOST_PACKED * column.get_storage_size():
+                    raise ValueError(f"{group}/{name.decode()} is not whole")  # nobody wrote so much
                 self.columns[f"{group}/{name.decode()}"] = (tuple(shape), column.dtype)
 
     def check_columns(self, wanted: Mapping[str, tuple[int, str]]) -> None:
