@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,18 @@ def main(argv: list[str]) -> None:
     with run.lock():
         names = publishable(run)
         with target.lock():
-            publish(run, target, names)
+            staged = Run(target.folder / "staged")  # what a killed call has left there goes
+            shutil.rmtree(staged.folder, ignore_errors=True)
+            try:
+                publish(run, staged, names)
+                check_weight(staged.folder, target.folder)
+                move(staged.folder, target.folder)
+            finally:
+                shutil.rmtree(staged.folder, ignore_errors=True)
+    scores = {name: read_score(target.folder / SCORES[name]) for name in names}
+    told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
+    print(f"{target.folder}: {weight(target.folder) / 1e6:.1f} MB, {told}.")
+    print(f"V and M are rounded to half precision: check with {scored_by(names[0], target.folder)}.")
 
 
 def publishable(run: Run) -> list[str]:
@@ -64,7 +76,7 @@ def publishable(run: Run) -> list[str]:
 
 
 def publish(run: Run, target: Run, names: Sequence[str]) -> None:
-    """Copies what there is of a run, and says what that is."""
+    """Copies what there is of a run into an empty folder."""
     vae, mdnrnn = load_artifact(run.vae, "vae"), load_artifact(run.mdnrnn, "mdnrnn")
     starts = find_starts(run, load_networks(run), DreamConfig())
 
@@ -77,8 +89,6 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
     save_starts(target.starts, replace(starts, made_from=dict(made_from)))
     made_from["starts.npz"] = file_hash(target.starts)
     write_json(target.manifest, run.read_manifest())
-    for stale in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *TOLD):
-        (target.folder / stale).unlink(missing_ok=True)
     for name in names:
         theta, meta = load_controller(run.folder / f"{name}.npz")
         # Of what is published the new hashes; of what it began with beside, those that they were.
@@ -88,13 +98,23 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
         if (run.folder / name).exists():
             copy(run.folder / name, target.folder / name)
 
-    total = weight(target.folder)
+
+def check_weight(folder: Path, target: Path) -> None:
+    """UserError when what is to go from a folder into `target` is too much for git."""
+    total = weight(folder)
     if total > MOST_BYTES:
-        raise UserError(f"{target.folder} has {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
-    scores = {name: read_score(run.folder / SCORES[name]) for name in names}
-    told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
-    print(f"{target.folder}: {total / 1e6:.1f} MB, {told}.")
-    print(f"V and M are rounded to half precision: check with {scored_by(names[0], target.folder)}.")
+        raise UserError(f"{target} would have {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
+
+
+def move(staged: Path, target: Path) -> None:
+    """Puts what was published in the place of what an earlier call has published."""
+    for name in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *TOLD):
+        if not (staged / name).exists():
+            (target / name).unlink(missing_ok=True)
+    for path in sorted(path for path in staged.rglob("*") if path.is_file()):
+        place = target / path.relative_to(staged)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
 
 
 def weight(folder: Path) -> int:

@@ -7,13 +7,16 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import resource
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -155,7 +158,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_json(run.score, score)
     with Metrics(run, "vae") as metrics:
         for step in range(1, 6):
-            metrics.log(step, {"loss": 1 / step, "val_loss": 2.0 / step})
+            of_v = {"val_error": 2.0, "val_kl": 3.0, "val_dead": 0.0}
+            metrics.log(step, {"loss": 1 / step, "val_loss": 2.0 / step, **of_v})
     for n in range(4):
         append_line(run.scores, {**score, "n": n})
         append_line(run.curves, {"name": "one", "seed": n, "curve": [{"select": 1.0 * n}]})
@@ -303,6 +307,39 @@ def test_arrays_of_other_shapes_and_dtypes_are_refused(source: Run, copy: Run, n
     assert refused > count / 2  # the number of weights of C is compared where V and M are known
 
 
+def test_a_shard_that_claims_more_than_it_holds_is_set_aside(tmp_path: Path) -> None:
+    """Columns that nobody wrote take no room and read as zeros, or as more than any memory."""
+    steps = 10**12
+    write_shard(tmp_path / "a.h5", [drawn(0, steps=3)])
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        table = file["episodes"][:]
+        table["length"] = steps
+        file["episodes"][:] = table
+        for group, rows in (("frame", steps + 1), ("step", steps)):
+            for column in file[group].values():
+                column.resize(rows, axis=0)
+    with pytest.raises(UserError, match=r"a\.h5 is damaged \((frame|step)/\w+ is not whole\)"):
+        Rollouts(tmp_path)
+    assert set_aside_damaged(tmp_path) == []
+    assert (tmp_path / "damaged" / "a.h5").exists()
+
+
+@pytest.mark.parametrize("name", ["controller", "evolution", "starts"])
+def test_an_array_that_claims_more_than_it_holds_is_refused(source: Run, copy: Run, name: str) -> None:
+    kind = KINDS[name]
+    with zipfile.ZipFile(source.folder / kind.path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    for member, content in members.items():
+        claim = io.BytesIO()
+        np.lib.format.write_array_header_1_0(claim, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
+        changed = io.BytesIO()
+        with zipfile.ZipFile(changed, "w") as archive:
+            for other, bytes_ in (members | {member: claim.getvalue() + content[-8:]}).items():
+                archive.writestr(other, bytes_)
+        put(copy.folder / kind.path, changed.getvalue())
+        assert refusal(kind, copy) is not None
+
+
 @pytest.mark.parametrize(
     ("name", "odd"),
     [("made_from", []), ("env_steps", "x"), ("best_score", None), ("seconds", []), ("best_theta", np.full(5, np.nan))],
@@ -423,6 +460,40 @@ def test_a_report_of_foreign_json_is_refused(reported: Run, name: str) -> None:
     assert not (reported.folder / "report.html").exists()
 
 
+TOLD = ("manifest.json", "score.json", "score-dream.json", "probe.json", "rollouts/summary.json", "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize(
+    "count", [12, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(3600)])]
+)
+def test_a_report_of_json_with_an_odd_part_is_refused_or_written(reported: Run, name: str, count: int) -> None:
+    """Whole JSON that was written by somebody else, or by hand: no checksum speaks against it."""
+    from stages.report import main
+
+    path = reported.folder / name
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if name.endswith("l") else []
+    trees: list[Any] = [
+        [*lines[:i], odd, *lines[i + 1 :]] for i, line in enumerate(lines) for odd in changed_trees(plain_json(line))
+    ] or list(changed_trees(plain_json(json.loads(path.read_text()))))
+    drawn_trees = random.Random(name).sample(trees, min(count, len(trees)))
+    refusals = []
+    for tree in drawn_trees:
+        text = "".join(json.dumps(plain_json(line)) + "\n" for line in tree) if lines else json.dumps(tree)
+        put(path, text.encode())
+        try:
+            main(["--run", str(reported.folder), "--preset", "smoke", "--no-videos"])
+        except UserError as error:
+            refusals.append(str(error))
+    assert len(refusals) > len(drawn_trees) / 3
+    assert all(str(path) in sentence for sentence in refusals)
+
+
+def plain_json(value: Any) -> Any:
+    """An object without its checksum."""
+    return {n: v for n, v in value.items() if n != "crc32"} if isinstance(value, dict) else value
+
+
 def test_other_stages_refuse_foreign_json(tmp_path: Path) -> None:
     import stages.curves
     import stages.evaluate
@@ -465,8 +536,6 @@ def test_numbers_that_are_no_numbers_do_not_get_into_the_data(bad: float) -> Non
 
 def test_shards_whose_digests_do_not_fit_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """HDF5's checksums cover chunks; the digest covers that they are the chunks of this episode."""
-    import h5py
-
     write_shard(tmp_path / "a.h5", [drawn(0, steps=5), drawn(1, steps=5)])
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["step/rewards"][3] += 1

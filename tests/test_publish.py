@@ -1,5 +1,7 @@
 """Stage publish: which controllers and what else of a run it takes, and what it refuses."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ def add_controller(run: Run, name: str, value: float, scored: bool = True) -> No
     if scored:
         hashes = {f"{name}.npz": file_hash(run.folder / f"{name}.npz")}
         score = {"mean": 100 * value, "std": 7.0, "ci95": None, "returns": [100 * value], "lengths": [9], "seeds": [5]}
-        what = {"env_id": "CarRacing-v3", "max_steps": 1000, "made_from": hashes}
+        what = {"env_id": "CarRacing-v3", "max_steps": 1000, "made_from": hashes, "commit": "abc", "time": "today"}
+        what["versions"] = {"gymnasium": "1"}
         write_json(run.folder / SCORES[name], score | what)
 
 
@@ -106,10 +109,10 @@ def test_a_run_is_not_published_over_another_or_itself(run: Run, tmp_path: Path)
     (other.rollouts / "00000.h5").touch()
     published = publish(run, tmp_path / "published")
     for source, target in ((run, run), (run, other), (published, published)):
-        before = {path: path.read_bytes() for path in target.folder.rglob("*") if path.is_file()}
+        before = content(target.folder)
         with pytest.raises(UserError, match=f"--to {target.folder} is a run folder of its own"):
             publish(source, target.folder)
-        assert {path: path.read_bytes() for path in target.folder.rglob("*") if path.is_file()} == before
+        assert content(target.folder) == before
     with run.lock(), pytest.raises(UserError, match="another command is at work"):
         publish(run, published.folder)
 
@@ -124,9 +127,33 @@ def test_a_run_within_the_published_one_weighs_for_itself(
     (within.folder / "large").write_bytes(bytes(10**6))
     monkeypatch.setattr(stages.publish, "MOST_BYTES", weight(published.folder) + 10**5)
     publish(run, published.folder)
-    (published.folder / "large").write_bytes(bytes(10**6))
-    with pytest.raises(UserError, match="too much for git"):
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_refused_publication_leaves_the_earlier_one_whole(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_controller(run, "dream", 1.0)
+    published = publish(run, tmp_path / "published")
+    before = content(published.folder)
+    add_controller(run, "dream", 2.0)
+    run.plots.mkdir()
+    (run.plots / "dream.png").write_bytes(bytes(10**6))
+    monkeypatch.setattr(stages.publish, "MOST_BYTES", 10**6)
+    with pytest.raises(UserError, match=r"published would have .* bytes, more than 1,000,000: too much for git"):
         publish(run, published.folder)
+    assert content(published.folder) == before
+
+    def full(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stages.publish, "copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(run, published.folder)
+    assert content(published.folder) == before
 
 
 def test_hashes_are_those_of_what_is_published(run: Run, tmp_path: Path) -> None:
