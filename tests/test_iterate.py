@@ -25,6 +25,10 @@ from wm.store.shards import Rollouts
 from wm.vision.vae import load_vae
 
 ROOT = Path(__file__).parent.parent
+V = ("val_loss", "val_error", "val_kl", "val_dead")
+M = ("val_loss", "val_nll", "val_nll_one", "val_nll_marginal", "val_nll_unit")
+"""What validations log."""
+
 SELECT = (100.0, 300.0, 200.0, 250.0)
 """What the controllers of the rounds score on the selection tracks, where the stages only pretend to work."""
 
@@ -55,10 +59,10 @@ class Pretended:
         elif stage == "vae":
             run.vae.write_text(f"V {number}")
             for step, error in ((1, 30.0), (2, 20.0 - number), (3, 25.0)):
-                append_line(run.metrics, {"stage": stage, "step": step, "val_loss": error, "val_error": error})
+                append_line(run.metrics, {"stage": stage, "step": step, **dict.fromkeys(V, error)})
         elif stage == "mdnrnn":
             run.mdnrnn.write_text(f"M {number}")
-            append_line(run.metrics, {"stage": stage, "step": 1, "val_loss": 1.0, "val_nll": 0.9})
+            append_line(run.metrics, {"stage": stage, "step": 1, **dict.fromkeys(M, 1.0), "val_nll": 0.9})
             with LatentsWriter(run.latents, {}) as writer:
                 for index in range(8 + 2 * number):
                     mu = np.zeros((11, 4), np.float32)
@@ -75,6 +79,8 @@ class Pretended:
                     "select_std": 5.0,
                     "select_steps": 7 * step,
                     "env_steps": 100 * step,
+                    "seconds": step,
+                    "mean": 300.0,
                 }
                 append_line(run.metrics, {"stage": stage, "step": step, **row})
 

@@ -249,7 +249,7 @@ def add_variant(run: Run, stage: str, name: str, seed: int, tau: float, *points:
         for i, (dreamt, real) in enumerate(points)
     ]
     config = {"temperature": tau} if stage == "dream" else {}
-    row = {"name": name, "seed": seed, "steps": 2e5, "options": f"--temperature {tau} --popsize 8", "stage": stage}
+    row = {"name": name, "seed": seed, "steps": 200_000, "options": f"--temperature {tau} --popsize 8", "stage": stage}
     append_line(run.curves, {**row, "curve": curve, "config": config})
 
 
