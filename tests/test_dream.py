@@ -157,6 +157,17 @@ def test_without_a_record_there_are_no_starts(run: Run, networks: Networks) -> N
         find_starts(run, networks, SMALL)
 
 
+def test_rewards_are_of_all_episodes_where_starts_are_of_the_last(
+    run: Run, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents, _, held_out = split_latents(run, networks)
+    split = latents, np.array([1, 0]), held_out  # of which 1 ended by the rules
+    monkeypatch.setattr(wm.dream, "split_latents", lambda *_: split)
+    found = find_starts(run, networks, replace(SMALL, fresh=1))
+    assert set(found.episode) == {0}
+    np.testing.assert_allclose(found.rewards, [MISS, HIT, END], rtol=1e-5)
+
+
 def test_starts_of_another_m_are_refused(run: Run, networks: Networks) -> None:
     save_starts(run.starts, find_starts(run, networks, SMALL))
     save_mdnrnn(run.mdnrnn, toy_mdnrnn(seed=1).state_dict(), CONFIG, {"vae.pt": file_hash(run.vae)})

@@ -129,6 +129,9 @@ def test_clients_that_go_away_are_no_errors(
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset instead of a farewell
     client.close()
     assert get(server, "/")[0] == 200
+    for thread in threading.enumerate():
+        if "process_request" in thread.name:
+            thread.join(10)
     assert capfd.readouterr().err == ""
 
 

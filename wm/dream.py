@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -98,7 +98,7 @@ def given_starts(run: Run, networks: Networks) -> Starts:
 def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     """Starts drawn from the episodes of latents.h5 that M was trained on; UserError as for `find_starts`."""
     latents, training, _ = split_latents(run, networks)
-    return draw_starts(
+    starts = draw_starts(
         latents,
         training[-config.fresh :],
         networks,
@@ -106,6 +106,8 @@ def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
         after=config.start_after,
         near=config.start_near,
     )
+    # Of all episodes: among the last few none may have ended, and M, which knows of ends, would dream free ones.
+    return replace(starts, rewards=mean_rewards(latents, training))
 
 
 def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int64], NDArray[np.int64]]:
