@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +341,8 @@ def test_a_signal_ends_it_within_seconds_and_the_same_command_goes_on(
             began = time.monotonic()
             workers = descendants(process.pid)
             if number == signal.SIGINT:
-                os.killpg(process.pid, number)  # as a terminal does it
+                with suppress(ProcessLookupError):  # it was done before
+                    os.killpg(process.pid, number)  # as a terminal does it
             else:
                 process.send_signal(number)
             _, said = process.communicate(timeout=60)
