@@ -32,6 +32,7 @@ from tests.toy_dream import (
     make_toy_run,
     toy_mdnrnn,
 )
+from wm.agent import load_agent
 from wm.config import SMOKE, DreamConfig
 from wm.controller.linear import LinearController, parameter_count
 from wm.dream import (
@@ -246,8 +247,11 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
     assert batches == [3] * 13
 
 
-def test_the_committed_run_dreams_right_after_cloning() -> None:
-    run = Path(__file__).parent.parent / "data" / "pretrained"
+COMMITTED = Path(__file__).parent.parent / "data" / "pretrained"
+
+
+@pytest.mark.parametrize("run", [COMMITTED, COMMITTED / "dream"])
+def test_the_committed_runs_dream_right_after_cloning(run: Path) -> None:
     env = gymnasium.make("wm/Dream-v0", run=str(run))
     assert not (run / "latents.h5").exists()
     observation, _ = env.reset(seed=0)
@@ -256,6 +260,17 @@ def test_the_committed_run_dreams_right_after_cloning() -> None:
         observation, reward, *_ = env.step(np.array([0, 0.2, 0], np.float32))
         assert np.isfinite(observation).all()
         assert -100 <= float(reward) < 5
+
+
+def test_the_committed_controller_of_the_dream_is_found_beside_that_of_real_rollouts() -> None:
+    frame = np.full((96, 96, 3), 100, np.uint8)
+    mine, same = (load_agent(run, controller="dream") for run in (COMMITTED, COMMITTED / "dream"))
+    other = load_agent(COMMITTED)
+    np.testing.assert_array_equal(mine.act(frame), same.act(frame))
+    other.act(frame)
+    assert not np.array_equal(mine.features, other.features)
+    with pytest.raises(UserError, match=r"dream-latest\.npz is missing"):
+        load_agent(COMMITTED, controller="dream-latest")
 
 
 def test_ppo_trains_on_it_as_it_is(source: Path) -> None:

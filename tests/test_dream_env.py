@@ -263,6 +263,20 @@ def test_numbers_of_dreams_and_seeds() -> None:
         DreamVectorEnv(3, world(), horizon=3).reset(seed=[1, 2])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_actions_that_are_none_are_refused(bad: float) -> None:
+    env, envs = DreamEnv(world(), horizon=1), DreamVectorEnv(2, world(), horizon=1)
+    env.reset(seed=0)
+    envs.reset(seed=0)
+    for action in ([0, bad, 0], [0, 0]):
+        with pytest.raises(ValueError, match=r"actions are not finite|actions are of shape \(1, 2\), not \(1, 3\)"):
+            env.step(np.array(action, np.float32))
+        with pytest.raises(ValueError, match=r"actions are not finite|actions are of shape \(2, 2\), not \(2, 3\)"):
+            envs.step(np.array([action] * 2, np.float32))
+    envs.step(np.zeros((2, 3), np.float32))
+    envs.step(np.full((2, 3), bad, np.float32))  # both begin anew, and their actions are not looked at
+
+
 def test_importing_wm_envs_registers_it() -> None:
     spec = gymnasium.spec("wm/Dream-v0")
     assert (spec.entry_point, spec.vector_entry_point) == (

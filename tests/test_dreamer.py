@@ -125,7 +125,7 @@ def test_bfloat16_is_the_same_up_to_its_rounding() -> None:
 
 
 def test_no_temperature_is_refused() -> None:
-    with pytest.raises(ValueError, match="not above 0"):
+    with pytest.raises(ValueError, match="not above 0 and finite"):
         dreamer(toy_mdnrnn(), temperature=0.0)
 
 

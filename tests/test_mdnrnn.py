@@ -378,9 +378,9 @@ def test_the_component_is_guessed_by_how_likely_each_was() -> None:
     torch.testing.assert_close(noise, torch.where(uniform < 0.5, 0.5, 1.5))
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_no_temperature_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match="not above 0"):
+    with pytest.raises(ValueError, match="not above 0 and finite"):
         sample(mixture(1, 1, 1, 1, seed=0), temperature, torch.Generator())
 
 

@@ -168,8 +168,12 @@ def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
     Args:
         folder: The run folder.
         controller: "controller", evolved on real rollouts; "dream", evolved in the dream, the mean that was best on
-            real selection tracks; "dream-latest", the last mean there.
+            real selection tracks; "dream-latest", the last mean there. In `data/pretrained` that of the dream has V
+            and M of its own, and so a run folder of its own, `dream/`, where it is looked for, too.
     """
     run = Run(folder)
+    within = Run(run.folder / controller.removesuffix("-latest"))
+    if within.manifest.exists() and not (run.folder / f"{controller}.npz").exists():
+        run = within
     models, theta = load_acting(run, controller)
     return Agent(Encoder(models.graph), LSTMCell(models.cell), theta)

@@ -400,7 +400,7 @@ def load_world(run: Run, temperature: float) -> World:
 
 
 def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
-    """The world of given starts, on the CPU; ValueError for a temperature not above 0."""
+    """The world of given starts, on the CPU; ValueError for a temperature that is none."""
     dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
 
     @torch.inference_mode()

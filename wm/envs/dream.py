@@ -107,14 +107,22 @@ class _Dreams:
 
         Returns:
             Rewards f64[N], terminated bool[N] and truncated bool[N].
+
+        Raises:
+            ValueError: The actions are of another shape, or not finite.
         """
         count, z = self._z.shape
+        actions = np.asarray(actions, np.float32)
+        if actions.shape != (count, len(LOW)):
+            raise ValueError(f"actions are of shape {actions.shape}, not {(count, len(LOW))}")
+        if not np.isfinite(actions[[rng is not None for rng in rngs]]).all():
+            raise ValueError("actions are not finite")
         uniform, noise = np.zeros((count, z + 1), np.float32), np.zeros((count, z), np.float32)
         for row, rng in enumerate(rngs):
             if rng is not None:
                 rng.random(out=uniform[row], dtype=np.float32)
                 rng.standard_normal(out=noise[row], dtype=np.float32)
-        actions = np.clip(np.asarray(actions, np.float32), LOW, HIGH)
+        actions = np.clip(actions, LOW, HIGH)
         self._z, self._h, self._c, reward, chance = self._world.step(
             self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise, self._kept
         )

@@ -70,10 +70,10 @@ class Dreamer:
             dtype: Of the products of matrices: float32, or bfloat16 where that is faster. All else is float32.
 
         Raises:
-            ValueError: The temperature is not above 0.
+            ValueError: The temperature is not above 0 and finite.
         """
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}, not above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}, not above 0 and finite")
         self.z, self.hidden, self.actions, self.device = model.z, model.hidden, model.actions, torch.device(device)
         self._mixtures, self._floor, self._dtype = model.mixtures, model.logsigma_floor, dtype
         self._spread = math.sqrt(temperature)

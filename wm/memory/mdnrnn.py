@@ -283,10 +283,10 @@ def sample(prediction: Prediction, temperature: float, generator: torch.Generato
         generator: Source of the two draws: the component, then the noise.
 
     Raises:
-        ValueError: The temperature is not above 0.
+        ValueError: The temperature is not above 0 and finite.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, not above 0")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, not above 0 and finite")
     shape, device = prediction.logmix.shape[:-1], prediction.logmix.device
     uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
     noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
