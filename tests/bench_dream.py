@@ -69,7 +69,7 @@ def main() -> None:
     model = seeded(MDNRNN, 0).eval()
     starts = make_starts(64)
     thetas = np.random.default_rng(1).normal(0, 0.1, (CANDIDATES, parameter_count(Z + HIDDEN)))
-    config = replace(LAPTOP.dream, dreams=DREAMS, horizon=HORIZON)
+    config = replace(LAPTOP.dream, dreams=DREAMS, horizon=HORIZON, noise="drawn", value=0)
     kinds: dict[str, tuple[str, torch.dtype | None]] = {"float32": ("cpu", torch.float32)}
     if has_fast_bf16(torch.device("cpu")):
         kinds["bfloat16"] = ("cpu", torch.bfloat16)
