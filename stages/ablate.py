@@ -18,6 +18,7 @@ from wm.controller.linear import load_controller
 from wm.evolve import selections
 from wm.run import Run, UserError, commit, file_hash, now, read_score, share, write_json
 from wm.show.report import read_ablations
+from wm.signals import work_begins
 from wm.store.shards import share_shards
 
 
@@ -92,6 +93,7 @@ def main(argv: list[str]) -> None:
             write_json(run.ablations, {"rows": table})
             for name in config.rows:
                 shutil.rmtree(run.folder / "ablations" / name, ignore_errors=True)
+            work_begins()
         for name in config.rows:
             table[name] = make_row(args, run, config, name)
             table = {known: table[known] for known in ROWS if known in table}

@@ -17,7 +17,7 @@ from wm.run import Run, UserError, copy, file_hash, read_score, write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
-"""What a published run may weigh: git remembers every copy. Run folders within it are runs of their own."""
+"""What is published of a run may weigh so much: git remembers every copy."""
 
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 """The score of each controller on stock tracks."""
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     with run.lock():
         names = publishable(run)
         with target.lock():
-            staged = Run(target.folder / "staged")  # what a killed call has left there goes
+            staged = Run(target.folder / ".staged")  # what a killed call has left there goes
             shutil.rmtree(staged.folder, ignore_errors=True)
             try:
                 publish(run, staged, names)

@@ -12,6 +12,7 @@ import stages.ablate
 from stages.ablate import ROWS, main
 from wm.controller.linear import save_controller
 from wm.run import Run, UserError, append_line, file_hash, read_json, write_json
+from wm.signals import RESTARTED, farewell
 
 SCORES = {"full": [900.0, 910.0, 890.0, 500.0], "v": [600.0, 800.0, 400.0, 300.0]}
 
@@ -38,11 +39,14 @@ class Pretended:
             assert run.vae.exists()
             assert run.mdnrnn.exists()
             save_controller(run.controller, np.arange(39.0), {"made_from": {}})
-            append_line(run.metrics, {"stage": stage, "step": 1, "select": 1.0, "env_steps": 7.0, "select_steps": 3.0})
+            line = dict.fromkeys(("mean", "best", "worst", "seconds", "select", "select_std"), 1.0)
+            append_line(run.metrics, {"stage": stage, "step": 1, **line, "env_steps": 7.0, "select_steps": 3.0})
         else:
             returns = SCORES.get(name, [1.0, 2.0])
             found = {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "ci95": 2.0, "returns": returns}
-            found |= {"lengths": returns, "seeds": returns, "env_id": "", "max_steps": 1, "made_from": {}}
+            numbers = list(range(len(returns)))
+            found |= {"lengths": numbers, "seeds": numbers, "env_id": "", "max_steps": 1, "made_from": {}}
+            found |= {"commit": "", "time": "", "versions": {"gymnasium": "1"}}
             write_json(run.score, found)
 
 
@@ -126,12 +130,16 @@ def test_an_interrupted_row_goes_on(run: Run, pretended: Pretended) -> None:
     assert list(read_json(run.ablations)["rows"]) == ["no-outlook"]
 
 
-def test_an_interrupted_restart_goes_on_without_it(run: Run, pretended: Pretended) -> None:
+def test_an_interrupted_restart_goes_on_without_it(
+    run: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wm.signals._Work.begun", False)
     ablate(run, "--rows", "full", "no-outlook", "untrained-m")
     pretended.calls.clear()
     pretended.interrupt_at = 1
     with pytest.raises(KeyboardInterrupt):
         ablate(run, "--rows", "full", "no-outlook", "--restart")
+    assert farewell(restart=True) == RESTARTED
     assert list(read_json(run.ablations)["rows"]) == ["untrained-m"]
     assert not row_of(run, "no-outlook").folder.exists()
     assert row_of(run, "untrained-m").folder.exists()

@@ -85,7 +85,7 @@ def starts(source: Path, networks: Networks) -> Starts:
 def test_starts_are_moments_of_training_episodes_with_ms_state_there(source: Path, networks: Networks) -> None:
     latents, training, held_out = split_latents(Run(source), networks)
     assert (len(training), len(held_out)) == (6, 2)
-    found = draw_starts(latents, training, networks, count=200, after=AFTER, near=0)
+    found = draw_starts(latents, training, networks, count=200, after=AFTER, near=0, rewarded=training)
     assert len(found) == 200
     assert set(found.episode) == set(training.tolist())  # here an episode's index is its place
     assert found.step.min() >= AFTER
@@ -107,7 +107,7 @@ def test_starts_are_moments_of_training_episodes_with_ms_state_there(source: Pat
 def test_each_moment_is_as_likely_as_any_other(source: Path, networks: Networks) -> None:
     latents = Latents(Run(source).latents)
     both = np.array([0, 7])  # 60 and 81 steps
-    found = draw_starts(latents, both, networks, count=101, after=AFTER, near=0)
+    found = draw_starts(latents, both, networks, count=101, after=AFTER, near=0, rewarded=both)
     assert sorted(zip(found.episode.tolist(), found.step.tolist(), strict=True)) == [
         *((0, step) for step in range(AFTER, 60)),
         *((7, step) for step in range(AFTER, 81)),
@@ -131,7 +131,9 @@ def test_starts_are_near_a_new_tile_if_there_is_one(source: Path, networks: Netw
     lengths = latents.table["length"]
     bare = next(n for n in range(EPISODES) if not (latents.episode(n).rewards[-3:] > 0).any())
     assert not len(wm.dream.moments(latents, np.array([bare]), int(lengths[bare]) - 1, near=1))
-    drawn = draw_starts(latents, np.array([bare]), networks, count=1, after=int(lengths[bare]) - 1, near=1)
+    drawn = draw_starts(
+        latents, np.array([bare]), networks, count=1, after=int(lengths[bare]) - 1, near=1, rewarded=np.array([bare])
+    )
     assert drawn.step.tolist() == [lengths[bare] - 1]
 
 
@@ -149,7 +151,7 @@ def test_starts_follow_from_the_record_and_are_the_same_on_disk(run: Run, networ
 def test_too_short_a_record_is_refused(source: Path, networks: Networks) -> None:
     latents = Latents(Run(source).latents)
     with pytest.raises(UserError, match=r"longer than --start-after 81 steps"):
-        draw_starts(latents, np.arange(EPISODES), networks, count=3, after=81, near=20)
+        draw_starts(latents, np.arange(EPISODES), networks, count=3, after=81, near=20, rewarded=np.arange(EPISODES))
 
 
 def test_without_a_record_there_are_no_starts(run: Run, networks: Networks) -> None:

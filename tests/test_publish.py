@@ -117,16 +117,17 @@ def test_a_run_is_not_published_over_another_or_itself(run: Run, tmp_path: Path)
         publish(run, published.folder)
 
 
-def test_a_run_within_the_published_one_weighs_for_itself(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_within_the_published_one_weighs_for_itself_and_stays(run: Run, tmp_path: Path) -> None:
     add_controller(run, "dream", 1.0)
     published = publish(run, tmp_path / "published")
     within = Run(published.folder / "dream")
     write_json(within.manifest, {"format": 1, "stages": {}})
     (within.folder / "large").write_bytes(bytes(10**6))
-    monkeypatch.setattr(stages.publish, "MOST_BYTES", weight(published.folder) + 10**5)
+    before = weight(published.folder)
+    (within.folder / "large").write_bytes(bytes(2 * 10**6))
+    assert weight(published.folder) == before
     publish(run, published.folder)
+    assert (within.folder / "large").exists()
 
 
 def content(folder: Path) -> dict[Path, bytes]:

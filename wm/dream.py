@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -98,16 +98,16 @@ def given_starts(run: Run, networks: Networks) -> Starts:
 def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     """Starts drawn from the episodes of latents.h5 that M was trained on; UserError as for `find_starts`."""
     latents, training, _ = split_latents(run, networks)
-    starts = draw_starts(
+    return draw_starts(
         latents,
         training[-config.fresh :],
         networks,
         count=config.starts,
         after=config.start_after,
         near=config.start_near,
+        # Among the last few none may have ended, and M, which knows of ends, would dream free ones.
+        rewarded=training,
     )
-    # Of all episodes: among the last few none may have ended, and M, which knows of ends, would dream free ones.
-    return replace(starts, rewards=mean_rewards(latents, training))
 
 
 def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int64], NDArray[np.int64]]:
@@ -130,6 +130,7 @@ def draw_starts(
     count: int,
     after: int,
     near: int,
+    rewarded: NDArray[np.int64],
     seed: int = 0,
 ) -> Starts:
     """Draws moments of recorded episodes, each as likely as any other, and warms M up over all real steps before.
@@ -141,6 +142,7 @@ def draw_starts(
         count: Number of starts, >= 1.
         after: Steps before the first moment of an episode that can be drawn; the last moment cannot.
         near: Steps around a moment within which the record touches a new tile, if it ever does; 0: any moment.
+        rewarded: Places of the episodes whose mean rewards are kept beside.
         seed: Seed of the choice.
 
     Raises:
@@ -171,7 +173,7 @@ def draw_starts(
         c=c,
         episode=latents.table["index"][episodes][nth].astype(np.int64),
         step=steps.astype(np.int64),
-        rewards=mean_rewards(latents, episodes),
+        rewards=mean_rewards(latents, rewarded),
         made_from=networks.made_from,
     )
 

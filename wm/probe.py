@@ -231,7 +231,11 @@ PROBE: Shape = {
     "episodes": {"fitted": int, "tested": int},
     "steps": {"fitted": int, "tested": int, "left_out": int},
     "targets": [
-        {"name": str, "unit": str, "std": NUMBER, "r2": {...: (*NUMBER, type(None))}, "rmse": {...: NUMBER}},
+        {
+            **{"name": str, "unit": str, "std": NUMBER},
+            "r2": dict.fromkeys(("z", "h", "[z; h]"), (*NUMBER, type(None))),
+            "rmse": dict.fromkeys(("z", "h", "[z; h]"), NUMBER),
+        },
     ],
     "made_from": {...: str},
 }
