@@ -110,7 +110,7 @@ ablate: $(VENV) | $(DIR)/mdnrnn.pt ## what each part is worth: V only, untrained
 test: $(VENV) ## run all tests (10 to 20 minutes on two cores)
 	$(PY) -m pytest $(ARGS)
 
-test-faults: $(VENV) ## kill, interrupt, starve and damage everything (about an hour on two cores)
+test-faults: $(VENV) ## kill, interrupt, starve and damage everything (about two hours on two cores)
 	$(PY) -m pytest -m faults $(ARGS)
 
 lint: $(VENV) ## ruff and mypy
