@@ -73,9 +73,9 @@ def main(argv: list[str]) -> None:
     partial = run.checkpoints / f"{out.stem}.json"
     if out.suffix != ".json":
         raise UserError(f"--out {out} is no name of a score: let it end in .json.")
-    if config.out and out.exists():
-        read_score(out)  # else it is something that no score may take the place of
-    if not args.restart and out.exists() and is_of(score := read_score(out), what):
+    # Of --out it is read on a restart, too: what is no score may not be replaced by one.
+    score = read_score(out) if out.exists() and (config.out or not args.restart) else None
+    if score and not args.restart and is_of(score, what):
         run.sweep()  # it may have been killed after that
         print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
         return

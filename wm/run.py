@@ -387,8 +387,10 @@ def fits(value: Any, shape: Shape) -> bool:
         return False
     if ... in shape:
         return all(fits(item, shape[...]) for item in value.values())
-    wanted = {name: one for name, one in shape.items() if not name.endswith("?") or name[:-1] in value}
-    return all(name.rstrip("?") in value and fits(value[name.rstrip("?")], one) for name, one in wanted.items())
+    return all(
+        fits(value[key], one) if (key := name.removesuffix("?")) in value else key != name
+        for name, one in shape.items()
+    )
 
 
 def _no_number(name: str) -> float:
@@ -630,7 +632,7 @@ class Run:
                 f"{self.manifest} is not of format {RUN_FORMAT}, which this version writes: choose another RUN."
             )
         stages = manifest.get("stages")
-        if not isinstance(stages, dict) or not fits(stages, {...: RECORD}):
+        if not fits(stages, {...: RECORD}):
             raise UserError(f"{self.manifest} is damaged (it holds no records of stages): restore it.")
         return manifest
 

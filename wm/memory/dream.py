@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from wm.memory.mdnrnn import MDNRNN
+from wm.memory.mdnrnn import MDNRNN, check_temperature
 
 
 class Dreamt(NamedTuple):
@@ -72,8 +72,7 @@ class Dreamer:
         Raises:
             ValueError: The temperature is not above 0 and finite.
         """
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, not above 0 and finite")
+        check_temperature(temperature)
         self.z, self.hidden, self.actions, self.device = model.z, model.hidden, model.actions, torch.device(device)
         self._mixtures, self._floor, self._dtype = model.mixtures, model.logsigma_floor, dtype
         self._spread = math.sqrt(temperature)

@@ -274,6 +274,12 @@ def total_loss(means: StepLosses, head_weight: float) -> Tensor:
 # --- sampling --------------------------------------------------------------------------------------------
 
 
+def check_temperature(temperature: float) -> None:
+    """ValueError unless it is above 0 and finite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, not above 0 and finite")
+
+
 def sample(prediction: Prediction, temperature: float, generator: torch.Generator) -> Tensor:
     """Draws the next latents f32[B,T,Z] at a temperature tau: logits/tau and sigma·sqrt(tau) (paper, 4).
 
@@ -285,8 +291,7 @@ def sample(prediction: Prediction, temperature: float, generator: torch.Generato
     Raises:
         ValueError: The temperature is not above 0 and finite.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}, not above 0 and finite")
+    check_temperature(temperature)
     shape, device = prediction.logmix.shape[:-1], prediction.logmix.device
     uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
     noise = torch.randn(shape, generator=generator, device=generator.device).to(device)

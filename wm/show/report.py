@@ -697,7 +697,7 @@ def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = read_json(path, rows=dict)["rows"] if path.exists() else {}
     for name, row in rows.items():
         for needed, kind in ABLATION.items():
-            if not isinstance(row, dict) or not fits(row.get(needed), kind):
+            if not fits(row, {needed: kind}):
                 raise UserError(f"{path} has a row {name!r} without {needed!r} of the right kind: remove it.")
     return rows
 
