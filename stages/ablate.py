@@ -57,18 +57,18 @@ ROWS = {
 
 @dataclass(frozen=True)
 class AblateArgs:
-    """The budget of each row."""
+    """Options of stage ablate: the rows and the budget of each row."""
 
     rows: tuple[str, ...] = tuple(ROWS)
-    """Rows to make; the table shows all that were made so far."""
+    """Rows to make. The table shows all rows made so far."""
     steps: int = 1_500_000
-    """Environment steps of the population that each row is given; those on selection tracks are counted apart."""
+    """Environment steps of the population in each row. Steps on selection tracks are counted separately."""
     select_every: int = 5
-    """Generations between evaluations of the mean on the selection tracks, in all rows."""
+    """Generations between evaluations of the mean on the selection tracks, in each row."""
     select_tracks: int = 32
-    """Selection tracks, in all rows."""
+    """Number of selection tracks, in each row."""
     episodes: int = 100
-    """Fresh stock tracks that each row is scored on."""
+    """Number of fresh stock tracks on which each row is scored."""
 
 
 def main(argv: list[str]) -> None:

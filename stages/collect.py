@@ -32,13 +32,14 @@ SCOUT = "scout"
 
 @dataclass(frozen=True)
 class CollectArgs(CollectConfig):
-    """Who drives the driven episodes."""
+    """Options of stage collect: the sizes, and the controller that drives the driven episodes."""
 
     driver: Literal["controller", "dream", "dream-latest"] = "controller"
-    """Which controller drives: evolved on real rollouts; or in the dream, the mean that real tracks selected, or the
-    latest, which knows the holes of its dream best."""
+    """Controller of the driven episodes. controller: evolved on real rollouts. dream: evolved in the dream, the mean
+    with the best score on real selection tracks. dream-latest: the last mean in the dream, which exploits the errors of
+    its dream most."""
     source: Path | None = None
-    """Folder of that controller with its V and M; none: RUN/scout, made first."""
+    """Run folder of that controller, with its V and M. Default: RUN/scout, which is made first."""
 
 
 def main(argv: list[str]) -> None:

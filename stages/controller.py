@@ -31,14 +31,14 @@ TYPICAL = 50
 
 @dataclass(frozen=True)
 class ControllerArgs(ControllerConfig):
-    """What the evolution can be told beside the preset's sizes."""
+    """Options of stage controller: the preset's sizes, the models and the first mean."""
 
     source: Path | None = None
-    """Folder of V, M and the latents, when it is not the run folder that the controller goes to."""
+    """Run folder of V, M and the latents. Default: the run folder that the controller is written to."""
     start: Path | None = None
-    """Controller (.npz) whose weights are the first mean; none: zeros. It is read when the evolution begins."""
+    """Controller (.npz) whose weights are the first mean. Default: zeros. Read only when the evolution begins."""
     carry: Path | None = None
-    """Run folder whose controller, which acts on the V and M there, the first mean shall act alike."""
+    """Run folder of a controller with its own V and M. The first mean is fitted to act like this controller."""
 
 
 def main(argv: list[str]) -> None:

@@ -23,19 +23,18 @@ KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", 
 
 @dataclass(frozen=True)
 class CurvesArgs:
-    """A variant and its budget."""
+    """Options of stage curves: a variant and its budget."""
 
     stage: Literal["controller", "dream"] = "controller"
-    """Which evolution: over real rollouts, or in the dream."""
+    """Stage to compare. controller: evolution on real rollouts. dream: evolution in the dream."""
     name: str = ""
-    """Name of the variant to evolve, for the results and the picture; none: only draw."""
+    """Name of the variant to evolve, used in the results and the plot. Default: only draw the plot."""
     steps: int = 3_000_000
-    """Steps of the population, real or dreamt ones, that each seed is given; those on selection tracks are counted
-    apart."""
+    """Steps of the population per seed, real or dreamt. Steps on selection tracks are counted separately."""
     seeds: tuple[int, ...] = (1, 2)
-    """Seeds of the evolution: of its samples and of its tracks."""
+    """Seeds of the evolution, for its samples and its tracks."""
     options: str = ""
-    """What makes the variant: options of the stage, such as "--popsize 64 --tracks 2"."""
+    """Options of the stage that define the variant, such as "--popsize 64 --tracks 2"."""
 
 
 def main(argv: list[str]) -> None:

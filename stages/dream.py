@@ -34,27 +34,28 @@ SCORE_DREAMS = 64
 
 @dataclass(frozen=True)
 class DreamArgs(DreamConfig):
-    """What the evolution can be told beside the preset's sizes."""
+    """Options of stage dream: the preset's sizes, the models, the first mean and the ensemble."""
 
     source: Path | None = None
-    """Folder of V, M and the latents, when it is not the run folder that starts and controller go to."""
+    """Run folder of V, M and the latents. Default: the run folder that starts and controller are written to."""
     start: Path | None = None
-    """A controller that the evolution starts from, such as another run's dream-latest.npz; none: zeros."""
+    """Controller (.npz) whose weights are the first mean, such as another run's dream-latest.npz. Default: zeros."""
     ensemble: tuple[Path, ...] = ()
-    """Run folders of more M's, trained on the same vae.pt: each dream is drawn and paid by one M of them all."""
+    """Run folders of further M's trained on the same vae.pt. In each dream one M of the ensemble draws z and predicts
+    reward and termination."""
     draw: int = 0
-    """Which of the seed's sequences of candidates, starts and noise. Each round of stage iterate has its own, since the
-    same ones again would look in the same directions."""
+    """Index of the random sequence of candidates, starts and noise under the seed. Each round of stage iterate uses its
+    own, since the same sequence again would search the same directions."""
 
 
 @dataclass(frozen=True)
 class Recorded(DreamConfig):
-    """What is recorded of the evolution, and compared when it goes on."""
+    """The config that the manifest records and that a resumed evolution is compared with."""
 
     ensemble: tuple[str, ...] = ()
-    """The first digits of the hash of each further M, in their order."""
+    """First 12 digits of the hash of each further M, in the order of the option."""
     draw: int = 0
-    """As it was given."""
+    """As given."""
 
 
 def main(argv: list[str]) -> None:

@@ -32,19 +32,19 @@ from wm.workers import make_workers
 
 @dataclass(frozen=True)
 class EvaluateArgs(EvaluateConfig):
-    """What an evaluation can be told beside the preset's sizes."""
+    """Options of stage evaluate: the protocol, the controller and the file of the score."""
 
     first_seed: int = EVALUATE_SEEDS.start
-    """Seed of the first track, the others follow; the default range is one that nothing is trained or selected on."""
+    """Seed of the first track; the other tracks follow it. Nothing is trained or selected on the default tracks."""
     controller: Literal["controller", "dream"] = "controller"
-    """controller: evolved on real rollouts. dream: evolved in the dream."""
+    """Controller to score. controller: evolved on real rollouts. dream: evolved in the dream."""
     fast: bool = False
-    """Play with our fast pixels: a check of them, not a score."""
+    """Use our fast rendering instead of Gymnasium's. The result checks the rendering and is not a score."""
     source: Path | None = None
-    """Folder of V, M and C, when it is not the run folder that the score goes to."""
+    """Run folder of V, M and C. Default: the run folder that the score is written to."""
     out: Path | None = None
-    """File of the score. Default: score.json in the run folder, score-dream.json for the dream's controller,
-    score-fast.json or score-dream-fast.json with --fast."""
+    """File of the score. Default, in the run folder: score.json, or score-dream.json for the dream's controller; with
+    --fast score-fast.json or score-dream-fast.json."""
 
 
 def main(argv: list[str]) -> None:

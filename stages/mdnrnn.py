@@ -58,12 +58,12 @@ DREAM_STEPS = 50
 
 @dataclass(frozen=True)
 class MDNRNNArgs(MDNRNNConfig):
-    """What the training can be told beside the preset's sizes."""
+    """Options of stage mdnrnn: the preset's sizes, the initial weights and encoded episodes."""
 
     start: Path | None = None
-    """A mdnrnn.pt whose weights the training begins with; none: random ones. Who goes on may leave it away."""
+    """A mdnrnn.pt with the initial weights. Default: random weights. A resumed training does not need this option."""
     encoded: Path | None = None
-    """A latents.h5 by a V of the same weights: what it holds of the episodes need not be encoded again."""
+    """A latents.h5 made by a V with the same weights. Its episodes are not encoded again."""
 
 
 def main(argv: list[str]) -> None:

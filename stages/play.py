@@ -16,23 +16,23 @@ from wm.show.site import add_runtime, build_site
 
 @dataclass(frozen=True)
 class PlayArgs:
-    """What is driven, and where the page is served."""
+    """Options of stage play: what to drive, and where the page is served."""
 
     world: Literal["dream", "real"] = "dream"
-    """dream: in a browser, as a page that any web server can serve. real: CarRacing in a window, by keyboard, with
-    V's reconstruction beside it."""
+    """dream: drive the dream in a browser, on a page that any web server can serve. real: drive CarRacing in a window,
+    by keyboard, beside V's reconstruction."""
     controller: Literal["controller", "dream"] = "controller"
-    """Whom the page lets drive; controller: evolved on real rollouts. dream: evolved in the dream."""
+    """Controller that can drive on the page. controller: evolved on real rollouts. dream: evolved in the dream."""
     port: int = 8000
-    """Where the page is served, on this machine only; 0 takes any free port."""
+    """Port of the local web server, reachable from this machine only. 0: any free port."""
     serve: bool = True
-    """Serve the page until Ctrl-C; --no-serve only writes it."""
+    """Serve the page until Ctrl-C. --no-serve: only write it."""
     track: int = EVALUATE_SEEDS.start
-    """Seed of the real track. Default: the first one of the evaluation."""
+    """Seed of the real track. Default: the first track of the evaluation."""
     car: Literal["stock", "fast"] = "stock"
-    """Pixels that V is given of the real track: stock, Gymnasium's own, or fast, ours."""
+    """Rendering of the real track that V sees. stock: Gymnasium's. fast: ours."""
     source: Path | None = None
-    """Folder of V, M and C, when it is not the run folder that the page goes to."""
+    """Run folder of V, M and C. Default: the run folder that the page is written to."""
 
 
 def main(argv: list[str]) -> None:

@@ -18,12 +18,12 @@ from wm.workers import make_workers
 
 @dataclass(frozen=True)
 class ProbeArgs(ProbeConfig):
-    """What a probe can be told beside the preset's sizes."""
+    """Options of stage probe: the preset's sizes and the controller."""
 
     driver: Literal["controller", "dream"] = "controller"
-    """Which controller drives: evolved on real rollouts, or in the dream."""
+    """Controller that drives. controller: evolved on real rollouts. dream: evolved in the dream."""
     source: Path | None = None
-    """Folder of V, M and C, when it is not the run folder that the probe goes to."""
+    """Run folder of V, M and C. Default: the run folder that the probe is written to."""
 
 
 def main(argv: list[str]) -> None:

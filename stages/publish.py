@@ -35,10 +35,10 @@ TOLD = (
 
 @dataclass(frozen=True)
 class PublishArgs:
-    """Where a run is published."""
+    """Options of stage publish: the target folder."""
 
     to: Path = Path("data/pretrained")
-    """Folder that is written to; what an earlier call has put there is replaced."""
+    """Target folder. Files of an earlier call are replaced."""
 
 
 def main(argv: list[str]) -> None:

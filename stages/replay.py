@@ -20,25 +20,26 @@ from wm.show.views import View, WorldModel, moments, together
 
 @dataclass(frozen=True)
 class ReplayArgs:
-    """What a replay shows."""
+    """Options of stage replay: what the video shows."""
 
     view: View = "real"
-    """real: the camera, what V sees and reconstructs. triptych: the camera, V's reconstruction, M's prediction of
-    the frame. dream: the controller in the dream. compare: a real drive and a dream of it, and how they part."""
+    """real: the camera, V's input and V's reconstruction. triptych: the camera, V's reconstruction, M's prediction of
+    the frame. dream: the controller in the dream. compare: a real episode beside a dream of it, and their
+    difference."""
     track: int = EVALUATE_SEEDS.start
-    """Seed of the track, and of a dream's samples. Default: the first one of the evaluation."""
+    """Seed of the track and of a dream's samples. Default: the first track of the evaluation."""
     grid: int = 1
-    """Tracks at once, one tile each, from `track` on; up to 36."""
+    """Number of tracks shown at once as tiles, from `track` on; up to 36."""
     car: Literal["stock", "fast"] = "stock"
-    """stock: Gymnasium's own pixels. fast: ours."""
+    """Rendering of the real track. stock: Gymnasium's. fast: ours."""
     max_steps: int = 1000
-    """Longest episode, or dream, in environment steps."""
+    """Maximum length of an episode or a dream in environment steps."""
     controller: Literal["controller", "dream"] = "controller"
-    """controller: evolved on real rollouts. dream: evolved in the dream."""
+    """Controller to film. controller: evolved on real rollouts. dream: evolved in the dream."""
     temperature: float = 1.0
-    """tau of the dreams: 1 samples M's mixtures as they are, less makes the dream more certain."""
+    """tau of the dreams. 1: sample M's mixtures as they are. Less: a more certain dream."""
     source: Path | None = None
-    """Folder of V, M and C, when it is not the run folder that the video goes to."""
+    """Run folder of V, M and C. Default: the run folder that the video is written to."""
 
 
 def main(argv: list[str]) -> None:

@@ -31,14 +31,14 @@ POSTER_STEP = 120
 
 @dataclass(frozen=True)
 class ReportArgs:
-    """What a report holds."""
+    """Options of stage report: the content of the page."""
 
     compare: tuple[Path, ...] = ()
-    """Run folders whose curves are drawn beside this run's."""
+    """Further run folders whose curves are drawn beside this run's."""
     videos: bool = True
-    """Film the worst and the best track of the score again; a minute or two."""
+    """Include videos of the worst and the best track of the score. Filming them takes a minute or two."""
     source: Path | None = None
-    """Folder of the run that is told of, when it is not the run folder that the page goes to."""
+    """Run folder to report on. Default: the run folder that the page is written to."""
 
 
 def main(argv: list[str]) -> None:

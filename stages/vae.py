@@ -38,10 +38,10 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class VAEArgs(VAEConfig):
-    """What the training can be told beside the preset's sizes."""
+    """Options of stage vae: the preset's sizes, and the initial weights."""
 
     start: Path | None = None
-    """A vae.pt whose weights the training begins with; none: random ones. Who goes on may leave it away."""
+    """A vae.pt with the initial weights. Default: random weights. A resumed training does not need this option."""
 
 
 def main(argv: list[str]) -> None:

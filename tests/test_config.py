@@ -106,4 +106,4 @@ def test_changed_fields_names_what_changed_but_not_totals() -> None:
 def test_work_done_with_an_option_that_is_no_more_has_changed() -> None:
     old = asdict(SMOKE.iterate)
     assert list(changed_fields({**old, "go_on": False, "later_from": 1}, SMOKE.iterate)) == []
-    assert list(changed_fields({**old, "go_on": True}, SMOKE.iterate)) == ["go_on was True, is no more"]
+    assert list(changed_fields({**old, "go_on": True}, SMOKE.iterate)) == ["go_on was True, is no longer supported"]

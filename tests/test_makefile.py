@@ -158,7 +158,7 @@ def test_a_committed_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_p
 @pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream", "iterate"])
 def test_a_committed_run_is_not_trained(runs: str, target: str, run: str) -> None:
     output = make("-n", target, runs, f"RUN={run}", code=2)
-    assert f"RUN={run} is a committed run, which is not trained further: choose another RUN" in output
+    assert f"RUN={run} is a committed run and cannot be trained further: choose another RUN" in output
     assert "-m stages." not in output
 
 

@@ -40,18 +40,18 @@ class Common:
     """Arguments of every stage."""
 
     run: Path
-    """Run folder; it is made when missing."""
+    """Run folder. It is created if missing."""
     preset: str = "laptop"
-    """Sizes of everything: smoke (minutes), laptop (an evening), paper (the paper's), dreamer (rounds in the dream)."""
+    """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), dreamer (rounds in the dream)."""
     env: str = FAST_ENV
-    """Gymnasium id of the environment; presets are kept per environment."""
+    """Gymnasium id of the environment. Each environment has its own presets."""
     workers: int = os.cpu_count() or 1
-    """Worker processes; 0 does the same work in this process, with the same results. V and M train on as many
-    threads, whose number changes the last digits."""
+    """Number of worker processes. 0: run in this process, with the same results. It is also the number of threads that
+    train V and M, which changes the last digits."""
     seed: int = 0
-    """Seed of the run, 0 to 99. It fixes everything random."""
+    """Seed of the run, 0 to 99. It fixes all randomness."""
     restart: bool = False
-    """Throw this stage's earlier work in this run folder away and do it anew."""
+    """Delete this stage's earlier results in the run folder and start again."""
 
     def config(self) -> Config:
         """The preset's sizes; UserError when there is no such environment or preset."""

@@ -1,8 +1,8 @@
-"""Every number of the project, once, with its unit and source.
+"""All numbers of the project, each in one place, with unit and source.
 
-A `Config` is what a preset holds: one frozen dataclass per stage. `PRESETS` is keyed by environment, then by
-name, so that other environments can join with sizes of their own. The field docstrings below are also the
-command line's --help. "Paper" is Ha & Schmidhuber, World Models, 2018, with its published code.
+A `Config` is the content of a preset: one frozen dataclass per stage. `PRESETS` is keyed by environment, then by
+preset name, so that another environment can have its own sizes. The field docstrings below are also the --help
+texts. "Paper" means Ha & Schmidhuber, World Models, 2018, and its published code.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ STOCK_ENV = "CarRacing-v3"
 DREAM_ENV = "wm/Dream-v0"
 
 Precision = Literal["float32", "int8"]
-"""What V's encoder computes in when it acts."""
+"""Number format of V's encoder when it acts."""
 
 RUN_FORMAT = 1
-"""Version of the run folder's layout and of every artifact in it; a folder of another version is refused."""
+"""Version of the run folder's layout and of all artifacts in it. A folder of another version is refused."""
 
 
 @dataclass(frozen=True)
 class SeedRange:
-    """A half-open range of track seeds (the argument of env.reset); ranges of different uses never overlap."""
+    """A half-open range of track seeds (the argument of env.reset). Ranges of different uses never overlap."""
 
     start: int
     stop: int
@@ -33,64 +33,66 @@ class SeedRange:
         return self.start <= seed < self.stop
 
     def __getitem__(self, index: int) -> int:
-        """The seed at `index`; IndexError past the end, so that no use can leave its range unnoticed."""
+        """The seed at `index`. Raises IndexError past the end, so that no use can leave its range unnoticed."""
         if not 0 <= index < self.stop - self.start:
             raise IndexError(f"seed index {index} outside of a range of {self.stop - self.start}")
         return self.start + index
 
 
 COLLECT_SEEDS = SeedRange(0, 1_000_000_000)
-"""Tracks that data for V and M is collected on. A run's seed s uses [s, s + 1) million of each range."""
+"""Tracks of the training data of V and M. A run with seed s uses the part [s, s + 1) million of each range."""
 EVOLVE_SEEDS = SeedRange(1_000_000_000, 1_800_000_000)
-"""Tracks that candidates are compared on."""
+"""Tracks of the evolution, on which candidates are compared."""
 PROBE_SEEDS = SeedRange(1_800_000_000, 1_900_000_000)
-"""Tracks that [z; h] are probed on."""
+"""Tracks of the probe of [z; h]."""
 SELECT_SEEDS = SeedRange(1_900_000_000, 2_000_000_000)
-"""Tracks that the distribution mean is evaluated on, to keep the best one. The same for all seeds of a run."""
+"""Tracks on which the distribution mean is evaluated, to select the best one. The same for all seeds of a run."""
 EVALUATE_SEEDS = SeedRange(2_000_000_000, 2_100_000_000)
-"""Tracks of the final score: nothing is ever trained or selected on them."""
+"""Tracks of the final score. Nothing is ever trained or selected on them."""
 SEEDS_PER_RUN = 1_000_000
-"""Size of the part of a seed range that belongs to one run seed."""
+"""Track seeds of one run seed in each range."""
 RUN_SEEDS = 100
-"""Seeds that a run can have: 0 to 99."""
+"""Number of seeds that a run can have: 0 to 99."""
 DRIVEN_FROM = SEEDS_PER_RUN // 2
-"""Index of the first episode that a controller drove, and so the most episodes of untrained policies."""
+"""Index of the first episode driven by a controller, and so the largest number of episodes of untrained policies."""
 
 
 def track_seeds(part: SeedRange, run_seed: int) -> SeedRange:
-    """The part of a seed range that belongs to one run seed (an int >= 0)."""
+    """The part of a seed range that one run seed (an int >= 0) uses."""
     start = part[run_seed * SEEDS_PER_RUN]
     return SeedRange(start, part[run_seed * SEEDS_PER_RUN + SEEDS_PER_RUN - 1] + 1)
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Rollouts of a policy that has learnt nothing yet (paper, section 4.1)."""
+    """Rollouts of untrained policies, then of a controller (paper, sections 4.1 and 5)."""
 
     episodes: int = 10_000
-    """Episodes in all; a larger number later adds the missing ones. Paper: 10,000."""
+    """Total number of episodes of untrained policies. A larger number later adds the missing ones. Paper: 10,000."""
     max_steps: int = 1000
-    """Longest episode, in environment steps; a longer one is truncated. Paper: 1000."""
+    """Maximum length of an episode in environment steps; a longer one is truncated. Paper: 1000."""
     driven: int = 0
-    """Episodes more, driven by a controller that is disturbed (paper, section 5: iterate): that of --source, else a
-    scout's. A larger number later adds the missing ones. Paper's CarRacing: none."""
+    """Number of additional episodes that a controller drives (paper, section 5: iterate), with random disturbances. The
+    controller is that of --source, else of the scout. A larger number later adds the missing ones. Paper's CarRacing:
+    none."""
     bursts: float = 0.01
-    """Chance a step that a burst of brownian actions begins in a driven episode: one in two seconds of driving."""
+    """Probability per step that a burst of brownian actions begins in a driven episode. 0.01: one burst in two seconds
+    of driving."""
     spread: float = 0.0
-    """Every second driven episode is driven by a neighbour of the controller, whose weights on centred [z; h] differ by
-    so much (standard deviation), as candidates of an evolution with such a sigma do. 0: by none."""
+    """Standard deviation of Gaussian noise on the controller's weights (on centred [z; h]) in every second driven
+    episode, like the candidates of an evolution with this sigma. 0: no noise."""
     scout: str = "scout"
-    """Preset of the scout: all four stages at smaller sizes, in RUN/scout/, for a controller that drives the driven
+    """Preset of the scout: a smaller run of all four stages in RUN/scout/. Its controller drives the driven
     episodes."""
     policy: Literal["random_network", "brownian", "cruise", "mixture", "wide", "uniform"] = "mixture"
-    """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a
-    random walk in action space. mixture: each episode is one of the two, drawn with equal chance. cruise: a random walk
-    of wheel and one pedal, that goes fast. wide: one of the three, every second one cruise. uniform: each action
-    sampled from the action space (the only one that fits any environment)."""
+    """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a random
+    walk in action space. mixture: each episode uses one of these two, with equal probability. cruise: a random walk of
+    steering and one pedal, which drives fast. wide: one of these three, with cruise in half of the episodes. uniform:
+    each action is sampled from the action space (the only policy that fits any environment)."""
     cut_after: int = 0
-    """Give an episode up after so many steps without a new tile, since what follows is grass; 0: never. Paper: 0."""
+    """End an episode after this many steps without a new tile, since only grass follows. 0: never. Paper: 0."""
     episodes_per_shard: int = 8
-    """Episodes in one HDF5 file; a kill costs at most this many episodes a worker."""
+    """Episodes in one HDF5 file. A killed command loses at most this many episodes per worker."""
 
 
 @dataclass(frozen=True)
@@ -100,30 +102,31 @@ class VAEConfig:
     z: int = 32
     """Size of the latent vector. Paper: 32."""
     updates: int = 1_000_000
-    """Gradient updates in all. Paper: 10 epochs over 10 million frames in batches of 100."""
+    """Total number of gradient updates. Paper: 10 epochs over 10 million frames in batches of 100."""
     batch: int = 100
-    """Frames a batch. Paper: 100."""
+    """Frames per batch. Paper: 100."""
     lr: float = 1e-4
     """Adam's learning rate. Paper: 1e-4."""
     free_nats: float = 0.5
-    """Nats per latent dimension below which the KL term does not push. Paper's code: 0.5, so 16 for z 32."""
+    """Free nats per latent dimension: a KL below free_nats * z is not penalised. Paper's code: 0.5, so 16 for z 32."""
     kl_weight: float = 1.0
-    """Weight of the KL term beside the summed squared error: below 1, z says more of the frame. Paper: 1."""
+    """Weight of the KL term beside the summed squared error. Below 1, z holds more of the frame. Paper: 1."""
     road_weight: float = 1.0
-    """Weight of squared errors off the grass (road, curbs, car), where CarRacing's rewards come from. Paper: 1."""
+    """Weight of the squared error on pixels that are not grass (road, curbs, car), where CarRacing's rewards come from.
+    Paper: 1."""
     validation: float = 0.05
-    """Share of the episodes (never single frames) that are held out for validation."""
+    """Fraction of the episodes (never single frames) held out for validation."""
     earlier: tuple[int, ...] = ()
-    """Numbers of episodes there were in earlier rounds: what was held out of them stays so, and nothing else of them
-    becomes so, which a V that goes on (--start) may have been trained on. None: there was no earlier round."""
+    """Number of episodes in each earlier round. It keeps the validation split of those rounds, since a V that continues
+    from them (--start) was trained on the rest. None: there was no earlier round."""
     validate_every: int = 5000
-    """Updates between validations; the best weights on validation loss are kept."""
+    """Updates between validations. The weights with the lowest validation loss are saved."""
     validation_frames: int = 4000
-    """Most frames that one validation looks at, spread over all validation episodes."""
+    """Maximum number of frames per validation, spread over all validation episodes."""
     shuffle_frames: int = 20_000
-    """Frames in the shuffle buffer: bounds the memory (12 kB a frame) at any size of the data."""
+    """Frames in the shuffle buffer. It bounds the memory (12 kB a frame) for any size of the data."""
     warn_error: float = 30.0
-    """Warn when the squared error of a validation image is above this: V is then not good enough to drive by."""
+    """Warn when the squared error per validation image is above this: V is then not good enough to drive by."""
 
 
 @dataclass(frozen=True)
@@ -135,97 +138,97 @@ class MDNRNNConfig:
     mixtures: int = 5
     """Gaussians per latent dimension. Paper: 5."""
     reward: Literal["tile", "value"] = "tile"
-    """tile: the reward head is the probability of touching a new tile in this step (CarRacing's rewards are
-    pulses of 1000/N, N differing by track, minus 0.1 a step). value: the head predicts the reward itself."""
+    """tile: the reward head predicts the probability of touching a new tile in this step (CarRacing's rewards are
+    pulses of 1000/N, where N differs by track, minus 0.1 a step). value: the head predicts the reward itself."""
     updates: int = 4000
-    """Gradient updates in all. Paper's code: 4000."""
+    """Total number of gradient updates. Paper's code: 4000."""
     batch: int = 100
-    """Clips a batch. Paper: 100."""
+    """Clips per batch. Paper: 100."""
     length: int = 1000
-    """Steps of a clip; shorter pieces are padded and masked. Paper: whole episodes, whose 1000 frames have 999
-    steps between them; ours keep the last frame, too."""
+    """Steps per clip; shorter clips are padded and masked. Paper: whole episodes, whose 1000 frames have 999 steps
+    between them; ours include the last frame."""
     lr: float = 1e-3
-    """Adam's learning rate at the start. Paper: 1e-3."""
+    """Initial learning rate of Adam. Paper: 1e-3."""
     lr_final: float = 1e-5
-    """Learning rate that the decay goes to. Paper: 1e-5."""
+    """Final learning rate, the limit of the decay. Paper: 1e-5."""
     lr_decay: float = 0.9999
-    """Factor on (lr - lr_final) an update. Paper's code: 0.9999."""
+    """Factor on (lr - lr_final) per update. Paper's code: 0.9999."""
     clip: float = 1.0
-    """Largest norm of the gradient. Paper's code clips each entry at 1.0."""
+    """Maximum norm of the gradient. Paper's code clips each entry at 1.0."""
     logsigma_floor: float = -7.0
-    """Lower bound on log sigma: without one, sigma goes to 0 and the loss explodes."""
+    """Lower bound of log sigma. Without it, sigma goes to 0 and the loss explodes."""
     dropout: float = 0.0
-    """Chance that the heads do not see a unit of h in training, the same units for a whole clip (Wellmer & Kwok, 2021),
-    so that a dream may leave some out, too (the dream's own --dropout). Paper: 0."""
+    """Probability that a unit of h is hidden from the heads in training, the same units for a whole clip (Wellmer &
+    Kwok, 2021). It allows dropout in the dream (--dropout of stage dream). Paper: 0."""
     posterior: float = 1.0
-    """Of V's standard deviation, how much of it there is in the z that M is trained on. 1: z is drawn from V's
-    posterior, as the paper does. Less: closer to V's mean, which is what the agent acts on."""
+    """Factor on V's standard deviation when z is drawn for M's training. 1: z is drawn from V's posterior (paper).
+    Less: z is closer to V's mean, which the agent acts on."""
     head_weight: float = 1.0
-    """Weight of the reward and termination losses (nats a step) beside the NLL (nats a latent dimension)."""
+    """Weight of the reward and termination losses (nats per step) beside the NLL (nats per latent dimension)."""
     outlook: tuple[int, ...] = ()
-    """Horizons in steps over which a linear head predicts the mean rate of tiles (or the mean reward), so that h holds
-    what C needs, such as the speed, where a linear map finds it. Paper: none."""
+    """Horizons in steps over which an additional linear head predicts the mean rate of new tiles (or the mean reward).
+    It makes h hold what C needs, such as the speed, in a linear form. Paper: none."""
     outlook_weight: float = 100.0
-    """Weight of the outlook's squared error (tiles a step; their variance is about 0.01) beside the NLL."""
+    """Weight of the outlook's squared error (tiles per step; their variance is about 0.01) beside the NLL."""
     fresh: int = 0
-    """Half of the clips of each batch are of the last so many of the training episodes; 0: all are alike."""
+    """Draw half of the clips of each batch from the newest N training episodes. 0: draw from all alike."""
     validation: float = 0.05
-    """Share of the episodes that are held out; the same ones as V's for equal shares and seeds."""
+    """Fraction of the episodes held out for validation; the same episodes as V's for equal fractions and seeds."""
     earlier: tuple[int, ...] = ()
-    """Numbers of episodes there were in earlier rounds, as for V."""
+    """Number of episodes in each earlier round, as for V."""
     validate_every: int = 500
-    """Updates between validations; the best weights on validation loss are kept."""
+    """Updates between validations. The weights with the lowest validation loss are saved."""
     validation_clips: int = 200
-    """Most clips that one validation looks at."""
+    """Maximum number of clips per validation."""
 
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """How C evolves, in the environment or in the dream (paper, appendix A.4)."""
+    """The evolution of C, in the environment or in the dream (paper, appendix A.4)."""
 
     generations: int = 1800
-    """Generations (one ask-tell cycle each) in all; a larger number later goes on. Paper: 1800."""
+    """Total number of generations (one ask-tell cycle each). A larger number later continues. Paper: 1800."""
     env_steps: int = 0
-    """Steps of the population, in the environment or in the dream, after which the evolution ends, if the generations
-    have not ended it before; a larger number later goes on. 0: no bound."""
+    """Upper bound on the steps of the population, in the environment or in the dream. The evolution ends at this bound
+    or at --generations. A larger number later continues. 0: no bound."""
     es: Literal["cmaes", "sep-cmaes", "openes"] = "cmaes"
     """Evolution strategy. cmaes, sep-cmaes: pycma's, with a full or a diagonal covariance. openes: OpenAI's (mirrored
     samples, ranks, Adam). Paper: CMA-ES."""
     lr: float = 0.02
-    """Learning rate of openes; the others have none."""
+    """Learning rate of openes. The other strategies have none."""
     ranks: bool = True
-    """What openes weighs its candidates by: their ranks, as the others do, or the fitness itself (--no-ranks)."""
+    """Weight openes's candidates by rank, as the other strategies do. --no-ranks: by the fitness itself."""
     popsize: int = 64
-    """Candidates a generation. Paper: 64."""
+    """Candidates per generation. Paper: 64."""
     sigma0: float = 0.1
-    """First step size of CMA-ES. Paper: 0.1."""
+    """Initial sigma (step size). Paper: 0.1."""
     sigma_max: float = 1000.0
-    """Largest step size: unbounded it outgrows what a mean can be told from. Paper: no bound, as this default. openes
-    keeps sigma0."""
+    """Upper bound of sigma. Without it, sigma grows until the mean is no longer informative. Paper: no bound, as this
+    default. With openes sigma stays at sigma0."""
     sigma_min: float = 0.0
-    """Smallest step size: noise in the fitness lets it shrink too early, and a mean whose neighbours drive well
-    is a robust one. Paper: no bound, as this default."""
+    """Lower bound of sigma. Noise in the fitness shrinks sigma too early, and a mean whose neighbours drive well is
+    robust. Paper: no bound, as this default."""
     centre: bool = False
-    """Evolve on [z; h] minus its mean over the collected data (in the dream over its starts), folded into b: it costs
-    no weights. Paper: no."""
+    """Evolve on [z; h] minus its mean over the collected data (in the dream: over the starts). The mean is folded into
+    b, so no weights are added. Paper: no."""
     whiten: float = 0.0
-    """Evolve on [z; h] whose principal directions are divided by their standard deviation to this power, 0 to 1, folded
-    into the weights as well. Paper: 0."""
+    """Divide each principal direction of [z; h] by its standard deviation to this power, 0 to 1. The factors are folded
+    into the weights. Paper: 0."""
     components: int = 0
-    """Evolve on so many principal directions of [z; h] only, those of most variance, folded into the weights as well.
-    0: on all. Paper: 0."""
+    """Evolve only on the first N principal directions of [z; h], those of largest variance. They are folded into the
+    weights. 0: all. Paper: 0."""
     precision: Precision = "float32"
-    """What V's encoder computes in whenever this controller acts on frames. int8: its convolutions in integers, which
-    takes less than half the time and moves mu by a fraction of the posterior's sigma."""
+    """Number format of V's encoder when this controller acts on frames. int8: integer convolutions; they take less than
+    half the time and change mu by a fraction of the posterior's sigma."""
     max_steps: int = 1000
-    """Longest real rollout in environment steps. Paper: 1000."""
+    """Maximum length of a real rollout in environment steps. Paper: 1000."""
     select_every: int = 10
-    """Generations between evaluations of the distribution mean on the selection tracks (also after the last)."""
+    """Generations between evaluations of the distribution mean on the selection tracks (also after the last one)."""
     select_tracks: int = 16
-    """Fixed selection tracks, always real ones; what is kept is the mean that was best on them."""
+    """Number of fixed selection tracks, always real ones. The mean with the best score on them is saved."""
     average: int = 1
-    """What is selected and kept is the average of the last so many distribution means, which wanders less than the
-    last one. Paper: 1."""
+    """Evaluate and save the average of the last N distribution means, which varies less than the last mean. Paper:
+    1."""
 
 
 @dataclass(frozen=True)
@@ -233,22 +236,23 @@ class ControllerConfig(EvolutionConfig):
     """C, the linear controller, evolved on real rollouts (paper, appendix A.3 and A.4)."""
 
     tracks: int = 16
-    """Rollouts a candidate: tracks drawn anew each generation, the same for all its candidates. Paper: 16."""
+    """Rollouts per candidate, each on one track. Tracks are drawn anew for each generation and are the same for all its
+    candidates. Paper: 16."""
     double_every: int = 0
-    """Generations after which the rollouts a candidate double, from 1 up to `tracks`: one track tells who stays on the
-    road at all, many tell who is lost on one of them. 0: `tracks` in all generations. Paper: 0."""
+    """Double the rollouts per candidate every N generations, from 1 up to `tracks`. One track shows which candidates
+    stay on the road; many tracks show which ones fail on some. 0: `tracks` in all generations. Paper: 0."""
     cut_after: int = 100
-    """Cut a training rollout short after so many steps without a new tile, and charge it 0.1 for each step not
-    driven; 0: never. Selection and evaluation are never cut."""
+    """End a training rollout after this many steps without a new tile and charge it 0.1 for each step not driven. 0:
+    never. Rollouts for selection and evaluation are never cut."""
     disturb: float = 0.0
-    """Chance a step that a burst of brownian actions disturbs a training rollout, as in driven episodes: what follows
-    is then practised. Paper: 0. Selection and evaluation are never disturbed."""
+    """Probability per step that a burst of brownian actions begins in a training rollout, as in driven episodes, so
+    that C learns to recover. Paper: 0. Rollouts for selection and evaluation are never disturbed."""
     inputs: Literal["zh", "z"] = "zh"
-    """What C sees. z: what V says of the frame and nothing of M's memory (paper, section 3.4: "V model only")."""
+    """Input of C. zh: [z; h]. z: only V's latent, without M's memory (paper, section 3.4: "V model only")."""
     hidden_units: int = 0
-    """Units of a hidden layer of C; 0: C is linear, as the paper's but for its "V model only with a hidden layer"."""
+    """Units of C's hidden layer. 0: C is linear, as in the paper except for its "V model only with a hidden layer"."""
     step_cost: float = 0.1
-    """What CarRacing charges for each step, and a cut rollout for each step not driven."""
+    """Cost of each step in CarRacing, also charged for each step that a cut rollout did not drive."""
 
 
 @dataclass(frozen=True)
@@ -256,38 +260,39 @@ class DreamConfig(EvolutionConfig):
     """C evolved in M's dream instead of the environment (paper, section 4, does so for Doom)."""
 
     dreams: int = 16
-    """Dreams a candidate: starts and noise drawn anew each generation, the same for all its candidates. Paper: 16."""
+    """Dreams per candidate. Starts and noise are drawn anew for each generation and are the same for all its
+    candidates. Paper: 16."""
     horizon: int = 1000
-    """Steps of a dream. Paper: the environment's own limit."""
+    """Steps per dream. Paper: the environment's own limit."""
     value: int = 0
-    """Steps after a dream whose return counts as well, as a small network tells it from [z; h] at the end of the dream.
-    It is fitted to what the record earned in so many steps after states like it. 0: none. Paper: none."""
+    """Add the return of the N steps after the dream, estimated from [z; h] at its end by a small network. The network
+    is fitted to N-step returns of recorded episodes. 0: add nothing. Paper: none."""
     unpaid: int = 50
-    """Steps at the beginning of a dream that earn nothing: what the recorded driver's speed still brings in is not
-    the candidate's doing. Ours: the car rolls on for about a second."""
+    """Number of first steps of a dream that are not scored. A fast start keeps collecting tiles by momentum, about a
+    second long, whatever the candidate does. Paper: none."""
     temperature: float = 1.0
-    """tau of what M draws: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
+    """tau of M's samples: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
     noise: Literal["drawn", "recorded"] = "drawn"
-    """Where a dream's chance comes from. drawn: out of M, as the paper's. recorded: from the record after the start, as
-    far as that goes (Buesing et al., 2019): the recorded actions would then lead to the recorded frames, and others to
-    what they would have led to on that road. Roads that M draws by itself are easier than real ones."""
+    """Source of a dream's noise. drawn: sampled, as in the paper. recorded: inferred from the recorded steps after the
+    start, as far as they go (Buesing et al., 2019); the recorded actions then lead to the recorded frames, and other
+    actions to what they would have led to on that road. Roads that M samples are easier than real ones."""
     dropout: float = 0.0
-    """Chance that the heads do not see a unit of h in a dream, the same units from its first step to its last, drawn
-    anew for each dream (Wellmer & Kwok, 2021): what pays in one such world only does not last. Paper: 0."""
+    """Probability that a unit of h is hidden from the heads in a dream. The units are drawn anew for each dream and
+    stay the same in all its steps (Wellmer & Kwok, 2021), so that C cannot exploit a single model. Paper: 0."""
     disagreement: float = 0.0
-    """With an ensemble (--ensemble): points that a paid step costs for each unit by which its M's disagree about the
-    next z: the variance of their means of it, a mean over its dimensions. Paper: no ensemble."""
+    """Penalty on the disagreement of an ensemble (--ensemble), in points per scored step and unit of disagreement: the
+    variance of the M's means of the next z, averaged over its dimensions. Paper: no ensemble."""
     starts: int = 512
-    """Moments of recorded episodes that dreams begin at, kept in starts.npz."""
+    """Number of moments of recorded episodes at which dreams start, saved in starts.npz."""
     fresh: int = 0
-    """Starts, and what the value is fitted to, are of the last so many of these episodes only: what slow cars met, and
-    what their states were worth, says little of fast ones. 0: of all."""
+    """Use only the newest N episodes for starts and value fitting, since slow cars visit other states than fast ones.
+    0: all."""
     start_after: int = 70
-    """Steps of the recorded episode before the first moment that can be a start: M has seen all of them. CarRacing
-    zooms in for 50; twenty more let M forget that."""
+    """Minimum number of recorded steps before a start; M has read all of them. CarRacing zooms in for 50 steps, and 20
+    more let M forget the zoom."""
     start_near: int = 20
-    """A start has a new tile within so many recorded steps before or after it: elsewhere there is no road to drive on,
-    and all candidates earn the same. 0, or a record without such moments: any moment."""
+    """A start has a new tile within N recorded steps before or after it. Elsewhere there is no road, and all candidates
+    earn the same. 0, or a record without such moments: any moment."""
 
 
 @dataclass(frozen=True)
@@ -295,72 +300,72 @@ class IterateConfig:
     """Rounds of collecting, V, M and the dream (paper, section 5, which names no sizes)."""
 
     rounds: int = 3
-    """Rounds in all; a larger number later adds the missing ones. Paper: one for CarRacing."""
+    """Total number of rounds. A larger number later adds the missing ones. Paper: one for CarRacing."""
     added: int = 10_000
-    """Episodes that each round after the first adds, driven by the controller of the round before."""
+    """Episodes that each round after the first adds, driven by the controller of the previous round."""
     driver: Literal["dream", "dream-latest"] = "dream"
-    """Who drives them: of the evolution's means the one that real tracks selected, or the latest, which has gone
-    furthest into what its dream gets wrong."""
+    """Controller that drives these episodes. dream: the mean with the best score on real selection tracks.
+    dream-latest: the last mean, which exploits the errors of its dream most."""
     vae_updates: int = 100_000
-    """Gradient updates of V in each round after the first, from the weights of the round before."""
+    """Gradient updates of V in each round after the first, from the weights of the previous round."""
     vae_rounds: int = 1_000_000
-    """Rounds after the first in which V learns; after them it stays, and only new frames need be encoded."""
+    """Number of rounds after the first that train V. Later rounds reuse V and encode only the new frames."""
     mdnrnn_updates: int = 2000
-    """Gradient updates of M in each of these rounds, from the weights of the round before."""
+    """Gradient updates of M in each round after the first, from the weights of the previous round."""
     mdnrnn_options: str = ""
-    """Options of stage mdnrnn in these rounds, such as "--lr 5e-4"."""
+    """Options of stage mdnrnn in each round after the first, such as "--lr 5e-4"."""
     fresh_rounds: int = 0
-    """Half of M's clips, all starts, and what the value is fitted to are from the episodes of the last so many rounds,
-    in the rounds after the first; while there were fewer, as many of the first round's last episodes fill up. 0: all
-    episodes are alike."""
+    """In each round after the first, take half of M's clips, all starts and the value's data from the episodes of the
+    last N rounds. While there are fewer rounds, the newest episodes of the first round fill up. 0: use all episodes
+    alike."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--popsize 128 --horizon 150"."""
     refine_from: int = 0
-    """From this round on each is a small step, in which C goes on from the latest mean of the round before; in those
-    before it begins with zeros, so that it forgets what it made of an M that knew less. 0: no round is, and the three
-    fields below count for nothing."""
+    """First refinement round. A refinement round is small: C continues from the latest mean of the previous round. In
+    earlier rounds C starts from zeros, so that it forgets what it learnt from a less trained M. 0: no refinement
+    rounds; the three options below then have no effect."""
     refine_added: int = 40
-    """Episodes that each of these adds, in place of `added`."""
+    """Episodes that each refinement round adds, instead of `added`."""
     refine_updates: int = 200
-    """Gradient updates of M in these, in place of `mdnrnn_updates`."""
+    """Gradient updates of M in each refinement round, instead of `mdnrnn_updates`."""
     refine_options: str = ""
-    """Options of stage dream in these, beside `dream_options`, such as few --generations and a small --sigma0. Dreams
-    are true near to what has been driven, and who goes far in one round leaves that."""
+    """Options of stage dream in refinement rounds, after `dream_options`, such as few --generations and a small
+    --sigma0. Dreams are accurate near the recorded states, and a large change of C in one round leaves them."""
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The score: 100 fresh tracks of the stock environment (paper, section 4.1)."""
+    """The score: mean ± std over 100 fresh tracks of the stock environment (paper, section 4.1)."""
 
     episodes: int = 100
-    """Tracks. Paper and the Gym leaderboard: 100 consecutive trials."""
+    """Number of tracks, one episode each. Paper and the Gym leaderboard: 100 consecutive trials."""
     max_steps: int = 1000
-    """Longest episode in environment steps, as the environment's own limit."""
+    """Maximum length of an episode in environment steps, as the environment's own limit."""
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What ridge regression reads from [z; h]: ours, the paper has no such thing."""
+    """Ridge regression of the car's state on [z; h]. Not in the paper."""
 
     episodes: int = 60
-    """Fresh tracks, each driven once by the controller with bursts of brownian actions."""
+    """Number of fresh tracks, each driven once by the controller with bursts of brownian actions."""
     max_steps: int = 1000
-    """Longest episode in environment steps."""
+    """Maximum length of an episode in environment steps."""
     validation: float = 0.25
-    """Share of the episodes, the last ones, that the regression is tested on; it is fitted to the others."""
+    """Fraction of the episodes, the last ones, that test the regression; it is fitted to the others."""
     penalty: float = 10.0
-    """On the squared weights of features of variance 1, beside the squared errors summed over all steps: as if each
-    feature had said nothing for so many steps more."""
+    """Ridge penalty on the squared weights of features of variance 1, beside the squared errors summed over all steps.
+    A penalty of N acts like N additional steps in which each feature carries no information."""
     start_after: int = 50
-    """Steps at the start of an episode that do not count: CarRacing zooms in for so many."""
+    """Number of first steps of each episode to leave out. CarRacing zooms in for 50."""
     off_road: float = 12.0
-    """World units from the centre line from which on a step does not count. The road ends at 6.7, so this car is in
-    the grass; far out the nearest piece of road may be another one, or none of it in the picture."""
+    """Leave out steps at this distance from the centre line or beyond, in world units. The road ends at 6.7, so such a
+    car is in the grass; far out, the nearest piece of road may be a different one, or out of the picture."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """All sizes of one preset of one environment."""
+    """All settings of one preset of one environment."""
 
     collect: CollectConfig = field(default_factory=CollectConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -515,7 +520,7 @@ PRESETS: dict[str, dict[str, Config]] = {
 }
 
 MOST_AVERAGED = 1000
-"""Means of an evolution that are remembered."""
+"""Number of past means that an evolution stores, the upper bound of --average."""
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "average": (1, MOST_AVERAGED),
@@ -557,27 +562,27 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "grid": (1, 36),
     "port": (0, 65_535),
 }
-"""Least and most of each number that a stage can be given, by its name: what is outside is a slip of the finger."""
+"""Least and greatest value of each numeric option, by its name. A value outside is refused as a typing error."""
 
 TOTALS = frozenset({"episodes", "driven", "updates", "generations", "env_steps", "rounds"})
-"""Fields that may grow between two calls of a stage: they add work; every other change needs --restart."""
+"""Fields that may grow between two calls of a stage, since they only add work. Any other change needs --restart."""
 
 
-GONE: dict[str, Any] = {"go_on": False, "later_options": "", "later_from": 1, "discount": 0.0, "pace": 0.0}
-"""Fields of earlier versions, and their defaults: work that was done with another value cannot go on."""
+REMOVED: dict[str, Any] = {"go_on": False, "later_options": "", "later_from": 1, "discount": 0.0, "pace": 0.0}
+"""Removed fields of earlier versions, with their defaults. Work done with another value cannot be resumed."""
 
 
 def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
-    """Says 'name was OLD, is NEW' for each field of config dataclass `new` that differs from the stored dict.
+    """Yields 'name was OLD, is NEW' for each field of config dataclass `new` that differs from the stored dict.
 
     Totals (`TOTALS`) are left out: a change of those adds work and needs no restart. A field that the stored dict
-    lacks had its default, since a new field's default is what was done before there was one.
+    lacks counts as its default, since the default of a new field keeps the earlier behaviour.
     """
     for f in fields(new):
         before = old.get(f.name, f.default)
         before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
         if f.name not in TOTALS and before != getattr(new, f.name):
             yield f"{f.name} was {before}, is {getattr(new, f.name)}"
-    for name, default in GONE.items():
+    for name, default in REMOVED.items():
         if old.get(name, default) != default:
-            yield f"{name} was {old[name]}, is no more"
+            yield f"{name} was {old[name]}, is no longer supported"
