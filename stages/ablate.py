@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: AblateArgs(), "Measure what each part of the recipe is worth.", argv)
     unknown = sorted(set(config.rows) - set(ROWS))
     if unknown or not config.rows:
-        raise UserError(f"--rows {' '.join(unknown)} is unknown: choose of {', '.join(ROWS)}.")
+        raise UserError(f"--rows {' '.join(unknown)} is unknown: choose from {', '.join(ROWS)}.")
     run = Run(args.run)
     with run.lock():
         for needed, stage in (
@@ -152,7 +152,7 @@ def share_what_is_alike(run: Run, this: Run, row: Row) -> None:
         if own is None:
             share(theirs, mine)
             if file_hash(mine) != file_hash(theirs):
-                raise UserError(f"{mine} is not that of {run.folder} any more: redo the row with ARGS=--restart.")
+                raise UserError(f"{mine} differs from that of {run.folder}: redo the row with ARGS=--restart.")
 
 
 def tell(rows: dict[str, dict[str, Any]]) -> None:

@@ -51,9 +51,11 @@ def main(argv: list[str]) -> None:
     if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
     if config.scout not in PRESETS[args.env]:
-        raise UserError(f"--scout {config.scout} is no preset: choose one of {', '.join(PRESETS[args.env])}.")
+        raise UserError(f"--scout {config.scout} is not a preset: choose one of {', '.join(PRESETS[args.env])}.")
     if config.driven and config.spread and not given.source and given.driver == "controller":
-        raise UserError("--spread takes starts.npz, which a scout's controller has not: give --driver dream, or 0.")
+        raise UserError(
+            "--spread needs starts.npz, which a scout's controller lacks: give --driver dream or --spread 0."
+        )
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
     with run.stage("collect", config, args.seed, args.restart) as begin:
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
         wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
         missing = [index for index in wanted if index not in there]
         if not missing and summary.exists() and read_json(summary, **SUMMARY)["episodes"] == len(there):
-            print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N for more, --restart for others).")
+            print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N adds more, --restart redoes them).")
             return
         drives = any(index >= DRIVEN_FROM for index in missing)
         # Before anything is changed: who is to drive may be missing.
@@ -105,7 +107,7 @@ def throw_away(run: Run, given: CollectArgs, config: CollectConfig) -> None:
     if config.driven and given.source:
         load_driver(Run(given.source), given.driver, config)
         if any(given.source.resolve().is_relative_to(folder.resolve()) for folder in earlier):
-            raise UserError(f"--source {given.source} is part of what --restart throws away: copy it elsewhere first.")
+            raise UserError(f"--source {given.source} is in a folder that --restart deletes: copy it elsewhere first.")
     for folder in earlier:  # each by itself: an earlier restart may have been killed between the two
         shutil.rmtree(folder)
 
@@ -116,7 +118,7 @@ def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
     centre = np.zeros(models.features)
     if config.spread:
         if len(theta) != parameter_count(models.features):
-            raise UserError(f"--spread is for linear controllers, and that of {source.folder} is none: leave it out.")
+            raise UserError(f"--spread needs a linear controller, unlike that of {source.folder}: leave it out.")
         starts = load_starts(source.starts)
         centre = np.concatenate([starts.z, starts.h], axis=1).mean(axis=0, dtype=np.float64)
     return Driver(models, theta, config.bursts, config.spread, centre)

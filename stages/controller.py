@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
     config = narrowed(given, ControllerConfig)
     check_sizes(config)
     if given.start and given.carry:
-        raise UserError("--start and --carry both say where to begin: give one of them.")
+        raise UserError("--start and --carry both set the first mean: give one of them.")
     if given.carry and config.hidden_units:
-        raise UserError("--carry fits a linear controller: leave --hidden-units away.")
+        raise UserError("--carry fits a linear controller: leave --hidden-units out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         if not args.restart and is_finished(run, "controller", run.controller, config, made_from):
             # Drawn all the same: the evolution may have been ended by a signal.
             plot_curve(run.plots / "controller.png", read_metrics(run.metrics, "controller"))
-            print(f"{run.controller} is finished: nothing to do (--generations N for more, --restart to redo it).")
+            print(f"{run.controller} is finished (--generations N for more, --restart to redo it).")
             return
         basis = make_basis(source, models, config)
         start = first_mean(given, source, models, basis, args.seed)

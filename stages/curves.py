@@ -42,19 +42,21 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of an evolution.", argv)
     run = Run(args.run)
     if args.restart:
-        raise UserError("--restart: what was measured stays. Choose another --name, or remove lines of curves.jsonl.")
+        raise UserError("--restart is not supported: choose another --name, or remove lines of curves.jsonl.")
     if config.name:
         if not config.seeds:
-            raise UserError("--seeds must name at least one seed.")
+            raise UserError("--seeds is empty: give at least one seed.")
         if config.name.startswith(".") or not all(letter.isalnum() or letter in "._+-" for letter in config.name):
-            raise UserError(f"--name {config.name!r} becomes a folder: letters, digits, _, +, - and inner dots only.")
+            raise UserError(
+                f"--name {config.name!r} cannot be a folder name: use letters, digits, _, +, - and inner dots only."
+            )
         with run.lock():
             for seed in config.seeds:
                 evolve(args, run, config, seed)
     variants = read_variants(run, config.stage)
     if not variants:
         raise UserError(
-            f"{run.curves} has no curve of stage {config.stage}: measure one with `make curves ARGS='--name NAME'`."
+            f"{run.curves} has no curve of stage {config.stage}: make one with `make curves ARGS='--name NAME'`."
         )
     rows = [row for group in variants.values() for row in group]
     plot_variants(run.plots / ("curves.png" if config.stage == "controller" else "curves-dream.png"), rows)
@@ -70,7 +72,7 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     """Gives one seed its budget and adds its curve to the results, unless it is there."""
     known = [row for row in read_lines(run.curves, **CURVE) if row["name"] == config.name]
     if any(row["options"] != config.options or stage_of(row) != config.stage for row in known):
-        raise UserError(f"{run.curves} has a variant {config.name} with other options: choose another --name.")
+        raise UserError(f"{run.curves} has a variant {config.name} made with other options: choose another --name.")
     if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):
         return
     variant = Run(run.folder / "variants" / config.name / str(seed))

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     seed = args.seed + RUN_SEEDS * given.draw
     check_dream(config)
     if config.disagreement and not config.ensemble:
-        raise UserError("--disagreement is that of an ensemble: name its other M's with --ensemble, or leave it out.")
+        raise UserError("--disagreement needs an ensemble: give its other M's with --ensemble, or leave it out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
             if drawn:
                 save_starts(run.starts, starts)
             show(run, source, config)
-            print(f"{run.dream} was finished: nothing to do (--generations N for more, --restart to redo it).")
+            print(f"{run.dream} is finished (--generations N for more, --restart to redo it).")
             return
         others = load_ensemble(given.ensemble, source, networks, starts)
         basis = fit_basis(
@@ -108,8 +108,8 @@ def main(argv: list[str]) -> None:
         value = None
         if config.value:
             value, explained = make_value(source, networks, config, seed)
-            share = f"{explained:.0%}" if np.isfinite(explained) else "nobody knows how much"
-            print(f"The value of a state explains {share} of held-out returns of {config.value} steps.")
+            quality = f"{explained:.2f}" if np.isfinite(explained) else "unknown: no held-out episode is long enough"
+            print(f"Value of {config.value} steps fitted; R² on held-out returns {quality}.")
         if args.restart:
             forget(run, "dream", run.dream, run.dream_latest)
         if drawn:
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
         )
         print(
             f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"
-            + (f", by {len(others) + 1} M's." if others else ".")
+            + (f", in an ensemble of {len(others) + 1} M's." if others else ".")
         )
         tracks = [SELECT_SEEDS[t] for t in range(config.select_tracks)]
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
@@ -173,7 +173,7 @@ def short_hash(folder: Path) -> str:
     """What is recorded of the M of a run folder; UserError when there is none."""
     path = Run(folder).mdnrnn
     if not path.exists():
-        raise UserError(f"--ensemble {folder}: there is no {path}: name run folders after `make mdnrnn`.")
+        raise UserError(f"--ensemble {folder}: {path} is missing: give run folders in which `make mdnrnn` has run.")
     return file_hash(path)[:12]
 
 
@@ -196,7 +196,7 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
     print(
         f"M's calibration on {len(held_out)} validation episodes: "
         + "; ".join(
-            f"{name} {found.rates[0]:.2g} said, {found.rates[1]:.2g} came (mean error {found.error:.2g})"
+            f"{name} {found.rates[0]:.2g} predicted, {found.rates[1]:.2g} observed (mean error {found.error:.2g})"
             for name, found in heads.items()
         )
         + f"; a clip's return {numbers['clip_dreamt']:.2f} dreamt, {numbers['clip_real']:.2f} real, "
@@ -218,7 +218,7 @@ def show(run: Run, source: Run, config: DreamConfig) -> None:
         f"{run.dream}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± {kept['select_std']:.0f} on "
         f"{config.select_tracks} real selection tracks and {kept['dream']:.0f} in the dream "
         f"({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
-        f"{collected + steps:,.0f} real steps: {collected:,} collected, {steps:,.0f} to select)."
+        f"{collected + steps:,.0f} real steps: {collected:,} for data, {steps:,.0f} for selection)."
     )
 
 

@@ -72,12 +72,12 @@ def main(argv: list[str]) -> None:
     out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
     if out.suffix != ".json":
-        raise UserError(f"--out {out} is no name of a score: let it end in .json.")
+        raise UserError(f"--out {out} is not a .json file: give a name that ends in .json.")
     # Of --out it is read on a restart, too: what is no score may not be replaced by one.
     score = read_score(out) if out.exists() and (config.out or not args.restart) else None
     if score and not args.restart and is_of(score, what):
         run.sweep()  # it may have been killed after that
-        print(f"{out} is finished: {describe(score)} (--restart plays the tracks again).")
+        print(f"{out} is finished: {describe(score)} (--restart to redo it).")
         return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
         if args.restart:  # so that the command without it goes on

@@ -30,7 +30,7 @@ TOLD = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
 SIZES = ("hidden", "mixtures", "reward", "outlook")
 """What M's weights are shaped by."""
 
-REMAKE = "restore it, or remove it, and the same command makes it anew from rounds/"
+REMAKE = "restore it, or remove it and run the same command again, which rebuilds it from rounds/"
 
 STAGES = ("collect", "vae", "mdnrnn", "dream")
 """The stages of a round."""
@@ -47,9 +47,11 @@ def main(argv: list[str]) -> None:
             _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
             check_dream(dream)
             if dream.start_after >= args.config().collect.max_steps:
-                raise UserError(f"--start-after {dream.start_after} is beyond the end of all episodes: give less.")
+                raise UserError(
+                    f"--start-after {dream.start_after} is not below --max-steps of the episodes: give fewer steps."
+                )
             if dream.disagreement:
-                raise UserError("--disagreement is that of an ensemble, and a round has one M.")
+                raise UserError("--disagreement needs an ensemble, but a round has one M: leave it out.")
         except UserError as error:
             raise UserError(f"--{name}-options: {error}") from error
     _, memory = parse(
@@ -58,16 +60,16 @@ def main(argv: list[str]) -> None:
     for name in SIZES:
         if getattr(memory, name) != getattr(args.config().mdnrnn, name):
             raise UserError(
-                f"--mdnrnn-options: --{name} is not to change, since M learns on from round 0's: leave it out."
+                f"--mdnrnn-options: --{name} cannot change, since M continues from that of round 0: leave it out."
             )
     run = Run(args.run)
     with run.stage("iterate", config, args.seed, args.restart) as begin:
         rows = read_lines(run.rounds, **ROUND, files=dict)
         for row in rows:
             if set(row["files"]) != set(ARTIFACTS):
-                raise UserError(f"{run.rounds} does not say what round {row['round']} made: {REMAKE}.")
+                raise UserError(f"{run.rounds} does not list the files of round {row['round']}: {REMAKE}.")
         if [row["round"] for row in rows] != list(range(len(rows))):
-            raise UserError(f"{run.rounds} does not have each round from 0 on, in their order: {REMAKE}.")
+            raise UserError(f"{run.rounds} does not list all rounds from 0 on in order: {REMAKE}.")
         check_free(run, rows)
         if args.restart:
             for name in reversed(ARTIFACTS):
@@ -114,7 +116,7 @@ def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
         if (run.folder / name).exists() and file_hash(run.folder / name) not in known:
             own.append(name)
     if own:
-        raise UserError(f"{run.folder} has work of its own ({', '.join(own)}): choose another RUN to iterate in.")
+        raise UserError(f"{run.folder} holds results of other stages ({', '.join(own)}): choose another RUN.")
 
 
 # --- a round ---------------------------------------------------------------------------------------------
@@ -249,9 +251,7 @@ def tell(run: Run, rows: list[dict[str, Any]]) -> None:
             f"{row['dream']:6.0f}  {row['select']:6.0f}  {row['gap']:6.0f}  {row['real_steps']:10,}  "
             f"{row['minutes']:7.1f}"
         )
-    print(
-        f"{run.dream} is that of round {best['round']}, {best['select']:.0f} ± {best['select_std']:.0f} on real tracks."
-    )
+    print(f"{run.dream} is from round {best['round']}: {best['select']:.0f} ± {best['select_std']:.0f} on real tracks.")
 
 
 def keep(run: Run, best: dict[str, Any]) -> None:
@@ -269,7 +269,10 @@ def keep(run: Run, best: dict[str, Any]) -> None:
         return
     for name in ARTIFACTS:
         if not holds(source.folder, name):
-            raise UserError(f"{source.folder / name} is not what the best round made: restore it, or --restart.")
+            raise UserError(
+                f"{source.folder / name} is not the file that the best round made: restore it, or redo all rounds with "
+                "--restart."
+            )
     for pattern in TOLD:
         for path in source.folder.glob(pattern):
             copy(path, run.folder / path.relative_to(source.folder))

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
             if not run.latents.exists():  # as iterate removes them
                 device = pick_device()
                 encode(run, rollouts, vae.to(device), made_from, device)
-            print(f"stage mdnrnn is finished: {run.mdnrnn} has its {config.updates} updates.")
+            print(f"{run.mdnrnn} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
             return
 
         sizes = {"z": vae.z, "actions": ACTIONS}
@@ -156,7 +156,7 @@ def known_latents(path: Path, vae: VAE) -> Latents:
     """Latents of another run that V would encode as they are; UserError when another V made them."""
     latents = Latents(path)
     if latents.made_from.get("encoder") != encoder_hash(vae):
-        raise UserError(f"--encoded {path}: it was encoded by another V: leave it away.")
+        raise UserError(f"--encoded {path}: it was encoded by another V: leave it out.")
     return latents
 
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     folder = target.play
     size = build_site(run, folder, config.controller)
     add_runtime(folder / "runtime")
-    print(f"{folder}: {size / 1e6:.1f} MB of the run's own; any web server can serve this folder.")
+    print(f"{folder}: {size / 1e6:.1f} MB of graphs; any web server can serve this folder.")
     if config.serve:
         serve(folder, config.port)
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 def serve(folder: Path, port: int) -> None:
     """Serves the page until it is interrupted."""
     with LocalServer(folder, port) as server:
-        print(f"Drive at {server.url}  (Ctrl-C ends it)", flush=True)
+        print(f"Drive at {server.url}  (Ctrl-C to stop)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

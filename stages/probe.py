@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     )
     config = narrowed(given, ProbeConfig)
     if config.episodes < 2 or config.max_steps <= config.start_after:
-        raise UserError("--episodes must be at least 2 (to fit, and to test), --max-steps above --start-after.")
+        raise UserError("--episodes must be at least 2 (one to fit, one to test), --max-steps above --start-after.")
     source, run = Run(given.source or args.run), Run(args.run)
     models, theta = load_acting(source, given.driver)
     artifact = source.folder / f"{given.driver}.npz"
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
         if not (changed := list(differing(found, what))):
             run.sweep()  # it may have been killed after that
             show(found)
-            print(f"{run.probe} is finished (--restart drives the tracks again).")
+            print(f"{run.probe} is finished (--restart to redo it).")
             return
-        print(f"{run.probe} was made with another {', '.join(changed)}: it is made anew.")
+        print(f"{run.probe} was made with another {', '.join(changed)}: it is made again.")
     with run.stage("probe", config, args.seed, restart=True) as begin:
         if args.restart:  # so that the command without it goes on
             run.probe.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
     if config.to.resolve() == args.run.resolve() or any(target.rollouts.glob("*.h5")) or target.checkpoints.exists():
-        raise UserError(f"--to {config.to} is a run folder of its own, not one that was published: choose another one.")
+        raise UserError(f"--to {config.to} is a run folder, not a published one: choose another folder.")
     with run.lock():
         names = publishable(run)
         with target.lock():
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     scores = {name: read_score(target.folder / SCORES[name]) for name in names}
     told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
     print(f"{target.folder}: {weight(target.folder) / 1e6:.1f} MB, {told}.")
-    print(f"V and M are rounded to half precision: check with {scored_by(names[0], target.folder)}.")
+    print(f"V and M are rounded to half precision: check the score with {scored_by(names[0], target.folder)}.")
 
 
 def publishable(run: Run) -> list[str]:
@@ -103,7 +103,9 @@ def check_weight(folder: Path, target: Path) -> None:
     """UserError when what is to go from a folder into `target` is too much for git."""
     total = weight(folder)
     if total > MOST_BYTES:
-        raise UserError(f"{target} would have {total:,} bytes, more than {MOST_BYTES:,}: too much for git.")
+        raise UserError(
+            f"{target} would have {total:,} bytes, but git should hold at most {MOST_BYTES:,}: publish a smaller run."
+        )
 
 
 def move(staged: Path, target: Path) -> None:
@@ -135,7 +137,7 @@ def check_score(run: Run, name: str) -> None:
     if not path.exists():
         raise UserError(f"{path} is missing: make it with {command}.")
     if read_score(path)["made_from"].get(controller.name) != file_hash(controller):
-        raise UserError(f"{path} is of another controller than {controller}: redo it with {command}.")
+        raise UserError(f"{path} is the score of another controller than {controller}: redo it with {command}.")
 
 
 def scored_by(name: str, published: Path | None = None) -> str:

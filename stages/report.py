@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         try:
             videos = film(told[0])
         except UserError as error:  # the rest can be told all the same
-            print(f"no videos in the report: {error}", file=sys.stderr)
+            print(f"warning: the report has no videos: {error}", file=sys.stderr)
     path = run.folder / "report.html"
     page = render(told[0], told[1:], videos)
     with atomic(path) as temporary:

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         rollouts.check_car_racing()
         made_from = {"rollouts": rollouts.fingerprint(), **began_with(given.start)}
         if not args.restart and is_finished(run, "vae", run.vae, config, made_from):
-            print(f"stage vae is finished: {run.vae} has its {config.updates} updates.")
+            print(f"{run.vae} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
             return
         training, held_out = rollouts.split(config.validation, args.seed, config.earlier)
         model = seeded(partial(VAE, config.z), args.seed)
@@ -158,7 +158,7 @@ def report(config: VAEConfig, best: Best) -> None:
     if error > config.warn_error or dead > config.z / 2:
         print(
             f"warning: V is not good enough to drive by ({numbers}; wanted: at most {config.warn_error:g} and "
-            f"{config.z // 2} dead): train it longer (a larger --updates goes on) or collect more.",
+            f"{config.z // 2} dead): train it longer (a larger --updates resumes) or collect more.",
             file=sys.stderr,
         )
 

@@ -110,7 +110,7 @@ def test_a_controller_acts_in_the_precision_it_was_evolved_in(run: Run, tmp_path
 
 def test_int8_without_ranges_or_an_unknown_precision_is_refused(run: Run, tmp_path: Path) -> None:
     copy = in_int8(run, tmp_path, "int4")
-    with pytest.raises(UserError, match=r"controller.npz acts in 'int4', which this version does not know"):
+    with pytest.raises(UserError, match=r"controller.npz has the unknown precision 'int4'"):
         load_agent(tmp_path)
     vae = VAE(Z).state_dict()
     for ranges in ({}, {"ranges": [1.0, 2.0, 3.0]}, {"ranges": [1.0, 2.0, 3.0, 0.0]}, {"ranges": [1.0] * 3 + [np.inf]}):

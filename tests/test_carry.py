@@ -50,7 +50,7 @@ def test_features_are_what_the_agent_acted_on() -> None:
 
 def test_a_controller_with_a_hidden_layer_is_not_carried() -> None:
     models, _ = load_acting(PRETRAINED)
-    with pytest.raises(UserError, match="a controller with a hidden layer cannot be carried over"):
+    with pytest.raises(UserError, match="--carry does not support a controller with a hidden layer"):
         carry(np.zeros(hidden_count(models.features, 3)), models, models, [])
 
 

@@ -108,7 +108,7 @@ def test_nights_of_a_population_recall(run: Run, networks: Networks, starts: Sta
 
 def test_a_record_without_the_moments_is_refused(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
     copy = Run(shutil.copytree(run.folder, tmp_path / "run"))
-    with pytest.raises(UserError, match=r"lacks moments that starts\.npz names"):
+    with pytest.raises(UserError, match=r"lacks moments that starts\.npz refers to"):
         load_records(copy, networks, replace(starts, step=starts.step + 1000), [], HORIZON)
     copy.latents.unlink()
     with pytest.raises(UserError, match=r"latents\.h5 is missing"):

@@ -134,8 +134,8 @@ def test_fields_and_common_arguments_are_read() -> None:
     [
         (["--preset", "huge"], r"--preset huge is unknown: choose one of smoke, scout, dreamer, laptop, paper\."),
         (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {FAST_ENV}\."),
-        (["--workers", "-1"], r"--workers -1 is not a number of processes: give 0 to 1024\."),
-        (["--workers", "1025"], r"--workers 1025 is not"),
+        (["--workers", "-1"], r"--workers -1 is out of range: give 0 to 1024\."),
+        (["--workers", "1025"], r"--workers 1025 is out of range"),
         (["--seed", "-1"], r"--seed -1 is out of range: give 0 to 99\."),
         (["--seed", "100"], r"--seed 100 is out of range"),
     ],
@@ -175,14 +175,14 @@ def test_exit_code_0_when_done() -> None:
             ["--preset", "huge"],
             "error: --preset huge is unknown: choose one of smoke, scout, dreamer, laptop, paper.\n",
         ),
-        (["--workers", "-2"], "error: --workers -2 is not a number of processes: give 0 to 1024.\n"),
+        (["--workers", "-2"], "error: --workers -2 is out of range: give 0 to 1024.\n"),
         (["--seed", "100"], "error: --seed 100 is out of range: give 0 to 99.\n"),
         (["--generations", "13"], "error: generation 13 brings bad luck: choose another.\n"),
         *((["--generations", str(number)], NO_MORE) for number in (17, 19, errno.EAGAIN + 100, errno.ENOMEM + 100)),
         (
             ["--generations", str(errno.ESTALE + 100)],
-            "error: a file of the run cannot be written (Stale file handle): see to the disk, and the same command "
-            "goes on.\n",
+            "error: a file of the run cannot be written (Stale file handle): check the disk and run the same "
+            "command again.\n",
         ),
     ],
 )
@@ -253,9 +253,9 @@ def test_an_interrupted_restart_goes_on_without_it_once_it_has_begun(generations
 @pytest.mark.parametrize(
     ("script", "kind", "sentence"),
     [
-        ("kill -9 $$", MachineError, "stage vae of x was killed by signal 9: the same command goes on"),
-        ("exit 130", MachineError, "stage vae of x was interrupted: the same command goes on"),
-        ("exit 2", UserError, "stage vae of x ended with exit code 2: what it says above is the reason"),
+        ("kill -9 $$", MachineError, "stage vae of x was killed by signal 9: run the same command again"),
+        ("exit 130", MachineError, "stage vae of x was interrupted: run the same command again"),
+        ("exit 2", UserError, "stage vae of x ended with exit code 2: see its message above"),
     ],
 )
 def test_why_a_called_stage_has_ended(
@@ -302,7 +302,7 @@ def test_exit_code_130_when_interrupted(number: signal.Signals) -> None:
     time.sleep(0.1)
     os.kill(process.pid, number)
     _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (130, "interrupted: the same command goes on where it stopped.\n")
+    assert (process.returncode, stderr) == (130, "interrupted: run the same command again to resume.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -274,7 +274,7 @@ def test_what_the_system_does_not_open_is_not_taken_for_damaged(copy: Run, monke
     before = sorted(copy.rollouts.rglob("*"))
     with monkeypatch.context() as patched:
         patched.setattr("h5py.File", refused)
-        with pytest.raises(MachineError, match=r"cannot be read \(Permission denied\): allow it"):
+        with pytest.raises(MachineError, match=r"cannot be read \(Permission denied\): change the permissions"):
             main(arguments(copy.folder, episodes=5))
     assert sorted(copy.rollouts.rglob("*")) == before
 
@@ -316,7 +316,7 @@ def test_other_options_are_refused_and_restart_makes_anew(copy: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"), [("typo", "controller.npz is missing"), ("scout", "part of what --restart throws away")]
+    ("source", "reason"), [("typo", "controller.npz is missing"), ("scout", "in a folder that --restart deletes")]
 )
 def test_a_restart_throws_nothing_away_before_it_knows_who_drives(copy: Run, source: str, reason: str) -> None:
     shutil.copytree(ROOT / "data" / "pretrained", copy.folder / "scout")
@@ -371,7 +371,7 @@ def test_a_neighbour_drives_every_second_driven_episode(tmp_path: Path) -> None:
 
 
 def test_a_spread_that_no_scout_can_drive_with_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--spread takes starts\.npz, which a scout's controller has not"):
+    with pytest.raises(UserError, match=r"--spread needs starts\.npz, which a scout's controller lacks"):
         main(arguments(tmp_path / "run", "--driven", "2", "--spread", "0.1"))
     assert not (tmp_path / "run").exists()
 
@@ -386,7 +386,7 @@ def test_neighbours_need_a_linear_controller_and_starts(tmp_path: Path) -> None:
     assert load_driver(run, "controller", CollectConfig()).spread == 0
     theta = np.zeros(hidden_count(288, 4), np.float32)
     save_controller(run.controller, theta, load_controller(run.controller)[1])
-    with pytest.raises(UserError, match="--spread is for linear controllers"):
+    with pytest.raises(UserError, match="--spread needs a linear controller"):
         load_driver(run, "controller", CollectConfig(spread=0.1))
 
 
@@ -455,7 +455,7 @@ def test_an_interrupted_collection_says_so_and_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "run the same command again" in said
     assert not (run.rollouts / "summary.json").exists()
     done = subprocess.run(command(run.folder, 2), cwd=ROOT, check=True, capture_output=True, text=True)
     assert "24 episodes" in done.stdout

@@ -114,19 +114,19 @@ GOOD = np.zeros(867, np.float32)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "damaged or no controller"),
-        (b"not a zip file", "damaged or no controller"),
-        (npy(GOOD), "damaged or no controller"),
-        (npz(weights=GOOD), "damaged or no controller"),
-        (npz(theta=GOOD), "damaged or no controller"),
-        (npz(theta=GOOD, meta=np.array("{")), "damaged or no controller"),
-        (npz(theta=GOOD, meta=np.array({"format": 1}, dtype=object)), "damaged or no controller"),
+        (b"", "damaged or not a controller"),
+        (b"not a zip file", "damaged or not a controller"),
+        (npy(GOOD), "damaged or not a controller"),
+        (npz(weights=GOOD), "damaged or not a controller"),
+        (npz(theta=GOOD), "damaged or not a controller"),
+        (npz(theta=GOOD, meta=np.array("{")), "damaged or not a controller"),
+        (npz(theta=GOOD, meta=np.array({"format": 1}, dtype=object)), "damaged or not a controller"),
         (npz(theta=GOOD, meta=np.array("[]")), f"not of format {RUN_FORMAT}"),
         (npz(theta=GOOD, meta=meta(format=RUN_FORMAT + 1)), f"not of format {RUN_FORMAT}"),
-        (npz(theta=GOOD, meta=meta(made_from=None)), "does not say what it was made from"),
-        (npz(theta=GOOD.astype(np.float64), meta=meta()), "no finite float32 weights"),
-        (npz(theta=GOOD[None], meta=meta()), "no finite float32 weights"),
-        (npz(theta=np.full(867, np.nan, np.float32), meta=meta()), "no finite float32 weights"),
+        (npz(theta=GOOD, meta=meta(made_from=None)), "does not record what it was made from"),
+        (npz(theta=GOOD.astype(np.float64), meta=meta()), "not finite float32 numbers"),
+        (npz(theta=GOOD[None], meta=meta()), "not finite float32 numbers"),
+        (npz(theta=np.full(867, np.nan, np.float32), meta=meta()), "not finite float32 numbers"),
     ],
 )
 def test_a_foreign_file_is_refused_in_a_sentence(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -177,6 +177,6 @@ def test_a_pickle_is_refused_without_running_its_code(tmp_path: Path) -> None:
     inside = npz(theta=np.array([Malicious(trace)], dtype=object), meta=meta())
     for content in (bare, member.getvalue(), inside):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="damaged or no controller"):
+        with pytest.raises(UserError, match="damaged or not a controller"):
             load_controller(path)
         assert not trace.exists()

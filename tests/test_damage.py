@@ -258,7 +258,7 @@ def test_a_file_that_the_system_does_not_open_is_not_taken_for_damaged(source: R
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert str(refused.value) == (
         f"{source.folder / kind.path} cannot be read (Too many open files): "
-        "allow more open files (ulimit -n), and the same command goes on."
+        "allow more open files (ulimit -n) and run the same command again."
     )
 
 
@@ -362,7 +362,7 @@ def test_an_evolution_of_other_fields_is_refused(source: Run, copy: Run, name: s
 def test_a_controller_of_other_fields_is_refused(copy: Run, name: str, odd: Any) -> None:
     copy.controller.unlink()
     save_controller(copy.controller, np.arange(39.0), {"made_from": {}, name: odd})
-    assert "does not say how it was made" in (refusal(KINDS["controller"], copy) or "")
+    assert "does not record how it was made" in (refusal(KINDS["controller"], copy) or "")
 
 
 def test_an_m_that_does_not_say_how_it_was_trained_is_refused(tmp_path: Path) -> None:

@@ -532,7 +532,7 @@ def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, sta
         with pytest.raises(UserError, match=sentence):
             load_ensemble(folders, run, networks, starts)
     elsewhere = replace(starts, episode=starts.episode + 100)
-    with pytest.raises(UserError, match=r"latents\.h5 lacks moments that starts\.npz names"):
+    with pytest.raises(UserError, match=r"latents\.h5 lacks moments that starts\.npz refers to"):
         load_ensemble([good], run, networks, elsewhere)
     run.latents.unlink()
     with pytest.raises(UserError, match=r"latents\.h5 is missing"):

@@ -47,7 +47,7 @@ def test_an_interrupted_restart_goes_on_without_it(
 
 
 @pytest.mark.parametrize(
-    ("out", "reason"), [("vae.pt", "let it end in .json"), ("manifest.json", "cannot be read as JSON")]
+    ("out", "reason"), [("vae.pt", "give a name that ends in .json"), ("manifest.json", "cannot be read as JSON")]
 )
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_score_takes_no_other_files_place(tmp_path: Path, out: str, reason: str, restart: bool) -> None:

@@ -340,7 +340,7 @@ def test_a_checkpoint_that_cannot_be_replayed_here_is_refused(tmp_path: Path) ->
     with np.load(checkpoint) as file:
         arrays = dict(file)
     np.savez(checkpoint, **{**arrays, "es_mean": arrays["es_mean"] * (1 + 1e-12)})
-    with pytest.raises(UserError, match=r"cannot go on here \(.*another mean.*--restart\."):
+    with pytest.raises(UserError, match=r"cannot be resumed on this machine \(.*another mean.*--restart\."):
         go(run, Task())
 
 
@@ -364,9 +364,15 @@ def test_a_removed_controller_is_made_again_from_the_checkpoint(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"sigma0": 0.3, "sigma_max": 0.2}, r"--sigma0 must be from --sigma-min to --sigma-max\."),
-        ({"sigma0": 0.3, "sigma_min": 0.4}, r"--sigma0 must be from --sigma-min to --sigma-max\."),
-        ({"es": "openes", "popsize": 5}, r"--es openes takes an even --popsize"),
+        (
+            {"sigma0": 0.3, "sigma_max": 0.2},
+            r"--sigma0 is out of range: give a value from --sigma-min to --sigma-max\.",
+        ),
+        (
+            {"sigma0": 0.3, "sigma_min": 0.4},
+            r"--sigma0 is out of range: give a value from --sigma-min to --sigma-max\.",
+        ),
+        ({"es": "openes", "popsize": 5}, r"--popsize 5 is odd"),
     ],
 )
 def test_sizes_that_do_not_fit_one_another_are_refused(change: dict[str, Any], sentence: str) -> None:

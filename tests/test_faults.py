@@ -419,7 +419,7 @@ def test_no_room_is_one_sentence_and_nothing_half_written(pipeline: Pipeline, tm
             (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
             assert process.returncode == 2
             written = r"cannot be written \(File too large\)|no folder for temporary files can be written"
-            assert re.search(rf"({written}): make room, and the same command goes on\.", sentence)
+            assert re.search(rf"({written}): free disk space and run the same command again\.", sentence)
             assert "Traceback" not in said, said
     assert refused
     finish(stage, folder)
@@ -439,7 +439,9 @@ def test_no_room_for_what_is_only_looked_at(pipeline: Pipeline, tmp_path: Path, 
         assert process.returncode in (0, 2), said
         if process.returncode:
             refused += 1
-            assert re.search(r"cannot be written \(File too large\): make room, and the same command goes on\.\n", said)
+            assert re.search(
+                r"cannot be written \(File too large\): free disk space and run the same command again\.\n", said
+            )
             assert "Traceback" not in said, said
             assert_tidy(folder)
     assert refused
@@ -474,7 +476,9 @@ def test_a_small_disk(pipeline: Pipeline, tmp_path: Path, stage: str, room: floa
         assert process.returncode in ((2,) if room < 0.1 else (0, 2)), said
         assert "Traceback" not in said, said
         if process.returncode:
-            assert "cannot be written (No space left on device): make room, and the same command goes on." in said
+            assert (
+                "cannot be written (No space left on device): free disk space and run the same command again." in said
+            )
         larger = Path(shutil.copytree(folder, tmp_path / "larger" / "run"))
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)

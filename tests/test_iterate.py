@@ -163,7 +163,7 @@ def test_each_round_builds_on_the_one_before(
     table = [line.split() for line in said.splitlines()[-5:-1]]
     assert table[0][0] == "round"
     assert table[2] == ["1", "10", "2", "19.00", "0.900", "400", "300", "100", "142", "2.0"]
-    assert said.splitlines()[-1].endswith("is that of round 1, 300 ± 5 on real tracks.")
+    assert said.splitlines()[-1].endswith("is from round 1: 300 ± 5 on real tracks.")
 
 
 def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Pretended) -> None:
@@ -291,7 +291,7 @@ def test_a_kill_while_the_best_is_copied_leaves_what_fits_together(
 def test_a_folder_with_work_of_its_own_is_refused(run: Run, pretended: Pretended, name: str) -> None:
     run.folder.mkdir()
     (run.folder / name).write_text("mine")
-    with pytest.raises(UserError, match=rf"has work of its own \({name}\): choose another RUN"):
+    with pytest.raises(UserError, match=rf"holds results of other stages \({name}\): choose another RUN"):
         iterate(run)
     assert not pretended.calls
     assert sorted(path.name for path in run.folder.iterdir()) == sorted([".lock", name])
@@ -299,7 +299,7 @@ def test_a_folder_with_work_of_its_own_is_refused(run: Run, pretended: Pretended
     iterate(run)
     (run.folder / name).write_text("mine")
     for more in ((), ("--rounds", "3"), ("--restart",)):
-        with pytest.raises(UserError, match="work of its own"):
+        with pytest.raises(UserError, match="results of other stages"):
             iterate(run, *more)
     assert (run.folder / name).read_text() == "mine"
     assert len(pretended.calls) == 8
@@ -308,7 +308,7 @@ def test_a_folder_with_work_of_its_own_is_refused(run: Run, pretended: Pretended
 def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pretended) -> None:
     with run.stage("collect", stages.collect.CollectConfig(), 0) as begin:
         begin()
-    with pytest.raises(UserError, match=r"work of its own \(stage collect\)"):
+    with pytest.raises(UserError, match=r"results of other stages \(stage collect\)"):
         iterate(run)
     assert not pretended.calls
 
@@ -318,14 +318,14 @@ def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pre
     [
         ("--temperature 0", "{which}: --temperature 0.0 is out of range"),
         ("--heat 2", "{which}: Unrecognized options: --heat"),
-        ("--disagreement 1", "{which}: --disagreement is that of an ensemble"),
+        ("--disagreement 1", "{which}: --disagreement needs an ensemble"),
         ("--unpaid 900 --horizon 800", "{which}: --unpaid must be below --horizon"),
-        ("--noise recorded --temperature 2", "{which}: --noise recorded is what came at"),
-        ("--sigma0 9 --sigma-max 1", "{which}: --sigma0 must be from"),
-        ("--start-after 1000", "{which}: --start-after 1000 is beyond the end of all episodes"),
-        ("--restart", "{which} has --restart, which all stages share: give it to the command itself"),
-        ("--popsize 8 --seed=5", "{which} has --seed=5, which all stages share"),
-        ("--horizon '3", r"{which} .* cannot be taken apart \(No closing quotation\)"),
+        ("--noise recorded --temperature 2", "{which}: --noise recorded needs"),
+        ("--sigma0 9 --sigma-max 1", "{which}: --sigma0 is out of range"),
+        ("--start-after 1000", "{which}: --start-after 1000 is not below --max-steps of the episodes"),
+        ("--restart", "{which} has --restart, an option of all stages: give it to the command itself"),
+        ("--popsize 8 --seed=5", "{which} has --seed=5, an option of all stages"),
+        ("--horizon '3", r"{which} .* cannot be parsed \(No closing quotation\)"),
     ],
 )
 @pytest.mark.parametrize("which", ["--dream-options", "--refine-options"])
@@ -389,7 +389,7 @@ def test_rounds_whose_table_is_gone_are_told_again(run: Run, pretended: Pretende
     wanted, lines = untimed(run), run.rounds.read_text().splitlines(keepends=True)
     run.rounds.write_text("".join(lines[::2]))
     with pytest.raises(
-        UserError, match=r"does not have each round from 0 on, .*: restore it, or remove it, and the same"
+        UserError, match=r"does not list all rounds from 0 on .*: restore it, or remove it and run the same"
     ):
         iterate(run, "--rounds", "3")
     run.rounds.unlink()

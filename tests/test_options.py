@@ -99,7 +99,7 @@ def test_folders_that_are_none_are_refused_in_a_sentence(stage: str, tmp_path: P
         ),
         (["--run"], r"Missing value for argument '--run'\. Expected 1 values \("),
         (["--run", "x", "--seed", "1.5"], r"--seed"),
-        (["--run", "x", "--workers=-3"], r"--workers -3 is not a number of processes"),
+        (["--run", "x", "--workers=-3"], r"--workers -3 is out of range"),
         (["--run", "x", "--preset="], r"--preset  is unknown"),
     ],
 )
@@ -112,8 +112,8 @@ def test_what_cannot_be_parsed_is_one_sentence(arguments: list[str], sentence: s
 def test_a_name_of_a_variant_stays_in_its_folder(tmp_path: Path) -> None:
     main = importlib.import_module("stages.curves").main
     for name in ("..", ".", "a/b", "../x", ".hidden"):
-        with pytest.raises(UserError, match=r"--name '.*' becomes a folder"):
+        with pytest.raises(UserError, match=r"--name '.*' cannot be a folder name"):
             main(["--run", str(tmp_path / "run"), "--name", name])
-    with pytest.raises(UserError, match=r"--options .* cannot be taken apart \(No closing quotation\)"):
+    with pytest.raises(UserError, match=r"--options .* cannot be parsed \(No closing quotation\)"):
         main(["--run", str(tmp_path / "run"), "--name", "a", "--options=--tracks '2"])
     assert not (tmp_path / "run" / "variants").exists()

@@ -52,7 +52,7 @@ def test_the_committed_run_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFi
     size = sum((folder / f"{name}.onnx").stat().st_size for name in GRAPHS)
     assert size < 2_500_000 < MOST_BYTES
     assert capsys.readouterr().out == (
-        f"{folder}: {size / 1e6:.1f} MB of the run's own; any web server can serve this folder.\n"
+        f"{folder}: {size / 1e6:.1f} MB of graphs; any web server can serve this folder.\n"
     )
     world = json.loads((folder / "world.json").read_text())
     assert (world["run"], world["bytes"], world["starts"], world["horizon"]) == ("pretrained", size, 512, 1000)
@@ -120,7 +120,7 @@ def test_serving_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler); {SERVE}"]
     process = subprocess.Popen([*command, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = re.fullmatch(r"Drive at (http://127\.0\.0\.1:\d+/)  \(Ctrl-C ends it\)\n", process.stdout.readline())
+    said = re.fullmatch(r"Drive at (http://127\.0\.0\.1:\d+/)  \(Ctrl-C to stop\)\n", process.stdout.readline())
     assert said is not None
     with urlopen(said[1], timeout=30) as answer:
         assert answer.read() == b"here"
@@ -145,27 +145,27 @@ def test_without_npm_one_sentence_says_what_to_install(tmp_path: Path, monkeypat
     with pytest.raises(UserError) as error:
         add_runtime(tmp_path / "runtime")
     assert str(error.value) == (
-        f"npm is missing, which fetches {RUNTIME} for the page: install Node.js with npm "
-        "(https://nodejs.org; on Debian: apt-get install npm), then run the same command again."
+        f"npm is missing, but the page needs it to fetch {RUNTIME}: install Node.js with npm "
+        "(https://nodejs.org; on Debian: apt-get install npm) and run the same command again."
     )
 
 
 def test_an_npm_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_npm(tmp_path, monkeypatch, "exec sleep 60")
     monkeypatch.setattr("wm.show.site.NPM_SECONDS", 0.1)
-    with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} in 0\.1 seconds: mend the network or npm"):
+    with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} in 0\.1 seconds: check the network and npm"):
         add_runtime(tmp_path)
 
 
 def test_an_npm_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_npm(tmp_path, monkeypatch, "echo first >&2; echo no network >&2; exit 1")
-    with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} \(no network\): mend the network"):
+    with pytest.raises(UserError, match=rf"npm could not fetch {RUNTIME} \(no network\): check the network"):
         add_runtime(tmp_path / "runtime")
 
 
 def test_another_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_npm(tmp_path, monkeypatch, 'echo something else > "$6/onnxruntime-web-1.30.0.tgz"')
-    with pytest.raises(UserError, match=rf"npm gave another {RUNTIME} than the one that was published"):
+    with pytest.raises(UserError, match=rf"npm fetched a {RUNTIME} with another checksum"):
         add_runtime(tmp_path / "runtime")
     assert not (tmp_path / "runtime").exists()
 
@@ -255,7 +255,7 @@ def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_without_a_display_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "none-such")
-    with pytest.raises(UserError, match=r"^there is no display to open a window on \(.+\): .* with `make play`\.$"):
+    with pytest.raises(UserError, match=r"^there is no display for a window \(.+\): .* with `make play`\.$"):
         play.main(["--run", "x", "--source", str(PRETRAINED.folder), "--world", "real"])
     with pytest.raises(UserError, match=r"--track -1 is out of range"):
         play.main(["--run", "x", "--world", "real", "--track", "-1"])

@@ -294,7 +294,7 @@ def test_the_whole_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         for changed, name in ((["--seed", "1"], "seed"), (["--penalty", "3"], "penalty")):
             with pytest.raises(AssertionError, match="again"):
                 stage(tmp_path / "run", *changed, source=source)
-            assert f"probe.json was made with another {name}: it is made anew." in capsys.readouterr().out
+            assert f"probe.json was made with another {name}: it is made again." in capsys.readouterr().out
         with pytest.raises(AssertionError, match="again"):
             stage(tmp_path / "run", "--restart", source=source)
     assert not (tmp_path / "run" / "probe.json").exists()  # so that it goes on without --restart
@@ -304,7 +304,7 @@ def test_the_whole_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     np.savez(source / "controller.npz", **{**parts, "theta": parts["theta"] + np.float32(1e-3)})
     capsys.readouterr()
     assert stage(tmp_path / "run", source=source)["made_from"] != found["made_from"]
-    assert "was made with another controller.npz: it is made anew." in capsys.readouterr().out
+    assert "was made with another controller.npz: it is made again." in capsys.readouterr().out
 
 
 def test_what_is_missing_or_senseless_is_one_sentence(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_refused_publication_leaves_the_earlier_one_whole(
     run.plots.mkdir()
     (run.plots / "dream.png").write_bytes(bytes(10**6))
     monkeypatch.setattr(stages.publish, "MOST_BYTES", 10**6)
-    with pytest.raises(UserError, match=r"published would have .* bytes, more than 1,000,000: too much for git"):
+    with pytest.raises(UserError, match=r"published would have .* bytes, but git should hold at most 1,000,000"):
         publish(run, published.folder)
     assert content(published.folder) == before
 

@@ -301,7 +301,7 @@ def test_ablations_are_a_table_of_c(tmp_path: Path) -> None:
 @pytest.mark.parametrize("row", [{}, 3, {"says": "V + M", "weights": "many"}])
 def test_rows_of_something_else_are_refused(tmp_path: Path, row: Any) -> None:
     write_json(tmp_path / "ablations.json", {"rows": {"full": row}})
-    with pytest.raises(UserError, match=r"ablations\.json has a row 'full' without '\w+' of the right kind: remove it"):
+    with pytest.raises(UserError, match=r"ablations\.json has a row 'full' without a valid '\w+': remove the row"):
         read_ablations(tmp_path / "ablations.json")
 
 
@@ -436,7 +436,7 @@ def test_the_stage_needs_a_run_and_can_do_without_videos(tmp_path: Path, capsys:
         main(f"--run {tmp_path / 'none'}".split())
     run = write_run(tmp_path / "whole")
     main(f"--run {run.folder}".split())  # its models are no models
-    assert "no videos in the report" in capsys.readouterr().err
+    assert "the report has no videos" in capsys.readouterr().err
     main(f"--run {run.folder} --no-videos".split())
     assert "no videos" not in capsys.readouterr().err
     check((run.folder / "report.html").read_text())

@@ -334,11 +334,11 @@ def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path: Path) -> None:
 def test_a_file_in_place_of_a_folder_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("")
     for write in (write_json, append_line):
-        with pytest.raises(MachineError, match=r"cannot be written \(File exists\): move away what is in its place"):
+        with pytest.raises(MachineError, match=r"cannot be written \(File exists\): move away what has its name"):
             write(tmp_path / "plots" / "a.json", {"a": 1})
     (tmp_path / "plots").unlink()
     (tmp_path / "plots").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(MachineError, match="move away what is in its place"):
+    with pytest.raises(MachineError, match="move away what has its name"):
         write_json(tmp_path / "plots" / "a.json", {"a": 1})
 
 

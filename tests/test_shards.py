@@ -208,7 +208,7 @@ def test_what_was_split_before_stays_on_its_side(grown: list[int], validation: f
 
 @pytest.mark.parametrize("earlier", [(1,), (9,), (8,), (4, 4), (5, 3)])
 def test_earlier_counts_that_are_none(earlier: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"--earlier [\d ]+ does not ascend from 2 to below 8 episodes"):
+    with pytest.raises(UserError, match=r"--earlier [\d ]+ is not valid: give ascending numbers from 2 to below 8"):
         shards.split(8, 0.3, 0, earlier)
 
 

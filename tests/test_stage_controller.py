@@ -36,19 +36,19 @@ def test_a_finished_one_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFi
     run.latents.unlink()
     where = ["--run", str(run.folder), "--preset", "smoke", "--workers", "0", "--centre"]
     main([*where, "--generations", "3"])
-    assert capsys.readouterr().out.startswith(f"{run.controller} is finished: nothing to do")
+    assert capsys.readouterr().out.startswith(f"{run.controller} is finished (--generations N")
     assert run.read_manifest()["stages"] == {}
     for more in (["--generations", "4"], ["--generations", "3", "--restart"]):
         before = run.controller.read_bytes()
-        with pytest.raises(UserError, match=r"controller\.npz cannot go on|latents\.h5 is missing"):
+        with pytest.raises(UserError, match=r"controller\.npz cannot be resumed|latents\.h5 is missing"):
             main([*where, *more])
         assert run.controller.read_bytes() == before
 
 
 def test_where_to_begin_is_said_once(tmp_path: Path) -> None:
     for options, sentence in (
-        (["--start", "a.npz", "--carry", "b"], "--start and --carry both say where to begin"),
-        (["--carry", "b", "--hidden-units", "3"], "--carry fits a linear controller: leave --hidden-units away"),
+        (["--start", "a.npz", "--carry", "b"], "--start and --carry both set the first mean"),
+        (["--carry", "b", "--hidden-units", "3"], "--carry fits a linear controller: leave --hidden-units out"),
     ):
         with pytest.raises(UserError, match=sentence):
             main(["--run", str(tmp_path / "run"), "--preset", "smoke", *options])

@@ -229,7 +229,7 @@ def test_a_penalty_is_in_the_fitness_and_not_in_the_dream_score(run: Run, source
     [
         (("--temperature", "0"), "--temperature 0.0 is out of range"),
         (("--dropout", "1"), "--dropout 1.0 is out of range"),
-        (("--disagreement", "1"), "--disagreement is that of an ensemble"),
+        (("--disagreement", "1"), "--disagreement needs an ensemble"),
         (("--unpaid", "20"), "--unpaid must be below --horizon"),
         (("--start-after", "19"), "--start-after at least 20"),
         (("--dreams", "0"), "--dreams 0 is out of range"),
@@ -250,7 +250,7 @@ def test_what_is_refused_leaves_no_starts_behind(run: Run, tmp_path: Path) -> No
     """The next call, of other options, draws its own."""
     save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
     wrong = ("--start", str(tmp_path / "small.npz"))
-    with pytest.raises(UserError, match="start from another one"):
+    with pytest.raises(UserError, match="give another controller"):
         stage(run, *wrong, "--starts", "3")
     assert not run.starts.exists()
     stage(run, "--starts", "5")
@@ -258,7 +258,7 @@ def test_what_is_refused_leaves_no_starts_behind(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"), [(("--start", "small.npz"), "start from another one"), ((), r"latents\.h5 is missing")]
+    ("options", "sentence"), [(("--start", "small.npz"), "give another controller"), ((), r"latents\.h5 is missing")]
 )
 def test_a_restart_that_is_refused_leaves_all_as_it_is(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], sentence: str
@@ -313,16 +313,16 @@ def test_it_starts_from_another_controller(run: Run, source: Path, tmp_path: Pat
     begun, meta = load_controller(other.dream_latest)
     np.testing.assert_allclose(begun, load_controller(run.dream_latest)[0], atol=1e-5)
     assert meta["made_from"]["start"] == file_hash(run.dream_latest)
-    with pytest.raises(UserError, match="which was to begin with"):
+    with pytest.raises(UserError, match="so nothing can start from it"):
         stage(other, "--start", str(tmp_path / "nothing.npz"), "--generations", "2", *small)
     save_controller(tmp_path / "small.npz", np.zeros(6), {"made_from": {}})
-    with pytest.raises(UserError, match=r"small\.npz has 6 weights, where this C has 39: start from another one"):
+    with pytest.raises(UserError, match=r"small\.npz has 6 weights, but this C has 39: give another controller"):
         stage(other, "--restart", "--start", str(tmp_path / "small.npz"))
     np.testing.assert_array_equal(load_controller(other.dream_latest)[0], begun)
 
 
 def test_recorded_noise_has_a_temperature_of_its_own(run: Run) -> None:
-    with pytest.raises(UserError, match="--noise recorded is what came at --temperature 1"):
+    with pytest.raises(UserError, match="--noise recorded needs --temperature 1"):
         stage(run, "--noise", "recorded", "--temperature", "1.5")
     assert not run.dream.exists()
 

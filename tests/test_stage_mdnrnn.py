@@ -274,7 +274,7 @@ def test_it_begins_with_given_weights(run: Run, source: Path, tmp_path: Path, mo
     other = Run(shutil.copytree(source, tmp_path / "other"))
     write_shard(other.rollouts / "c.h5", [toy_episode(8, 20), toy_episode(9, 20)])
     write_vae(other)
-    with pytest.raises(UserError, match=r"start\.pt holds other weights than this mdnrnn has \(.*--start was made"):
+    with pytest.raises(UserError, match=r"start\.pt does not fit this mdnrnn \(.*sizes of --start"):
         stage(other, "--start", str(start), "--hidden", "8")
     assert not other.latents.exists()
     stage(other, "--updates", "1", "--start", str(start), "--earlier", "8")
@@ -434,7 +434,7 @@ def test_what_is_encoded_already_is_taken_over(
         assert all(np.array_equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(one))
 
     write_vae(more, seed=1)
-    with pytest.raises(UserError, match="it was encoded by another V: leave it away"):
+    with pytest.raises(UserError, match="it was encoded by another V: leave it out"):
         stage(more, "--restart", "--encoded", str(run.latents))
     assert Latents(more.latents).made_from == wanted.made_from
 
@@ -450,7 +450,7 @@ def test_of_vs_standard_deviation_as_much_as_asked(run: Run) -> None:
 
 
 def test_no_updates_leave_m_as_it_was(run: Run, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--updates 0 trains nothing: name with --start"):
+    with pytest.raises(UserError, match="--updates 0 leaves random weights: give --start"):
         stage(run, "--updates", "0")
     stage(run)
     other = Run(shutil.copytree(source, tmp_path / "other"))

@@ -119,7 +119,10 @@ def test_finished_stage_does_nothing(
     before = started.vae.read_bytes(), started.metrics.read_bytes()
     monkeypatch.setattr(stages.vae, "seeded", lambda *_: pytest.fail("it builds a network"))
     main(arguments(started, *SMALL))
-    assert capsys.readouterr().out.strip() == f"stage vae is finished: {started.vae} has its 6 updates."
+    assert (
+        capsys.readouterr().out.strip()
+        == f"{started.vae} is finished: 6 updates (--updates N for more, --restart to redo it)."
+    )
     assert (started.vae.read_bytes(), started.metrics.read_bytes()) == before
 
 
@@ -174,7 +177,7 @@ def test_it_begins_with_given_weights_and_goes_on_without_them(
 
 def test_no_updates_leave_v_as_it_was(trained: Run, tmp_path: Path) -> None:
     other = new_run(tmp_path / "other", episodes=8)
-    with pytest.raises(UserError, match="--updates 0 trains nothing: name with --start"):
+    with pytest.raises(UserError, match="--updates 0 leaves random weights: give --start"):
         main(arguments(other, *SMALL, "--updates=0"))
     main(arguments(other, *SMALL, "--updates=0", f"--start={trained.vae}"))
     one, two = (load_vae(run.vae)[0].state_dict() for run in (trained, other))
@@ -193,7 +196,7 @@ def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> N
     run = new_run(tmp_path / "other")
     for options, sentence in (
         (("--start", str(tmp_path / "none.pt")), r"none\.pt is missing"),
-        (("--start", str(trained.vae), "--z", "8"), r"vae\.pt holds other weights .*--start was made"),
+        (("--start", str(trained.vae), "--z", "8"), r"vae\.pt does not fit this vae .*sizes of --start"),
     ):
         with pytest.raises(UserError, match=sentence):
             main(arguments(run, *SMALL, *options))

@@ -282,7 +282,7 @@ def test_divergence_goes_back_to_the_best_once(tmp_path: Path, bad: float, capsy
         assert line["lr"] == pytest.approx(0.02 * 0.99 ** (line["step"] - 1) / (3 if line["step"] > back else 1))
     said = capsys.readouterr().err
     assert said.count("warning: stage tiny has diverged (the ") == 1
-    assert f"at update {back}): on with the weights of update 14 and 0.33 of the learning rate." in said
+    assert f"at update {back}): it continues from the weights of update 14 with the learning rate times 0.33." in said
     state = torch.load(run.checkpoints / "tiny.pt", weights_only=True)["state"]
     assert (state["retreat"], state["update"]) == (back, 30)
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -404,7 +404,7 @@ def test_finished_or_not(tmp_path: Path) -> None:
         is_finished(run, "tiny", path, config, {"data": "xyz"})
     (run.checkpoints / "tiny.pt").unlink()
     assert is_finished(run, "tiny", path, config, made_from)
-    with pytest.raises(UserError, match="cannot go on from update 30"):
+    with pytest.raises(UserError, match="cannot be resumed from update 30"):
         is_finished(run, "tiny", path, replace(config, updates=40), made_from)
     forget(run, "tiny", path)
     assert not path.exists()

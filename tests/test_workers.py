@@ -198,7 +198,7 @@ def test_a_worker_killed_in_mid_task_is_replaced_and_its_work_done_again(
         results = list(pool.run(range(20)))
     assert (tmp_path / "died").exists()
     assert sorted(results) == [(i, i * i) for i in range(20)]  # each once
-    assert capfd.readouterr().err.count("a worker died: its work is done again") == 1
+    assert capfd.readouterr().err.count("a worker died; its tasks are repeated") == 1
 
 
 def test_a_worker_killed_from_outside_is_noticed() -> None:

@@ -120,7 +120,7 @@ def _ranges(run: Run, vae_meta: dict[str, Any]) -> list[float]:
         or not all(isinstance(r, float) and 0 < r < np.inf for r in ranges)
     ):
         raise UserError(
-            f"{run.vae} has no activation ranges to compute in int8 by ({ranges!r}): "
+            f"{run.vae} has no valid activation ranges for int8 ({ranges!r}): "
             "redo it with `make vae ARGS=--restart`, or act with --precision float32."
         )
     return ranges
@@ -142,22 +142,19 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
     path, stage = run.folder / f"{controller}.npz", controller.removesuffix("-latest")
     others = [name for name in CONTROLLERS if (run.folder / f"{name}.npz").exists()]
     if others and not path.exists():
-        way = f"make it with `make {stage}`, or choose the controller {others[0]!r}, which is there"
+        way = f"make it with `make {stage}`, or choose the existing controller {others[0]!r}"
         raise UserError(f"{path} is missing: {way}.")
     theta, meta = load_controller(path)
     precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
     if precision not in get_args(Precision):
-        raise UserError(
-            f"{path} acts in {precision!r}, which this version does not know: "
-            f"redo it with `make {stage} ARGS=--restart`."
-        )
+        raise UserError(f"{path} has the unknown precision {precision!r}: redo it with `make {stage} ARGS=--restart`.")
     models = load_models(run, precision)
     check_made_from(path, meta["made_from"], models.made_from, stage)
     try:
         make_controller(theta, models.features)
     except ValueError as error:
         raise UserError(
-            f"{path} does not fit the models beside it: redo it with `make {stage} ARGS=--restart`."
+            f"{path} does not fit V and M in its folder: redo it with `make {stage} ARGS=--restart`."
         ) from error
     return models, theta
 

@@ -54,7 +54,7 @@ def load_artifact(path: Path, kind: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make {kind}`.")
     artifact = read_tensors(path, f"redo it with `make {kind} ARGS=--restart`")
-    damaged = UserError(f"{path} is damaged or no {kind}: redo it with `make {kind} ARGS=--restart`.")
+    damaged = UserError(f"{path} is damaged or not a {kind}: redo it with `make {kind} ARGS=--restart`.")
     if artifact.get("kind") != kind:
         raise damaged
     if artifact.get("format") != RUN_FORMAT:
@@ -93,7 +93,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
         check_read(path, error)
         raise UserError(f"{path} is damaged or foreign ({type(error).__name__}): {way_out}.") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged or foreign (no dictionary): {way_out}.")
+        raise UserError(f"{path} is damaged or foreign (not a dictionary): {way_out}.")
     return found
 
 
@@ -104,5 +104,5 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str,
     unlike = sorted({name for name, _ in set.symmetric_difference(*(set(part.items()) for part in shapes))})
     if unlike:
         way_out = way_out or f"redo it with `make {kind} ARGS=--restart`"
-        raise UserError(f"{path} holds other weights than this {kind} has ({unlike[0]} does not fit): {way_out}.")
+        raise UserError(f"{path} does not fit this {kind} ({unlike[0]} differs): {way_out}.")
     model.load_state_dict(dict(weights))

@@ -46,7 +46,7 @@ def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Itera
         UserError: The controller is not linear.
     """
     if theta.shape != (parameter_count(old.features),):
-        raise UserError("a controller with a hidden layer cannot be carried over: --carry takes a linear one.")
+        raise UserError("--carry does not support a controller with a hidden layer: give a linear one.")
     x: list[NDArray[np.float32]] = []
     y: list[NDArray[np.float32]] = []
     for episode in episodes:

@@ -139,13 +139,13 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
                 process.wait(timeout=30)
             raise
     if code == EXIT_CODE:
-        raise MachineError(f"stage {stage} of {options['run']} was interrupted: the same command goes on.")
+        raise MachineError(f"stage {stage} of {options['run']} was interrupted: run the same command again to resume.")
     if code < 0:
-        raise MachineError(f"stage {stage} of {options['run']} was killed by signal {-code}: the same command goes on.")
-    if code:
-        raise UserError(
-            f"stage {stage} of {options['run']} ended with exit code {code}: what it says above is the reason."
+        raise MachineError(
+            f"stage {stage} of {options['run']} was killed by signal {-code}: run the same command again to resume."
         )
+    if code:
+        raise UserError(f"stage {stage} of {options['run']} ended with exit code {code}: see its message above.")
 
 
 def taken_apart(option: str, text: str) -> list[str]:
@@ -157,11 +157,11 @@ def taken_apart(option: str, text: str) -> list[str]:
     try:
         found = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"{option} {text!r} cannot be taken apart ({error}): mend its quotes.") from error
+        raise UserError(f"{option} {text!r} cannot be parsed ({error}): check the quotes.") from error
     common = {f"--{f.name}" for f in fields(Common)} | {"--no-restart"}
     for name in found:
         if name.split("=")[0] in common:
-            raise UserError(f"{option} has {name}, which all stages share: give it to the command itself.")
+            raise UserError(f"{option} has {name}, an option of all stages: give it to the command itself.")
     return found
 
 
@@ -188,7 +188,7 @@ def _option(argv: list[str], name: str, default: str) -> str:
 
 def _check(common: Common) -> None:
     if not 0 <= common.workers <= 1024:
-        raise UserError(f"--workers {common.workers} is not a number of processes: give 0 to 1024.")
+        raise UserError(f"--workers {common.workers} is out of range: give 0 to 1024.")
     if not 0 <= common.seed < RUN_SEEDS:
         raise UserError(f"--seed {common.seed} is out of range: give 0 to {RUN_SEEDS - 1}.")
 
@@ -217,7 +217,7 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     except (MemoryError, RuntimeError, OSError) as error:
         if not _is_want(error):
             raise
-        sentence = "the machine has no more memory or processes to give: give smaller sizes or fewer --workers."
+        sentence = "the machine has no memory or processes left: give smaller sizes or fewer --workers."
         print(f"error: {sentence}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, Interrupted):

@@ -70,7 +70,7 @@ def load_networks(run: Run) -> Networks:
         or not isinstance(earlier, list | tuple)
         or not all(isinstance(count, int) for count in earlier)
     ):
-        raise UserError(f"{run.mdnrnn} does not say what M was not trained on: redo it with `make mdnrnn`.")
+        raise UserError(f"{run.mdnrnn} does not record M's validation split: redo it with `make mdnrnn`.")
     return Networks(vae, mdnrnn, float(validation), made_from, tuple(earlier))
 
 
@@ -153,7 +153,8 @@ def draw_starts(
         possible = moments(latents, episodes, after, near=0)
     if not len(possible):
         raise UserError(
-            f"no recorded episode is longer than --start-after {after} steps: give fewer, or collect longer ones."
+            f"no recorded episode is longer than --start-after {after} steps: give fewer steps, or collect longer "
+            "episodes."
         )
     rng = np.random.default_rng([seed, count])
     drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
@@ -264,16 +265,18 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
         if meta["made_from"].get("vae.pt") != networks.made_from["vae.pt"]:
             raise UserError(
                 f"--ensemble {folder}: its mdnrnn.pt was trained on another vae.pt than that of {run.folder}: "
-                f"copy that one there and train M on it with `make mdnrnn ARGS=--restart`, or leave it out."
+                f"copy that vae.pt there and train M on it with `make mdnrnn ARGS=--restart`, or leave the folder out."
             )
         unlike = [name for name in ("actions", "hidden") if getattr(model, name) != getattr(networks.mdnrnn, name)]
         if unlike:
             raise UserError(
                 f"--ensemble {folder}: its M has {unlike[0]} {getattr(model, unlike[0])}, that of {run.folder} "
-                f"{getattr(networks.mdnrnn, unlike[0])}: name M's of the same sizes only."
+                f"{getattr(networks.mdnrnn, unlike[0])}: give only M's of the same sizes."
             )
         if file_hash(path) in known:
-            raise UserError(f"--ensemble {folder}: its M is in the ensemble already: name each M once, its own never.")
+            raise UserError(
+                f"--ensemble {folder}: its M is in the ensemble already: give each other M once, and not the run's own."
+            )
         known.add(file_hash(path))
         members.append(Member(model, *remembered(model, run, networks, starts)))
     return members
@@ -308,7 +311,8 @@ def recorded_episodes(
         here = starts.episode == index
         if index not in places or latents.table["length"][places[index]] < starts.step[here].max():
             raise UserError(
-                f"{run.latents} lacks moments that starts.npz names: draw new starts with `make dream ARGS=--restart`."
+                f"{run.latents} lacks moments that starts.npz refers to: draw new starts with "
+                "`make dream ARGS=--restart`."
             )
         yield latents.episode(places[index]), here
 
@@ -339,7 +343,9 @@ def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> 
     try:
         return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
     except ValueError as error:
-        raise UserError(f"--value {config.value} is too long ({error}): give less, or collect longer ones.") from error
+        raise UserError(
+            f"--value {config.value} is too long ({error}): give fewer steps, or collect longer episodes."
+        ) from error
 
 
 # --- the environment -------------------------------------------------------------------------------------

@@ -81,17 +81,20 @@ class Evolution:
             return cls(es, best_theta=theta, **plain)
         except ArithmeticError as error:
             reason = in_short(error)
-            raise UserError(f"{path} cannot go on here ({reason}): go on where it began, or --restart.") from error
+            raise UserError(
+                f"{path} cannot be resumed on this machine ({reason}): resume where it began, or redo the stage with "
+                "--restart."
+            ) from error
         except Exception as error:  # whatever a damaged file leads numpy, zipfile or pycma to
             check_read(path, error)
             reason = in_short(error)
-            raise UserError(f"{path} is damaged ({reason}): remove it and begin anew with --restart.") from error
+            raise UserError(f"{path} is damaged ({reason}): redo the stage with --restart.") from error
 
 
 def _check_plain(plain: Mapping[str, Any], theta: Array | None) -> None:
     """ValueError when these are not an evolution's counts and hashes, and its best weights."""
     if theta is not None and (theta.dtype.kind != "f" or theta.ndim != 1 or not np.isfinite(theta).all()):
-        raise ValueError("its best weights are none")
+        raise ValueError("its best weights are not a vector of finite numbers")
     for name, value in plain.items():
         if not isinstance(value, dict if name == "made_from" else int | float):
             raise ValueError(f"{name} is {value!r}")
@@ -100,9 +103,9 @@ def _check_plain(plain: Mapping[str, Any], theta: Array | None) -> None:
 def check_sizes(config: EvolutionConfig) -> None:
     """UserError when sizes do not fit one another; each by itself has its `BOUNDS`."""
     if not config.sigma_min <= config.sigma0 <= config.sigma_max:
-        raise UserError("--sigma0 must be from --sigma-min to --sigma-max.")
+        raise UserError("--sigma0 is out of range: give a value from --sigma-min to --sigma-max.")
     if config.es == "openes" and config.popsize % 2:
-        raise UserError("--es openes takes an even --popsize, since it mirrors its samples.")
+        raise UserError(f"--popsize {config.popsize} is odd, but --es openes mirrors its samples: give an even number.")
 
 
 def check_dream(config: DreamConfig) -> None:
@@ -111,14 +114,14 @@ def check_dream(config: DreamConfig) -> None:
     if config.unpaid >= config.horizon or config.start_after < 20:
         raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
     if config.noise == "recorded" and config.temperature != 1:
-        raise UserError("--noise recorded is what came at --temperature 1: leave one of them out.")
+        raise UserError("--noise recorded needs --temperature 1: leave one of the two options out.")
 
 
 def coordinates_of(path: Path, basis: Basis) -> Array:
     """What stands for a controller where the evolution starts from it; UserError when it does not fit V and M."""
     theta, _ = load_controller(path)
     if theta.shape != (basis.expressed,):
-        raise UserError(f"{path} has {len(theta)} weights, where this C has {basis.expressed}: start from another one.")
+        raise UserError(f"{path} has {len(theta)} weights, but this C has {basis.expressed}: give another controller.")
     return basis.coordinates(theta.astype(np.float64))
 
 
@@ -136,7 +139,10 @@ def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, m
     if meta.get("generations", 0) >= config.generations or 0 < config.env_steps <= meta.get("env_steps", 0):
         return True
     if not _checkpoint(run, stage).exists():
-        raise UserError(f"{_checkpoint(run, stage)} is missing, so {artifact} cannot go on: begin anew with --restart.")
+        raise UserError(
+            f"{_checkpoint(run, stage)} is missing, so {artifact} cannot be resumed: restore it, or redo the stage "
+            "with --restart."
+        )
     return False
 
 
@@ -151,7 +157,7 @@ def selections(run: Run, stage: str) -> list[dict[str, Any]]:
     found = [row for row in read_metrics(run.metrics, stage) if "select" in row]
     if not found:
         raise UserError(
-            f"{run.metrics} lacks the lines of stage {stage}: restore it, or redo them with "
+            f"{run.metrics} lacks the lines of stage {stage}: restore it, or redo the stage with "
             f"`make {stage} ARGS=--restart`."
         )
     return found

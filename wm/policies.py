@@ -108,7 +108,7 @@ class Cruise:
     def __init__(self, space: gym.Space[Any]) -> None:
         """Takes the environment's action space; UserError when it is not CarRacing's."""
         if not isinstance(space, gym.spaces.Box) or space.shape != (ACTIONS,):
-            raise UserError(f"--policy cruise acts in CarRacing, not in {space}: choose --policy uniform.")
+            raise UserError(f"--policy cruise needs CarRacing's actions, not {space}: choose --policy uniform.")
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
         """Draws the episode's steering and pedal from `rng`, which the walk goes on with."""
@@ -143,7 +143,7 @@ class RandomNetwork:
     def __init__(self, space: gym.Space[Any]) -> None:
         """Takes the environment's action space; UserError when it is not CarRacing's."""
         if not isinstance(space, gym.spaces.Box) or space.shape != (ACTIONS,):
-            raise UserError(f"--policy random_network acts in CarRacing, not in {space}: choose --policy uniform.")
+            raise UserError(f"--policy random_network needs CarRacing's actions, not {space}: choose --policy uniform.")
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
         """Draws the network from `rng`."""

@@ -203,8 +203,8 @@ def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, A
         )
         if not len(features):
             raise UserError(
-                "no step is left to probe, since the car was off the road or its episode over by step "
-                f"{config.start_after}: give more --episodes or a larger --off-road, or let another --driver drive."
+                "no step is left to probe, since the car was off the road or the episode ended before step "
+                f"{config.start_after}: give more --episodes, a larger --off-road or another --driver."
             )
         sides.append((features.astype(np.float64), states))
     (x, y), (test_x, test_y) = sides

@@ -133,27 +133,27 @@ class MachineError(UserError):
 
 
 UNWRITABLE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and the same command goes on"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or choose another RUN or RUNS"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk, and the same command goes on"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), and the same command goes on"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free disk space and run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change the permissions, or choose another RUN or RUNS"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
     **dict.fromkeys(
-        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what is in its place, and the same command goes on"
+        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what has its name and run the same command again"
     ),
     errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
-"""What to do when the system refuses to write, by the number of its error."""
+"""Way out when the system refuses to write, by errno."""
 
 NO_TEMPORARY = "No usable temporary directory"
-"""What Python's tempfile says when there is no room anywhere, by the number of a file that is missing."""
+"""Message of Python's tempfile when no folder has space; its errno is that of a missing file."""
 
 UNREADABLE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "allow it, and the same command goes on"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), and the same command goes on"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk, and the same command goes on"),
-    errno.ENOMEM: "make memory free, and the same command goes on",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change the permissions and run the same command again"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
+    errno.ENOMEM: "free memory and run the same command again",
 }
-"""What to do when the system refuses to read."""
+"""Way out when the system refuses to read, by errno."""
 
 
 @contextmanager
@@ -288,7 +288,7 @@ def read_score(path: Path) -> dict[str, Any]:
     score: dict[str, Any] = read_json(path, **SCORE)
     columns = [score[name] for name in ("returns", "lengths", "seeds")]
     if len({len(column) for column in columns}) > 1 or not columns[0]:
-        raise UserError(f"{path} holds no score (its returns, lengths and seeds): remove it or restore it.")
+        raise UserError(f"{path} holds no score (check its returns, lengths and seeds): remove it or restore it.")
     return score
 
 
@@ -334,7 +334,7 @@ def read_lines(path: Path, **fields: Shape) -> list[dict[str, Any]]:
         try:
             value = _parsed(line, fields)
             if not isinstance(value, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
         except (ValueError, RecursionError) as error:
             reason = in_short(error)
             raise UserError(f"{path} is damaged in line {number} ({reason}): restore the line or remove it.") from error
@@ -362,7 +362,7 @@ def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
         # By its value, since the name may be what is damaged.
         if re.fullmatch("[0-9a-f]{8}", str(last[1])):
             if last != (CHECKSUM, _checksum(value)):
-                raise ValueError(f"it does not fit its {CHECKSUM}, so it was changed after it had been written")
+                raise ValueError(f"its {CHECKSUM} does not match, so it was changed after it was written")
         elif last[0]:
             value[last[0]] = last[1]
         if CHECKSUM in value:
@@ -394,7 +394,7 @@ def fits(value: Any, shape: Shape) -> bool:
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def in_short(error: BaseException) -> str:
@@ -414,7 +414,7 @@ def check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
         if damaged is not None or not archive.namelist():
-            raise ValueError(f"the checksum of {damaged} is another")
+            raise ValueError(f"the checksum of {damaged} does not match")
         for member in archive.infolist():
             if member.filename.endswith(".npy"):
                 _check_size(archive, member)
@@ -427,7 +427,7 @@ def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         if file.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{member.filename} has another size than it says")
+            raise ValueError(f"{member.filename} does not have the size that its header gives")
 
 
 def file_hash(path: Path) -> str:
@@ -587,8 +587,8 @@ def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
         for name in sorted(wanted):
             if not fits(line.get(name), NUMBER):
                 raise UserError(
-                    f"{path} has a line of stage {stage}, step {line['step']}, in which {name!r} is no number: restore "
-                    "the line or remove it."
+                    f"{path} has a line of stage {stage}, step {line['step']}, in which {name!r} is not a number: "
+                    "restore the line or remove it."
                 )
     return found
 
@@ -633,7 +633,7 @@ class Run:
             )
         stages = manifest.get("stages")
         if not fits(stages, {...: RECORD}):
-            raise UserError(f"{self.manifest} is damaged (it holds no records of stages): restore it.")
+            raise UserError(f"{self.manifest} is damaged (its records of stages are not readable): restore it.")
         return manifest
 
     def record(self, stage: str, entry: dict[str, Any]) -> None:
@@ -704,7 +704,7 @@ class Run:
                 if changes:
                     raise UserError(
                         f"{self.folder} has a {stage} made with other options ({'; '.join(changes)}): "
-                        "give the old ones, choose another RUN, or redo the stage with --restart."
+                        "give the old options, choose another RUN, or redo the stage with --restart."
                     )
             before = entry.get("seconds", 0.0)
             start = time.monotonic()
@@ -753,7 +753,7 @@ def began_with(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     if not path.is_file():
-        raise UserError(f"{path} is missing, which was to begin with: give another one.")
+        raise UserError(f"{path} is missing, so nothing can start from it: give another file.")
     return {"start": file_hash(path)}
 
 
@@ -771,6 +771,6 @@ def check_made_from(
     for name, value in current.items():
         if recorded.get(name) != value:
             raise UserError(
-                f"{path} was made from another {name} than the one that is there now: "
+                f"{path} was made from another {name} than the current one: "
                 f"redo it with `make {stage or path.stem} ARGS=--restart`, or restore the {name} that it was made from."
             )

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED = "interrupted: the same command goes on where it stopped."
-"""What an interrupted command says last."""
+INTERRUPTED = "interrupted: run the same command again to resume."
+"""Last line of an interrupted command."""
 
-RESTARTED = "interrupted: the same command without --restart goes on where it stopped."
-"""The same of one that has begun anew, and would do so again."""
+RESTARTED = "interrupted: run the same command without --restart to resume."
+"""The same for a command with --restart whose new work has begun, since --restart would delete that work."""
 
 EXIT_CODE = 130
 """Its exit code, as shells give it for Ctrl-C."""

@@ -148,12 +148,12 @@ def seeded(make: Callable[[], Model], seed: int) -> Model:
 def check_updates(updates: int, start: Path | None) -> None:
     """UserError when a training would leave a network as random as it began."""
     if not updates and not start:
-        raise UserError("--updates 0 trains nothing: name with --start what is to stay as it is, or give updates.")
+        raise UserError("--updates 0 leaves random weights: give --start with trained weights, or more updates.")
 
 
 def begin_with(model: nn.Module, path: Path, stage: str) -> None:
     """Gives a network the weights of another artifact of its stage; UserError when they are damaged or do not fit."""
-    way_out = "give the sizes that --start was made with, or leave it away"
+    way_out = "give the sizes of --start, or leave --start out"
     fill(model, load_artifact(path, stage)["model"], path, stage, way_out)
 
 
@@ -173,10 +173,10 @@ def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from
     check_made_from(path, artifact["made_from"], made_from)
     updates = artifact["config"].get("updates", 0)
     if not isinstance(updates, int):
-        raise UserError(f"{path} does not say how long it was trained: redo it with `make {stage} ARGS=--restart`.")
+        raise UserError(f"{path} does not record its updates: redo it with `make {stage} ARGS=--restart`.")
     if updates < config.updates and not _checkpoint(run, stage).exists():
         raise UserError(
-            f"{path} cannot go on from update {updates} since {_checkpoint(run, stage)} is missing: "
+            f"{path} cannot be resumed from update {updates}, since {_checkpoint(run, stage)} is missing: "
             f"restore it, or redo the stage with `make {stage} ARGS=--restart`."
         )
     return bool(updates >= config.updates)
@@ -251,7 +251,7 @@ def train(
             metrics.log(0, _validate(model, validate, state))
         return replace(state.best, made_from=dict(made_from))
     if state.update > config.updates or (state.update == config.updates and not state.best.weights):
-        raise UserError(f"{path} has done {state.update} updates already: give a larger --updates.")
+        raise UserError(f"{path} has {state.update} updates already: give a larger --updates.")
     saved, saved_at = state.update, time.monotonic()
     generator = torch.Generator(device)
     source = batches(state.update)
@@ -312,8 +312,8 @@ def train(
                     optimizer = _optimizer(model, rate)
                     state = replace(state, update=update, sums={}, summed=0, retreat=update)
                     print(
-                        f"warning: stage {stage} has diverged ({trouble} at update {update}): on with the weights of "
-                        f"update {state.best.update} and {LOWERED:.2g} of the learning rate.",
+                        f"warning: stage {stage} has diverged ({trouble} at update {update}): it continues from the "
+                        f"weights of update {state.best.update} with the learning rate times {LOWERED:.2g}.",
                         file=sys.stderr,
                     )
                     whole = True
@@ -370,8 +370,8 @@ def _check_growth(loss: float, first: float | None) -> None:
 def _given_up(stage: str, trouble: _Diverged, update: int, rate: float, state: _State) -> UserError:
     before = f", and before at update {state.retreat}" if state.retreat else ""
     return UserError(
-        f"stage {stage} has diverged: {trouble} at update {update}, learning rate {rate:.3g}{before}; "
-        f'redo it with a lower one, `make {stage} ARGS="--restart --lr {rate / 3:.1g}"`.'
+        f"stage {stage} has diverged ({trouble} at update {update}, learning rate {rate:.3g}{before}): "
+        f'redo it with a lower rate, `make {stage} ARGS="--restart --lr {rate / 3:.1g}"`.'
     )
 
 
@@ -416,12 +416,12 @@ def _resume(
     way_out = f"redo the stage with `make {stage} ARGS=--restart`"
     checkpoint = read_tensors(path, way_out)
     if checkpoint.get("kind") != f"{stage} checkpoint" or checkpoint.get("format") != RUN_FORMAT:
-        raise UserError(f"{path} is no {stage} checkpoint of format {RUN_FORMAT}: {way_out}.")
+        raise UserError(f"{path} is not a {stage} checkpoint of format {RUN_FORMAT}: {way_out}.")
     try:
         changes = list(changed_fields(checkpoint["config"], config))
         if changes:
             raise UserError(
-                f"{path} was made with other options ({'; '.join(changes)}): give the old ones, or {way_out}."
+                f"{path} was made with other options ({'; '.join(changes)}): give the old options, or {way_out}."
             )
         check_made_from(path, checkpoint["made_from"], made_from)
         model.load_state_dict(checkpoint["model"])
@@ -439,12 +439,12 @@ def _check_state(state: _State, model: nn.Module) -> None:
     counts = (state.update, state.summed, state.retreat, state.best.update, state.best.done)
     numbers = (*state.sums.values(), *state.best.metrics.values(), *([] if state.first is None else [state.first]))
     if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise TypeError("counts that are none")
+        raise TypeError("a count is not an integer >= 0")
     if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
-        raise TypeError("numbers that are none")
+        raise TypeError("a number is not finite")
     if state.best.weights:
         shapes = {name: value.shape for name, value in model.state_dict().items()}
         if {name: value.shape for name, value in state.best.weights.items()} != shapes:
-            raise ValueError("other best weights")
+            raise ValueError("the best weights have other shapes")
     if not all(value.isfinite().all() for value in (*model.state_dict().values(), *state.best.weights.values())):
-        raise ValueError("weights that are not finite")
+        raise ValueError("a weight is not finite")

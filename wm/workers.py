@@ -137,11 +137,11 @@ class ProcessPool:
                 self._stop(kill=True)
                 if deaths >= MOST_DEATHS:
                     raise WorkersDied(
-                        f"workers died {deaths} times in a row without finishing a task, for want of memory perhaps: "
-                        "give fewer --workers, and the same command goes on."
+                        f"workers died {deaths} times in a row without finishing a task, perhaps for lack of memory: "
+                        "run the same command again with fewer --workers."
                     ) from error
                 print(
-                    f"a worker died: its work is done again ({len(todo)} tasks left)",
+                    f"warning: a worker died; its tasks are repeated ({len(todo)} tasks left).",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -63,20 +63,20 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     stage = path.stem.removesuffix("-latest")
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make {stage}`.")
-    redo = f"remove it and run `make {stage}`, which makes it anew from its checkpoint if that is there"
+    redo = f"remove it and run `make {stage}`, which rebuilds it from the checkpoint if there is one"
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
     except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
         check_read(path, error)
-        raise UserError(f"{path} is damaged or no controller ({in_short(error)}): {redo}.") from error
+        raise UserError(f"{path} is damaged or not a controller ({in_short(error)}): {redo}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo}.")
     if not isinstance(meta.get("made_from"), dict):
-        raise UserError(f"{path} does not say what it was made from: {redo}.")
+        raise UserError(f"{path} does not record what it was made from: {redo}.")
     if not all(isinstance(meta.get(name, kind()), kind) for name, kind in META.items()):
-        raise UserError(f"{path} does not say how it was made: {redo}.")
+        raise UserError(f"{path} does not record how it was made: {redo}.")
     if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
-        raise UserError(f"{path} holds no finite float32 weights: {redo}.")
+        raise UserError(f"{path} holds weights that are not finite float32 numbers: {redo}.")
     return theta, meta

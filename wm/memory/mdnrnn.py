@@ -359,7 +359,7 @@ def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
     """
     meta = load_artifact(path, "mdnrnn")
     weights, config = meta.pop("model"), meta["config"]
-    damaged = UserError(f"{path} is damaged (its config builds no M): redo it with `make mdnrnn ARGS=--restart`.")
+    damaged = UserError(f"{path} is damaged (its config is not valid): redo it with `make mdnrnn ARGS=--restart`.")
     sizes = {name: config.get(name) for name in ("z", "actions", "hidden", "mixtures")}
     if not all(isinstance(size, int) and 1 <= size <= 65536 for size in sizes.values()):
         raise damaged

@@ -59,7 +59,7 @@ class _Graph:
         with np.errstate(over="ignore"):
             rounded = values.astype(np.float16)
         if not np.isfinite(rounded).all():
-            raise UserError(f"{name} has weights that half precision cannot hold: V or M has diverged, train it again.")
+            raise UserError(f"{name} has weights beyond the range of float16: V or M has diverged, train it again.")
         return self.add("Cast", self.constant(name, rounded), to=TensorProto.FLOAT)
 
     def finish(self, inputs: Shapes, outputs: Shapes, integer: tuple[str, ...] = ()) -> bytes:

@@ -90,7 +90,7 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
         pygame.display.init()
     except pygame.error as error:
         raise UserError(
-            f"there is no display to open a window on ({error}): run this in a desktop session, "
+            f"there is no display for a window ({error}): run this in a desktop session, "
             "or drive the dream in a browser with `make play`."
         ) from error
     env = gym.make(STOCK_ENV if car == "stock" else FAST_ENV, render_mode="rgb_array", disable_env_checker=True)

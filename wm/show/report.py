@@ -698,7 +698,7 @@ def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
     for name, row in rows.items():
         for needed, kind in ABLATION.items():
             if not fits(row, {needed: kind}):
-                raise UserError(f"{path} has a row {name!r} without {needed!r} of the right kind: remove it.")
+                raise UserError(f"{path} has a row {name!r} without a valid {needed!r}: remove the row.")
     return rows
 
 

@@ -91,10 +91,8 @@ class LocalServer(ThreadingHTTPServer):
         try:
             super().__init__((ADDRESS, port), partial(_Handler, folder=folder))
         except OSError as error:
-            why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
-            raise UserError(
-                f"port {port} {why}: choose another one with --port, or --port 0 for any free one."
-            ) from error
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+            raise UserError(f"port {port} {why}: choose another --port, or --port 0 for any free one.") from error
 
     @property
     def url(self) -> str:

@@ -59,7 +59,10 @@ def build_site(run: Run, target: Path, controller: str = "controller") -> int:
     """
     models, theta = load_acting(run, controller)
     if theta.shape != (parameter_count(models.features),):
-        raise UserError(f"{run.folder / controller}.npz has a hidden layer: the page shows linear controllers only.")
+        raise UserError(
+            f"{run.folder / controller}.npz has a hidden layer, which the page does not support: choose a linear "
+            "controller."
+        )
     networks = load_networks(run)
     starts = find_starts(run, networks, DreamConfig())
     model = networks.mdnrnn
@@ -73,7 +76,7 @@ def build_site(run: Run, target: Path, controller: str = "controller") -> int:
     size = sum(map(len, graphs.values()))
     if size > MOST_BYTES:
         raise UserError(
-            f"{run.folder} makes {size:,} bytes of graphs, more than {MOST_BYTES:,}: M is too large to share."
+            f"the page of {run.folder} would have {size:,} bytes of graphs, more than {MOST_BYTES:,}: use a smaller M."
         )
     world = {
         "run": run.folder.resolve().name,
@@ -136,20 +139,23 @@ def _fetch(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"npm is missing, which fetches {RUNTIME} for the page: install Node.js with npm "
-            "(https://nodejs.org; on Debian: apt-get install npm), then run the same command again."
+            f"npm is missing, but the page needs it to fetch {RUNTIME}: install Node.js with npm "
+            "(https://nodejs.org; on Debian: apt-get install npm) and run the same command again."
         )
     command = [npm, "pack", RUNTIME, "--silent", "--prefer-offline", "--pack-destination", str(folder)]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"npm could not fetch {RUNTIME} in {NPM_SECONDS} seconds: mend the network or npm, run the command again."
+            f"npm could not fetch {RUNTIME} in {NPM_SECONDS} seconds: check the network and npm, and run the same "
+            "command again."
         ) from error
     packed = list(folder.glob("*.tgz"))
     if done.returncode != 0 or len(packed) != 1:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"npm could not fetch {RUNTIME} ({said}): mend the network or npm, and run the command again.")
+        raise UserError(
+            f"npm could not fetch {RUNTIME} ({said}): check the network and npm, and run the same command again."
+        )
     if base64.b64encode(hashlib.sha512(packed[0].read_bytes()).digest()).decode() != RUNTIME_SHA512:
-        raise UserError(f"npm gave another {RUNTIME} than the one that was published: look at npm's registry setting.")
+        raise UserError(f"npm fetched a {RUNTIME} with another checksum than the published one: check npm's registry.")
     return packed[0]

@@ -297,7 +297,7 @@ def _compare(
 
 
 def _too_short(track: int) -> UserError:
-    return UserError(f"the drive on track {track} is over before its step {WARM_UP}: give another SEED.")
+    return UserError(f"the episode on track {track} ended before step {WARM_UP}: give another SEED.")
 
 
 # --- several tracks ---------------------------------------------------------------------------------------

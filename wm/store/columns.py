@@ -311,14 +311,17 @@ def split(episodes: int, validation: float, seed: int, earlier: Sequence[int] = 
         UserError: There are fewer than two episodes, or `validation` is no share, or `earlier` no such counts.
     """
     if not 0 < validation < 1:
-        raise UserError(f"--validation {validation} is no share of the episodes: give a number between 0 and 1.")
+        raise UserError(f"--validation {validation} is out of range: give a fraction between 0 and 1.")
     if episodes < 2:
         raise UserError(
             f"{episodes} episode cannot be split into training and validation: collect more with EPISODES=."
         )
     ends = [*earlier, episodes]
     if not all(before < after for before, after in pairwise([1, *ends])):
-        raise UserError(f"--earlier {' '.join(map(str, earlier))} does not ascend from 2 to below {episodes} episodes.")
+        raise UserError(
+            f"--earlier {' '.join(map(str, earlier))} is not valid: give ascending numbers from 2 to below {episodes}, "
+            "the number of episodes."
+        )
     training, held_out = [], []
     for first, end in pairwise([0, *ends]):
         count = min(max(1, round(validation * (end - first))), end - first - 1)

@@ -132,7 +132,7 @@ class Latents:
         self.z = self._file.columns["frame/mu"][0][0]
         self.actions = self._file.columns["step/actions"][0][0]
         if self._file.columns["frame/logvar"][0] != (self.z,):
-            raise UserError(f"{path} is damaged (its mu and logvar have other sizes): {WAY_OUT}.")
+            raise UserError(f"{path} is damaged (its mu and logvar have different sizes): {WAY_OUT}.")
 
     def __len__(self) -> int:
         """Number of episodes."""

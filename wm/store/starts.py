@@ -71,7 +71,7 @@ def _packed(starts: Starts) -> bytes:
 
 def load_starts(path: Path) -> Starts:
     """Reads what `save_starts` wrote; UserError when it is missing or damaged."""
-    way_out = "remove it and make it anew with `make dream`"
+    way_out = "remove it and remake it with `make dream`"
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make dream`.")
     try:
@@ -97,5 +97,5 @@ def load_starts(path: Path) -> Starts:
     if meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {way_out}.")
     if not fits:
-        raise UserError(f"{path} is damaged (its arrays do not fit one another): {way_out}.")
+        raise UserError(f"{path} is damaged (its arrays do not fit together): {way_out}.")
     return Starts(**arrays, made_from=made_from)
