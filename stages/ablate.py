@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
             table[name] = make_row(args, run, config, name)
             table = {known: table[known] for known in ROWS if known in table}
             write_json(run.ablations, {"rows": table})
-            tell(table)
+            print_table(table)
 
 
 def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def share_what_is_alike(run: Run, this: Run, row: Row) -> None:
                 raise UserError(f"{mine} differs from that of {run.folder}: redo the row with ARGS=--restart.")
 
 
-def tell(rows: dict[str, dict[str, Any]]) -> None:
+def print_table(rows: dict[str, dict[str, Any]]) -> None:
     """Prints the table."""
     wide = max(len(row["says"]) for row in rows.values())
     print(f"{'':{wide}}  weights  million steps       score  median  below 700")

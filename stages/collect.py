@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.agent import load_acting
-from wm.cli import Common, call_stage, narrowed, parse, run_stage
+from wm.cli import Common, call_stage, parse, run_stage, stage_config
 from wm.collect import Driver, make_collector, set_aside_damaged, strange
 from wm.config import DRIVEN_FROM, PRESETS, SEEDS_PER_RUN, CollectConfig
 from wm.controller.linear import parameter_count
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: CollectArgs(**vars(preset.collect)), "Collect episodes to train V and M on.", argv
     )
-    config = narrowed(given, CollectConfig)
+    config = stage_config(given, CollectConfig)
     if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
     if config.scout not in PRESETS[args.env]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wm.agent import Models, load_acting, load_models
 from wm.carry import carry
-from wm.cli import narrowed, parse, run_stage
+from wm.cli import parse, run_stage, stage_config
 from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
 from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
 from wm.evolve import check_sizes, coordinates_of, evolve, forget, is_finished, selections
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: ControllerArgs(**vars(preset.controller)), "Evolve the controller C on real rollouts.", argv
     )
-    config = narrowed(given, ControllerConfig)
+    config = stage_config(given, ControllerConfig)
     check_sizes(config)
     if given.start and given.carry:
         raise UserError("--start and --carry both set the first mean: give one of them.")
@@ -100,10 +100,10 @@ def main(argv: list[str]) -> None:
             )
         rows = read_metrics(run.metrics, "controller")
         plot_curve(run.plots / "controller.png", rows)
-        kept = max(selections(run, "controller"), key=lambda row: row["select"])
+        best = max(selections(run, "controller"), key=lambda row: row["select"])
         print(
-            f"{run.controller}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± "
-            f"{kept['select_std']:.0f} on {config.select_tracks} selection tracks "
+            f"{run.controller}: the mean of generation {best['step']} scores {best['select']:.0f} ± "
+            f"{best['select_std']:.0f} on {config.select_tracks} selection tracks "
             f"({rows[-1]['env_steps']:,.0f} environment steps, {rows[-1]['seconds'] / 60:.1f} minutes)."
         )
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wm.cli import Common, call_stage, parse, run_stage, taken_apart
+from wm.cli import Common, call_stage, parse, run_stage, split_options
 from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
 from wm.show.plots import plot_variants
 from wm.show.report import CURVE, over_seeds, read_variants, stage_of
@@ -79,7 +79,7 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     # The budget ends it: no number of generations may do so before.
     budget = {"env-steps": config.steps, "generations": 10**9}
     options = args.elsewhere(variant.folder) | {"source": run.folder, "seed": seed} | budget
-    call_stage(config.stage, options, taken_apart("--options", config.options))
+    call_stage(config.stage, options, split_options("--options", config.options))
     rows = [row for row in read_metrics(variant.metrics, config.stage) if "select" in row]
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
     line["stage"] = config.stage

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.agent import load_models
-from wm.cli import narrowed, parse, run_stage
+from wm.cli import parse, run_stage, stage_config
 from wm.config import RUN_SEEDS, SELECT_SEEDS, DreamConfig
 from wm.controller.basis import fit_basis
 from wm.evolve import check_dream, coordinates_of, evolve, forget, is_finished, selections
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command goes on after an interruption."""
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
     ensemble = tuple(map(short_hash, given.ensemble))
-    config = Recorded(**vars(narrowed(given, DreamConfig)), ensemble=ensemble, draw=given.draw)
+    config = Recorded(**vars(stage_config(given, DreamConfig)), ensemble=ensemble, draw=given.draw)
     seed = args.seed + RUN_SEEDS * given.draw
     check_dream(config)
     if config.disagreement and not config.ensemble:
@@ -138,11 +138,11 @@ def main(argv: list[str]) -> None:
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                night = population.night(seed, generation)
-                scores = population.score(candidates, night, config.disagreement)
+                dream_noise = population.draw_noise(seed, generation)
+                scores = population.score(candidates, dream_noise, config.disagreement)
                 return scores, len(candidates) * config.dreams * config.horizon
 
-            fixed = population.night(seed, 0, dreams=SCORE_DREAMS)
+            fixed = population.draw_noise(seed, 0, dreams=SCORE_DREAMS)
 
             def beside(theta: Array) -> dict[str, float]:
                 score = population.score(theta[None], fixed)[0]
@@ -211,12 +211,12 @@ def show(run: Run, source: Run, config: DreamConfig) -> None:
     rows = read_metrics(run.metrics, "dream")
     plot_dream(run.plots / "dream.png", rows)
     selected = selections(run, "dream")
-    kept = max(selected, key=lambda row: row["select"])
+    best = max(selected, key=lambda row: row["select"])
     collected = int(Latents(source.latents).table["length"].sum())
     steps = selected[-1]["select_steps"]
     print(
-        f"{run.dream}: the mean of generation {kept['step']} scores {kept['select']:.0f} ± {kept['select_std']:.0f} on "
-        f"{config.select_tracks} real selection tracks and {kept['dream']:.0f} in the dream "
+        f"{run.dream}: the mean of generation {best['step']} scores {best['select']:.0f} ± {best['select_std']:.0f} on "
+        f"{config.select_tracks} real selection tracks and {best['dream']:.0f} in the dream "
         f"({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
         f"{collected + steps:,.0f} real steps: {collected:,} for data, {steps:,.0f} for selection)."
     )

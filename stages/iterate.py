@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from wm.cli import Common, call_stage, parse, run_stage, taken_apart
+from wm.cli import Common, call_stage, parse, run_stage, split_options
 from wm.config import IterateConfig
 from wm.evolve import check_dream
 from wm.run import MachineError, Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
@@ -24,7 +24,7 @@ from wm.store.shards import share_shards
 ARTIFACTS = ("vae.pt", "mdnrnn.pt", "starts.npz", "dream.npz")
 """What RUN shows of the best round, each made from those before it."""
 
-TOLD = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
+REPORT_FILES = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
 """What is told of that round beside, for the report."""
 
 SIZES = ("hidden", "mixtures", "reward", "outlook")
@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: preset.iterate, "Train in the dream in rounds, each on new data.", argv)
     # Hours pass until the first stage dream could refuse them.
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
-    options = taken_apart("--dream-options", config.dream_options)
-    for name, more in (("dream", []), ("refine", taken_apart("--refine-options", config.refine_options))):
+    options = split_options("--dream-options", config.dream_options)
+    for name, more in (("dream", []), ("refine", split_options("--refine-options", config.refine_options))):
         try:
             _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
             check_dream(dream)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         except UserError as error:
             raise UserError(f"--{name}-options: {error}") from error
     _, memory = parse(
-        lambda preset: preset.mdnrnn, "", [*where, *taken_apart("--mdnrnn-options", config.mdnrnn_options)]
+        lambda preset: preset.mdnrnn, "", [*where, *split_options("--mdnrnn-options", config.mdnrnn_options)]
     )
     for name in SIZES:
         if getattr(memory, name) != getattr(args.config().mdnrnn, name):
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
         if missing:
             begin()
         if rows:
-            tell(run, rows)
+            show_best(run, rows)
         for number in missing:
             try:
                 make_round(args, config, number)
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
                 raise
             rows.append(row_of(round_of(run, number), number, rows))
             append_line(run.rounds, rows[-1])
-            tell(run, rows)
+            show_best(run, rows)
             thin(run, rows)
         if not missing:
             print(f"{run.rounds} is finished: {len(rows)} rounds (ROUNDS=n for more, --restart to redo them).")
@@ -130,9 +130,9 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         before = round_of(Run(args.run), number - 1)
         link_shards(before, this)
         arguments = built_on(before, config, args.config().collect.episodes, number)
-    arguments["dream"] += ["--draw", str(number), *taken_apart("--dream-options", config.dream_options)]
+    arguments["dream"] += ["--draw", str(number), *split_options("--dream-options", config.dream_options)]
     if refines(config, number):  # of an option that is given twice the last one counts
-        arguments["dream"] += taken_apart("--refine-options", config.refine_options)
+        arguments["dream"] += split_options("--refine-options", config.refine_options)
     options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
         print(f"round {number} (the last is {config.rounds - 1}), stage {place} of {len(STAGES)}: {stage}", flush=True)
@@ -162,7 +162,7 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
             *([] if learns else ["--encoded", str(before.latents)]),
             *fresh,
             *earlier,
-            *taken_apart("--mdnrnn-options", config.mdnrnn_options),
+            *split_options("--mdnrnn-options", config.mdnrnn_options),
         ],
         "dream": [*fresh, *go_on],
     }
@@ -212,7 +212,7 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
     selected = [row for row in read_metrics(this.metrics, "dream") if "select" in row]
     if not (v and m and selected):
         raise UserError(f"{this.metrics} lacks lines of V, M or the dream: restore it, or redo all with --restart.")
-    kept = max(selected, key=lambda row: row["select"])
+    best = max(selected, key=lambda row: row["select"])
     lengths = Latents(this.latents).table["length"]
     collect_steps, select_steps = int(lengths.sum()), int(selected[-1]["select_steps"])
     return {
@@ -221,10 +221,10 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
         "new": len(lengths) - (rows[-1]["episodes"] if rows else 0),
         "error": v["val_error"],
         "nats": m["val_nll"],
-        "dream": kept["dream"],
-        "select": kept["select"],
-        "select_std": kept["select_std"],
-        "gap": kept["dream"] - kept["select"],
+        "dream": best["dream"],
+        "select": best["select"],
+        "select_std": best["select_std"],
+        "gap": best["dream"] - best["select"],
         "collect_steps": collect_steps,
         "select_steps": select_steps,
         "real_steps": collect_steps + select_steps + sum(row["select_steps"] for row in rows),
@@ -239,7 +239,7 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
 # --- what the run folder shows ----------------------------------------------------------------------------
 
 
-def tell(run: Run, rows: list[dict[str, Any]]) -> None:
+def show_best(run: Run, rows: list[dict[str, Any]]) -> None:
     """Puts the best round's work into the run folder, draws plots/rounds.png and prints the table."""
     best = best_of(rows)
     keep(run, best)
@@ -273,7 +273,7 @@ def keep(run: Run, best: dict[str, Any]) -> None:
                 f"{source.folder / name} is not the file that the best round made: restore it, or redo all rounds with "
                 "--restart."
             )
-    for pattern in TOLD:
+    for pattern in REPORT_FILES:
         for path in source.folder.glob(pattern):
             copy(path, run.folder / path.relative_to(source.folder))
     for name in reversed(ARTIFACTS):  # what was made from what goes next

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm.cli import narrowed, parse, run_stage
+from wm.cli import parse, run_stage, stage_config
 from wm.config import MDNRNNConfig
 from wm.controller.linear import ACTIONS
 from wm.memory.mdnrnn import (
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: MDNRNNArgs(**vars(preset.mdnrnn)), "Encode all frames and train M, the MDN-RNN, on them.", argv
     )
-    config = narrowed(given, MDNRNNConfig)
+    config = stage_config(given, MDNRNNConfig)
     run = Run(args.run)
     with run.stage("mdnrnn", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wm.agent import load_acting
-from wm.cli import narrowed, parse, run_stage
+from wm.cli import parse, run_stage, stage_config
 from wm.config import ProbeConfig
 from wm.probe import HEADER, PROBE, Record, describe, make_prober, probe, rows
 from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: ProbeArgs(**vars(preset.probe)), "Probe what [z; h] know of the car and the road.", argv
     )
-    config = narrowed(given, ProbeConfig)
+    config = stage_config(given, ProbeConfig)
     if config.episodes < 2 or config.max_steps <= config.start_after:
         raise UserError("--episodes must be at least 2 (one to fit, one to test), --max-steps above --start-after.")
     source, run = Run(given.source or args.run), Run(args.run)

@@ -26,7 +26,7 @@ PLOTS = (
     *("contact_sheet", "reconstructions", "traversals", "predictions", "calibration"),
     *("controller", "dream", "rounds", "curves", "curves-dream"),
 )
-TOLD = (
+REPORT_FILES = (
     *("metrics.jsonl", "rollouts/summary.json", "probe.json", "curves.jsonl", "ablations.json", "rounds.jsonl"),
     *(f"plots/{name}.png" for name in PLOTS),
 )
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
             finally:
                 shutil.rmtree(staged.folder, ignore_errors=True)
     scores = {name: read_score(target.folder / SCORES[name]) for name in names}
-    told = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
-    print(f"{target.folder}: {weight(target.folder) / 1e6:.1f} MB, {told}.")
+    scored = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
+    print(f"{target.folder}: {weight(target.folder) / 1e6:.1f} MB, {scored}.")
     print(f"V and M are rounded to half precision: check the score with {scored_by(names[0], target.folder)}.")
 
 
@@ -94,7 +94,7 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
         # Of what is published the new hashes; of what it began with beside, those that they were.
         hashes = {of: made_from.get(of, was) for of, was in meta["made_from"].items()}
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": hashes})
-    for name in (*(SCORES[name] for name in names), *TOLD):
+    for name in (*(SCORES[name] for name in names), *REPORT_FILES):
         if (run.folder / name).exists():
             copy(run.folder / name, target.folder / name)
 
@@ -110,7 +110,7 @@ def check_weight(folder: Path, target: Path) -> None:
 
 def move(staged: Path, target: Path) -> None:
     """Puts what was published in the place of what an earlier call has published."""
-    for name in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *TOLD):
+    for name in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *REPORT_FILES):
         if not (staged / name).exists():
             (target / name).unlink(missing_ok=True)
     for path in sorted(path for path in staged.rglob("*") if path.is_file()):

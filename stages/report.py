@@ -18,7 +18,7 @@ import wm.envs  # noqa: F401  registers wm/CarRacing-v3
 from wm.cli import parse, run_stage
 from wm.run import Progress, Run, UserError, atomic
 from wm.show.canvas import Image, tiled
-from wm.show.report import Told, Video, data_uri, render, tell
+from wm.show.report import RunReader, Video, data_uri, open_run, render
 from wm.show.video import write_video
 from wm.show.views import WorldModel, moments
 
@@ -48,31 +48,31 @@ def main(argv: list[str]) -> None:
     run.sweep()
     folders = list(dict.fromkeys([source.folder, *config.compare]))
     names = Counter(folder.name for folder in folders)
-    told = [tell(Run(folder), folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
-    told[0] = replace(told[0], beside=run.folder)  # scored and probed here, though the models lie elsewhere
+    readers = [open_run(Run(folder), folder.name if names[folder.name] == 1 else str(folder)) for folder in folders]
+    readers[0] = replace(readers[0], beside=run.folder)  # scored and probed here, though the models lie elsewhere
     videos: list[Video] = []
     if config.videos:
         try:
-            videos = film(told[0])
+            videos = film(readers[0])
         except UserError as error:  # the rest can be told all the same
             print(f"warning: the report has no videos: {error}", file=sys.stderr)
     path = run.folder / "report.html"
-    page = render(told[0], told[1:], videos)
+    page = render(readers[0], readers[1:], videos)
     with atomic(path) as temporary:
         temporary.write_text(page)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB.")
 
 
-def film(told: Told) -> list[Video]:
+def film(reader: RunReader) -> list[Video]:
     """The worst and the best track of the score, driven again; none when there is no score or no controller.
 
     Raises:
         UserError: The models do not fit one another.
     """
-    score = told.read_score(told.scored)
-    if score is None or not (told.run.folder / f"{told.scored}.npz").exists():
+    score = reader.read_score(reader.scored)
+    if score is None or not (reader.run.folder / f"{reader.scored}.npz").exists():
         return []
-    world = WorldModel(told.run, told.scored)
+    world = WorldModel(reader.run, reader.scored)
     ordered = sorted(zip(score["returns"], score["seeds"], strict=True))
     env = gym.make(score["env_id"], render_mode="rgb_array", disable_env_checker=True)
     return [

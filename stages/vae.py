@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm.cli import narrowed, parse, run_stage
+from wm.cli import parse, run_stage, stage_config
 from wm.config import VAEConfig
 from wm.run import Run, began_with
 from wm.show.vision import plot_reconstructions, plot_traversals
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: VAEArgs(**vars(preset.vae)), "Train V, the VAE, on the frames of the rollouts.", argv
     )
-    config = narrowed(given, VAEConfig)
+    config = stage_config(given, VAEConfig)
     run = Run(args.run)
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
@@ -101,8 +101,8 @@ def main(argv: list[str]) -> None:
         kl = [best.metrics[f"kl_{i:02d}"] for i in range(config.z)]
         plot_reconstructions(run.plots / "reconstructions.png", model, frames)
         plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl)
-        kept = asdict(replace(config, updates=max(config.updates, best.done)))
-        save_vae(run.vae, best.weights, {**kept, "ranges": activation_ranges(model, frames)}, best.made_from)
+        saved = asdict(replace(config, updates=max(config.updates, best.done)))
+        save_vae(run.vae, best.weights, {**saved, "ranges": activation_ranges(model, frames)}, best.made_from)
         report(config, best)
 
 

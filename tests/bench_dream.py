@@ -88,7 +88,7 @@ def main() -> None:
 
     runs: dict[str, Callable[[], object]] = {"plain torch": run_plain}
     for name, population in populations.items():
-        runs[f"ours, {name}"] = partial(population.score, thetas, population.night(0, 1))
+        runs[f"ours, {name}"] = partial(population.score, thetas, population.draw_noise(0, 1))
     torch.set_num_threads(1)
     for run in runs.values():
         run()

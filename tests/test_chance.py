@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.toy_dream import Z, make_toy_member, make_toy_run
-from wm.chance import LARGEST, Night, Record, empty_record, fill_record, recall
+from wm.chance import LARGEST, DreamNoise, Record, empty_record, fill_record, use_recorded
 from wm.config import SMOKE
 from wm.dream import (
     Networks,
@@ -80,9 +80,9 @@ def test_each_m_recalls_its_own_and_draws_past_the_end() -> None:
 
     records = [Record(draw(), draw(), np.array([6, 2, 0])), Record(draw(), draw(), np.array([6, 2, 4]))]
     uniform, noise = rng.random((2, 6, 5, Z), np.float32)
-    drawn = Night(np.array([0, 1, 2, 1, 2]), uniform, noise, None, np.array([0, 0, 0, 1, 1]))
+    drawn = DreamNoise(np.array([0, 1, 2, 1, 2]), uniform, noise, None, np.array([0, 0, 0, 1, 1]))
     before = drawn.noise.copy()
-    found = recall(drawn, records)
+    found = use_recorded(drawn, records)
     for s, (start, member) in enumerate(zip(drawn.starts, drawn.members, strict=True)):
         for t in range(6):
             known = t < records[member].steps[start]
@@ -93,17 +93,17 @@ def test_each_m_recalls_its_own_and_draws_past_the_end() -> None:
     np.testing.assert_array_equal(found.starts, drawn.starts)
 
 
-def test_nights_of_a_population_recall(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
+def test_a_population_draws_recorded_noise(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
     others = load_ensemble([make_toy_member(tmp_path, run, 1)], run, networks, starts)
     records = load_records(run, networks, starts, others, HORIZON)
     assert len(records) == 2
     assert not np.allclose(records[0].noise, records[1].noise)
-    night = Population(networks.mdnrnn, starts, SMALL, others=others, records=records).night(0, 1)
-    plain = Population(networks.mdnrnn, starts, SMALL, others=others).night(0, 1)
-    wanted = recall(plain, records)
-    assert not np.array_equal(night.noise, plain.noise)
+    dream_noise = Population(networks.mdnrnn, starts, SMALL, others=others, records=records).draw_noise(0, 1)
+    plain = Population(networks.mdnrnn, starts, SMALL, others=others).draw_noise(0, 1)
+    wanted = use_recorded(plain, records)
+    assert not np.array_equal(dream_noise.noise, plain.noise)
     for name in ("starts", "uniform", "noise", "members"):
-        np.testing.assert_array_equal(getattr(night, name), getattr(wanted, name))
+        np.testing.assert_array_equal(getattr(dream_noise, name), getattr(wanted, name))
 
 
 def test_a_record_without_the_moments_is_refused(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:

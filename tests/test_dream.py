@@ -207,13 +207,13 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
     rng = np.random.default_rng(5)  # what Gymnasium makes of the seed
     assert int(rng.integers(len(starts))) == info["start"]
     hidden = torch.from_numpy(rng.random(HIDDEN, np.float32)) < dropout if dropout else torch.zeros(HIDDEN).bool()
-    kept = torch.where(hidden, 0.0, 1 / (1 - dropout))[None, None]
+    head_mask = torch.where(hidden, 0.0, 1 / (1 - dropout))[None, None]
     for number in range(20):
         np.testing.assert_allclose(observation, np.concatenate([z[0, 0], h[0, 0]]), atol=2e-4)
         action = np.array([math.sin(number), 0.5, 0.1], np.float32)
         observation, reward, terminated, _, _ = env.step(action)
         uniform, noise = rng.random(Z + 1, np.float32), rng.standard_normal(Z, np.float32)
-        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c), kept)
+        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c), head_mask)
         for i in range(Z):
             weights = torch.softmax(prediction.logmix[0, 0, i] / tau, 0)
             k = min(int((weights.cumsum(0) <= float(uniform[i])).sum()), len(weights) - 1)
@@ -317,10 +317,10 @@ def make_members(starts: Starts, count: int) -> list[Member]:
     return [Member(toy_mdnrnn(seed=1 + n), h, c) for n, (h, c) in enumerate(states)]
 
 
-def mean_of(model: MDNRNN, state: Any, z: Tensor, a: Tensor, kept: Tensor | None) -> NDArray[np.float32]:
+def mean_of(model: MDNRNN, state: Any, z: Tensor, a: Tensor, head_mask: Tensor | None) -> NDArray[np.float32]:
     """The mean f32[Z] of what M expects of the next z, for one dream, by M's own forward."""
     h, c = (part[None, None] for part in state)
-    prediction, _ = model(z[None, None], a[None, None], (h, c), None if kept is None else kept[None, None])
+    prediction, _ = model(z[None, None], a[None, None], (h, c), None if head_mask is None else head_mask[None, None])
     return mixture_moments(prediction)[0][0, 0].numpy()
 
 
@@ -338,15 +338,17 @@ def test_scores_are_those_of_a_plain_loop(
     """One candidate and one start at a time, C by `LinearController`, the expectation written out."""
     config, others = replace(SMALL, dropout=dropout, dreams=5), make_members(starts, members - 1)
     population = Population(networks.mdnrnn, starts, config, others=others, dtype=torch.float32)
-    thetas, night = random_thetas(4), population.night(3, 1)
-    assert len(set(night.members.tolist())) == members
+    thetas, dream_noise = random_thetas(4), population.draw_noise(3, 1)
+    assert len(set(dream_noise.members.tolist())) == members
     models = [networks.mdnrnn, *(other.model for other in others)]
     dreamers = [make_dreamer(model, starts, config.temperature) for model in models]
     wanted, penalties = np.zeros((4, config.dreams)), 0.0
     for p, theta in enumerate(thetas):
         controller = LinearController(theta, FEATURES)
-        for s, (start, member) in enumerate(zip(night.starts.tolist(), night.members.tolist(), strict=True)):
-            kept = None if night.kept is None else torch.from_numpy(night.kept[s])
+        for s, (start, member) in enumerate(
+            zip(dream_noise.starts.tolist(), dream_noise.members.tolist(), strict=True)
+        ):
+            head_mask = None if dream_noise.head_mask is None else torch.from_numpy(dream_noise.head_mask[s])
             z = torch.from_numpy(starts.z[start])
             states: list[Any] = [
                 tuple(torch.from_numpy(part[start]) for part in memory)
@@ -355,12 +357,12 @@ def test_scores_are_those_of_a_plain_loop(
             alive = 1.0
             for t in range(config.horizon):
                 action = torch.from_numpy(controller(torch.cat([z, states[0][0]]).numpy()))
-                draws = [torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise)]
+                draws = [torch.from_numpy(part[t, s]) for part in (dream_noise.uniform, dream_noise.noise)]
                 told = [
-                    dreamer.step(z, *state, action, *draws, kept)  # type: ignore[call-arg]
+                    dreamer.step(z, *state, action, *draws, head_mask)  # type: ignore[call-arg]
                     for dreamer, state in zip(dreamers, states, strict=True)
                 ]
-                expected = [mean_of(*given, z, action, kept) for given in zip(models, states, strict=True)]
+                expected = [mean_of(*given, z, action, head_mask) for given in zip(models, states, strict=True)]
                 unsure = np.var(expected, axis=0).mean()
                 states = [(one.h, one.c) for one in told]
                 z, reward, end = told[member].z, told[member].reward.item(), told[member].terminated.item()
@@ -369,7 +371,7 @@ def test_scores_are_those_of_a_plain_loop(
                     penalties += alive * disagreement * unsure
                 alive *= 1 - end
     assert bool(penalties > 1) == bool(disagreement)
-    found = population.score(thetas, night, disagreement)
+    found = population.score(thetas, dream_noise, disagreement)
     np.testing.assert_allclose(found, wanted.mean(1) * 1000 / (config.horizon - config.unpaid), rtol=1e-4, atol=1e-2)
     assert np.std(found) > 1
 
@@ -381,7 +383,7 @@ def test_threads_and_blocks_change_nothing(networks: Networks, starts: Starts, m
     for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
         monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
         population = Population(networks.mdnrnn, starts, SMALL, threads=threads)
-        scores.append(population.score(thetas, population.night(0, 1)))
+        scores.append(population.score(thetas, population.draw_noise(0, 1)))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
 
@@ -393,10 +395,10 @@ def test_steps_that_are_not_paid_earn_nothing(networks: Networks, starts: Starts
     for horizon, unpaid in ((7, 0), (3, 0), (7, 3)):
         config = replace(SMALL, horizon=horizon, unpaid=unpaid)
         population = Population(networks.mdnrnn, starts, config, dtype=torch.float32)
-        night = population.night(0, 1)
-        whole = Population(networks.mdnrnn, starts, SMALL).night(0, 1)
-        night = replace(night, uniform=whole.uniform[:horizon], noise=whole.noise[:horizon])
-        scores[horizon, unpaid] = population.score(random_thetas(2), night) * (horizon - unpaid) / 1000
+        dream_noise = population.draw_noise(0, 1)
+        whole = Population(networks.mdnrnn, starts, SMALL).draw_noise(0, 1)
+        dream_noise = replace(dream_noise, uniform=whole.uniform[:horizon], noise=whole.noise[:horizon])
+        scores[horizon, unpaid] = population.score(random_thetas(2), dream_noise) * (horizon - unpaid) / 1000
     np.testing.assert_allclose(scores[7, 3], scores[7, 0] - scores[3, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -407,44 +409,44 @@ def test_the_value_of_where_a_dream_ends_counts(networks: Networks, starts: Star
     config = replace(SMALL, value=30)
     plain = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
     found = Population(networks.mdnrnn, starts, config, value=value.requires_grad_(False), dtype=torch.float32)
-    theta, night = random_thetas(1), plain.night(0, 1)
+    theta, dream_noise = random_thetas(1), plain.draw_noise(0, 1)
     controller, dreamer = LinearController(theta[0], FEATURES), make_dreamer(networks.mdnrnn, starts, 1.0)
-    wanted = plain.score(theta, night)[0] * (SMALL.horizon - SMALL.unpaid) / 1000
-    for s, start in enumerate(night.starts.tolist()):
+    wanted = plain.score(theta, dream_noise)[0] * (SMALL.horizon - SMALL.unpaid) / 1000
+    for s, start in enumerate(dream_noise.starts.tolist()):
         z, h, c = (torch.from_numpy(part[start]) for part in (starts.z, starts.h, starts.c))
         alive = 1.0
         for t in range(SMALL.horizon):
             action = torch.from_numpy(controller(torch.cat([z, h]).detach().numpy()))
-            draws = [torch.from_numpy(part[t, s]) for part in (night.uniform, night.noise)]
+            draws = [torch.from_numpy(part[t, s]) for part in (dream_noise.uniform, dream_noise.noise)]
             z, h, c, _, end = dreamer.step(z, h, c, action, *draws)
             alive *= 1 - end.item()
         wanted += alive * value(torch.cat([z, h])).item() / SMALL.dreams
     paid = SMALL.horizon - SMALL.unpaid + 30
-    np.testing.assert_allclose(found.score(theta, night)[0], wanted * 1000 / paid, rtol=1e-4)
+    np.testing.assert_allclose(found.score(theta, dream_noise)[0], wanted * 1000 / paid, rtol=1e-4)
 
 
 def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> None:
     population = Population(networks.mdnrnn, starts, SMALL)
-    one, same, other = population.night(0, 1), population.night(0, 1), population.night(0, 2)
+    one, same, other = population.draw_noise(0, 1), population.draw_noise(0, 1), population.draw_noise(0, 2)
     np.testing.assert_array_equal(one.noise, same.noise)
     np.testing.assert_array_equal(one.starts, same.starts)
     assert not np.allclose(one.noise, other.noise)
-    assert len(set(population.night(0, 1, dreams=10).starts)) == 10  # all different while there are enough
-    assert population.night(0, 1, dreams=30).starts.shape == (30,)
+    assert len(set(population.draw_noise(0, 1, dreams=10).starts)) == 10  # all different while there are enough
+    assert population.draw_noise(0, 1, dreams=30).starts.shape == (30,)
     assert one.uniform.shape == one.noise.shape == (SMALL.horizon, SMALL.dreams, Z)
 
 
 def test_a_night_with_dropout_is_the_same_night(networks: Networks, starts: Starts) -> None:
-    plain = Population(networks.mdnrnn, starts, SMALL).night(0, 1, dreams=300)
-    assert plain.kept is None
-    found = Population(networks.mdnrnn, starts, replace(SMALL, dropout=0.2)).night(0, 1, dreams=300)
+    plain = Population(networks.mdnrnn, starts, SMALL).draw_noise(0, 1, dreams=300)
+    assert plain.head_mask is None
+    found = Population(networks.mdnrnn, starts, replace(SMALL, dropout=0.2)).draw_noise(0, 1, dreams=300)
     for name in ("starts", "uniform", "noise"):
         np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
-    assert found.kept is not None
-    assert found.kept.shape == (300, HIDDEN)
-    assert set(found.kept.ravel().tolist()) == {0.0, float(np.float32(1) / np.float32(0.8))}
-    assert (found.kept == 0).mean() == pytest.approx(0.2, abs=0.03)
-    assert len(np.unique(found.kept, axis=0)) > 50  # each dream has its own
+    assert found.head_mask is not None
+    assert found.head_mask.shape == (300, HIDDEN)
+    assert set(found.head_mask.ravel().tolist()) == {0.0, float(np.float32(1) / np.float32(0.8))}
+    assert (found.head_mask == 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert len(np.unique(found.head_mask, axis=0)) > 50  # each dream has its own
 
 
 @pytest.mark.parametrize("disagreement", [0.0, 1.5])
@@ -459,7 +461,7 @@ def test_threads_and_blocks_change_nothing_in_an_ensemble(
         monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
         others = make_members(starts, 3)
         population = Population(networks.mdnrnn, starts, config, others=others, threads=threads)
-        scores.append(population.score(thetas, population.night(0, 1), disagreement))
+        scores.append(population.score(thetas, population.draw_noise(0, 1), disagreement))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
 
@@ -469,11 +471,11 @@ def test_twins_are_one(networks: Networks, starts: Starts) -> None:
     twin = Member(networks.mdnrnn, starts.h, starts.c)
     alone = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
     both = Population(networks.mdnrnn, starts, SMALL, others=[twin], dtype=torch.float32)
-    thetas, night = random_thetas(4), both.night(0, 1)
-    assert set(night.members.tolist()) == {0, 1}
-    wanted = alone.score(thetas, alone.night(0, 1))
+    thetas, dream_noise = random_thetas(4), both.draw_noise(0, 1)
+    assert set(dream_noise.members.tolist()) == {0, 1}
+    wanted = alone.score(thetas, alone.draw_noise(0, 1))
     for disagreement in (0.0, 100.0):  # twins always agree
-        np.testing.assert_allclose(both.score(thetas, night, disagreement), wanted, rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(both.score(thetas, dream_noise, disagreement), wanted, rtol=1e-4, atol=1e-2)
 
 
 def test_a_night_shares_dreams_out_evenly_and_changes_nothing_else(networks: Networks, starts: Starts) -> None:
@@ -481,12 +483,12 @@ def test_a_night_shares_dreams_out_evenly_and_changes_nothing_else(networks: Net
     three = Population(networks.mdnrnn, starts, SMALL, others=make_members(starts, 2))
     more = set()
     for generation in range(12):
-        night, plain = three.night(0, generation, dreams=10), alone.night(0, generation, dreams=10)
+        dream_noise, plain = three.draw_noise(0, generation, dreams=10), alone.draw_noise(0, generation, dreams=10)
         for name in ("starts", "uniform", "noise"):
-            np.testing.assert_array_equal(getattr(night, name), getattr(plain, name))
+            np.testing.assert_array_equal(getattr(dream_noise, name), getattr(plain, name))
         assert plain.members.tolist() == [0] * 10
-        assert night.members.tolist() == sorted(night.members.tolist())
-        counts = np.bincount(night.members, minlength=3)
+        assert dream_noise.members.tolist() == sorted(dream_noise.members.tolist())
+        counts = np.bincount(dream_noise.members, minlength=3)
         assert sorted(counts.tolist()) == [3, 3, 4]
         more.add(int(counts.argmax()))
     assert more == {0, 1, 2}

@@ -23,14 +23,14 @@ def world(chance: float = 0.1, seen: list[Any] | None = None) -> World:
     """h counts steps, z drifts with noise and steering, a step is worth z[0]; it terminates with `chance`."""
 
     def step(
-        z: Floats, h: Floats, c: Floats, a: Floats, uniform: Floats, noise: Floats, kept: Floats | None
+        z: Floats, h: Floats, c: Floats, a: Floats, uniform: Floats, noise: Floats, head_mask: Floats | None
     ) -> tuple[Floats, ...]:
         if seen is not None:
-            told = (z, h, c, a, uniform, noise, *([] if kept is None else [kept]))
+            told = (z, h, c, a, uniform, noise, *([] if head_mask is None else [head_mask]))
             seen.append(tuple(part.copy() for part in told))
         z = z + a[:, :1] + np.where(uniform > 0.5, 1, -1).astype(np.float32) * noise
-        if kept is not None:
-            z = z + kept.sum(1, keepdims=True)
+        if head_mask is not None:
+            z = z + head_mask.sum(1, keepdims=True)
         return z, h + np.float32(1 / 128), c + 1, z[:, 0].copy(), np.full(len(z), chance, np.float32)
 
     def decode(z: Floats) -> NDArray[np.uint8]:

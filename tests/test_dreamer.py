@@ -59,15 +59,15 @@ def test_dropout_is_that_of_training_and_leaves_h_whole() -> None:
     model = toy_mdnrnn()
     z, h, c, a = random_input(50)
     uniform, noise = torch.rand(50, Z), torch.randn(50, Z)
-    kept = torch.where(torch.rand(50, HIDDEN, generator=torch.Generator().manual_seed(0)) < 0.4, 0.0, 1 / 0.6)
-    found = dreamer(model).step(z, h, c, a, uniform, noise, kept)
-    prediction, (whole, _) = model(z[:, None], a[:, None], (h[None], c[None]), kept[:, None])
+    head_mask = torch.where(torch.rand(50, HIDDEN, generator=torch.Generator().manual_seed(0)) < 0.4, 0.0, 1 / 0.6)
+    found = dreamer(model).step(z, h, c, a, uniform, noise, head_mask)
+    prediction, (whole, _) = model(z[:, None], a[:, None], (h[None], c[None]), head_mask[:, None])
     torch.testing.assert_close(found.h, whole[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(found.terminated, prediction.terminated[:, 0].sigmoid(), atol=1e-6, rtol=1e-5)
     hit = prediction.reward[:, 0].sigmoid()
     torch.testing.assert_close(found.reward, hit * HIT + (1 - hit) * MISS, atol=1e-5, rtol=1e-5)
     # Of a noise of 0 what is drawn are means of components, those of M's prediction.
-    means = dreamer(model).step(z, h, c, a, uniform, torch.zeros(50, Z), kept).z
+    means = dreamer(model).step(z, h, c, a, uniform, torch.zeros(50, Z), head_mask).z
     assert ((means[..., None] - prediction.mu[:, 0]).abs().amin(-1) < 1e-4).all()
     assert not torch.allclose(found.reward, dreamer(model).step(z, h, c, a, uniform, noise).reward, atol=0.1)
 

@@ -18,7 +18,7 @@ from wm.memory.mdnrnn import (
     abduct,
     clip_losses,
     draw,
-    draw_kept,
+    draw_head_mask,
     gaussian_nll,
     load_mdnrnn,
     mean_losses,
@@ -397,18 +397,18 @@ def test_dropout_hides_the_same_units_from_all_heads_at_all_steps_of_a_clip() ->
     # By hand: the draws in their order, the LSTM over whole h, the heads on what is left of it.
     generator = torch.Generator().manual_seed(1)
     drawn = draw(mu, logvar, generator)
-    kept = torch.where(torch.rand(3, 1, 8, generator=generator) < 0.4, 0.0, 1 / 0.6)
-    assert 0 < (kept == 0).sum() < kept.numel()
+    head_mask = torch.where(torch.rand(3, 1, 8, generator=generator) < 0.4, 0.0, 1 / 0.6)
+    assert 0 < (head_mask == 0).sum() < head_mask.numel()
     assert torch.equal(z, drawn[:, 1:])
     state = None
     for t in range(6):
         whole, state = model.lstm(torch.cat([drawn[:, t : t + 1], a[:, t : t + 1]], -1), state)
-        raw = model.mixture_head(whole * kept).unflatten(-1, (3, 3, 4)).transpose(-1, -2)
+        raw = model.mixture_head(whole * head_mask).unflatten(-1, (3, 3, 4)).transpose(-1, -2)
         torch.testing.assert_close(found.logmix[:, t : t + 1], raw[:, :, 0].log_softmax(-1))
         torch.testing.assert_close(found.mu[:, t : t + 1], raw[:, :, 1])
-        torch.testing.assert_close(found.reward[:, t : t + 1], model.reward_head(whole * kept)[..., 0])
-        torch.testing.assert_close(found.terminated[:, t : t + 1], model.terminated_head(whole * kept)[..., 0])
-        torch.testing.assert_close(found.outlook[:, t : t + 1], model.outlook_head(whole * kept))
+        torch.testing.assert_close(found.reward[:, t : t + 1], model.reward_head(whole * head_mask)[..., 0])
+        torch.testing.assert_close(found.terminated[:, t : t + 1], model.terminated_head(whole * head_mask)[..., 0])
+        torch.testing.assert_close(found.outlook[:, t : t + 1], model.outlook_head(whole * head_mask))
     torch.testing.assert_close(losses.nll, mixture_nll(found, z).mean(-1))
 
 
@@ -424,9 +424,9 @@ def test_without_dropout_nothing_is_drawn_for_it() -> None:
 
 
 def test_factors_of_dropout_keep_the_mean() -> None:
-    kept = draw_kept((20_000,), 0.25, torch.Generator().manual_seed(0))
-    assert set(kept.tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    head_mask = draw_head_mask((20_000,), 0.25, torch.Generator().manual_seed(0))
+    assert set(head_mask.tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (head_mask == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
 
 
 # --- outlook ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stages.publish
-from stages.publish import TOLD, main, scored_by, weight
+from stages.publish import REPORT_FILES, main, scored_by, weight
 from tests.toy_dream import FEATURES, make_toy_run
 from wm.agent import load_acting
 from wm.controller.linear import load_controller, parameter_count, save_controller
@@ -80,7 +80,7 @@ def test_what_the_report_tells_of_goes_along(run: Run, tmp_path: Path) -> None:
     (run.plots / "curves-dream.png").write_bytes(b"a picture")
     (run.plots / "else.png").write_bytes(b"another")
     published = publish(run, tmp_path / "published")
-    there = {name for name in TOLD if (published.folder / name).exists()}
+    there = {name for name in REPORT_FILES if (published.folder / name).exists()}
     assert there == {"rounds.jsonl", "ablations.json", "plots/curves-dream.png"}
     assert not (published.plots / "else.png").exists()
     run.rounds.unlink()

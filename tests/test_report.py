@@ -20,7 +20,7 @@ from tests.contrast import contrast, themes
 from wm.config import FAST_ENV
 from wm.controller.linear import save_controller
 from wm.run import Run, UserError, append_line, file_hash, write_json
-from wm.show.report import TEMPLATE, Told, Video, duration, read_ablations, render, tell
+from wm.show.report import TEMPLATE, RunReader, Video, duration, open_run, read_ablations, render
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
 VOID = {"meta", "img", "br", "input", "link", "hr"}
@@ -173,20 +173,20 @@ def write_score(path: Path, made_from: dict[str, str], env_id: str = "CarRacing-
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Told:
-    return tell(write_run(tmp_path / "whole"), "whole")
+def reader(tmp_path: Path) -> RunReader:
+    return open_run(write_run(tmp_path / "whole"), "whole")
 
 
 def test_of_an_empty_run_every_section_names_its_command(tmp_path: Path) -> None:
-    page = check(render(tell(write_run(tmp_path / "empty", whole=False), "empty"), [], []))
+    page = check(render(open_run(write_run(tmp_path / "empty", whole=False), "empty"), [], []))
     missing = re.findall(r"Not made yet:\s+(make \w+)", page.words)
     assert missing == [f"make {name}" for name in ("collect", "vae", "mdnrnn", "controller", "evaluate", "dream")]
     assert not page.all("img", "video")
 
 
-def test_of_a_whole_run_everything_is_there(told: Told) -> None:
+def test_of_a_whole_run_everything_is_there(reader: RunReader) -> None:
     text = render(
-        told,
+        reader,
         [],
         [Video("worst", "data:video/mp4;base64,AAAA", "data:image/jpeg;base64,AAAA", "a video of a car", "scored 700")],
     )
@@ -206,38 +206,38 @@ def test_of_a_whole_run_everything_is_there(told: Told) -> None:
     assert all(a.get("viewbox") for a in plots)
 
 
-def test_a_stage_under_way_says_so_and_shows_what_there_is(told: Told) -> None:
-    told.run.vae.unlink()
-    page = check(render(told, [], []))
+def test_a_stage_under_way_says_so_and_shows_what_there_is(reader: RunReader) -> None:
+    reader.run.vae.unlink()
+    page = check(render(reader, [], []))
     assert "It is under way or was interrupted: vae.pt is not there yet." in page.words
     assert "Squared error 20.0" in page.words
 
 
-def test_a_published_run_without_its_data_says_so(told: Told) -> None:
-    shutil.rmtree(told.run.rollouts)
-    told.run.metrics.unlink()
-    page = check(render(told, [], []))
+def test_a_published_run_without_its_data_says_so(reader: RunReader) -> None:
+    shutil.rmtree(reader.run.rollouts)
+    reader.run.metrics.unlink()
+    page = check(render(reader, [], []))
     assert "a published run leaves them out" in page.words
     assert page.words.count("metrics.jsonl has no line of it") == 4
 
 
-def test_rounds_are_a_table_of_the_dream(told: Told) -> None:
+def test_rounds_are_a_table_of_the_dream(reader: RunReader) -> None:
     numbers = {"error": 12.5, "nats": 0.93, "dream": 700.0, "select_std": 50.0, "real_steps": 345_678, "minutes": 20.5}
     for number, select in enumerate((300.0, 450.0, 400.0)):
         row = {"round": number, "episodes": 500 + 200 * number, "new": 200, "select": select, "gap": 700 - select}
-        append_line(told.run.rounds, {**row, **numbers})
-    manifest = json.loads(told.run.manifest.read_text())
+        append_line(reader.run.rounds, {**row, **numbers})
+    manifest = json.loads(reader.run.manifest.read_text())
     manifest["stages"] = {"iterate": manifest["stages"]["controller"]}
-    told.run.manifest.write_text(json.dumps(manifest))
-    words = page_words(render(tell(told.run, "whole"), [], []))
+    reader.run.manifest.write_text(json.dumps(manifest))
+    words = page_words(render(open_run(reader.run, "whole"), [], []))
     assert "Rounds: V and M on validation episodes" in words
     cells = ["1", "700 (200 new)", "12.50", "0.930", "700", "450 ± 50", "250", "345,678", "20.5"]
     assert "".join(cells) in words
     assert "those of round 1, the best on the real selection tracks." in words  # their folders are not here
     assert "not yet: make collect" not in words
     assert "Options of iterate" in words
-    (told.run.folder / "rounds" / "1").mkdir(parents=True)
-    words = page_words(render(tell(told.run, "whole"), [], []))
+    (reader.run.folder / "rounds" / "1").mkdir(parents=True)
+    words = page_words(render(open_run(reader.run, "whole"), [], []))
     assert "those of round 1, the best on the real selection tracks: make report RUN=whole/rounds/1 tells" in words
 
 
@@ -270,7 +270,7 @@ def test_variants_of_the_dream_are_a_table_of_temperatures(tmp_path: Path) -> No
     add_variant(run, "controller", "k32", 1, 1.0, (0, 700), (0, 800))
     run.plots.mkdir()
     cv2.imwrite(str(run.plots / "curves-dream.png"), np.zeros((8, 8, 3), np.uint8))
-    text = render(tell(run, "run"), [], [])
+    text = render(open_run(run, "run"), [], [])
     page = check(text)
     assert table_of(text, "Variants of the dream") == [
         ["variant", "temperature", "seeds", "dream score", "real selection tracks", "options"],
@@ -289,7 +289,7 @@ def test_ablations_are_a_table_of_c(tmp_path: Path) -> None:
     rows = {"full": {"says": "V + M", "weights": 867, "ci95": 19.8, **numbers}}
     rows["v"] = {"says": "V only", "weights": 99, "ci95": None, **numbers}
     write_json(run.ablations, {"rows": rows})
-    text = render(tell(run, "run"), [], [])
+    text = render(open_run(run, "run"), [], [])
     check(text)
     last = ["1.51", "871 ± 101"]
     assert table_of(text, "What each part")[1:] == [
@@ -305,27 +305,29 @@ def test_rows_of_something_else_are_refused(tmp_path: Path, row: Any) -> None:
         read_ablations(tmp_path / "ablations.json")
 
 
-def test_a_run_that_only_dreams_drove_is_scored_by_the_dreams_controller(told: Told) -> None:
+def test_a_run_that_only_dreams_drove_is_scored_by_the_dreams_controller(reader: RunReader) -> None:
     """As make iterate leaves it: no controller.npz, and no score.json."""
-    told.run.controller.unlink()
-    told.run.score.unlink()
-    words = page_words(render(told, [], []))
+    reader.run.controller.unlink()
+    reader.run.score.unlink()
+    words = page_words(render(reader, [], []))
     assert words.count("750 ± 50 on 2 tracks") == 2  # in the section of the score and in the dream's table
     assert words.count("Every track, the worst first") == 2  # to unfold, and above the one table
-    (told.run.folder / "score-dream.json").unlink()
-    words = " ".join(page_words(render(told, [], [])).split())
+    (reader.run.folder / "score-dream.json").unlink()
+    words = " ".join(page_words(render(reader, [], [])).split())
     assert "Not made yet: make evaluate ARGS='--controller dream'" in words
 
 
 @pytest.mark.parametrize(
     ("returns", "bins"), [([880.0, 911.0, 935.0], 12), ([-20.0, 911.0], 20), ([-120.0, 1010.0], 24), ([905.0], 2)]
 )
-def test_the_histogram_of_a_score_shows_how_the_tracks_differ(told: Told, returns: list[float], bins: int) -> None:
-    score = json.loads(told.run.score.read_text())
+def test_the_histogram_of_a_score_shows_how_the_tracks_differ(
+    reader: RunReader, returns: list[float], bins: int
+) -> None:
+    score = json.loads(reader.run.score.read_text())
     score |= {"returns": returns, "lengths": [900] * len(returns), "seeds": list(range(len(returns)))}
-    told.run.score.write_text(json.dumps(score))
-    (told.run.folder / "score-dream.json").unlink()
-    text = render(told, [], [])
+    reader.run.score.write_text(json.dumps(score))
+    (reader.run.folder / "score-dream.json").unlink()
+    text = render(reader, [], [])
     svg = text[text.index("Returns of the tracks</title>") :].partition("</figure>")[0]
     assert svg.count('class="bar"') == bins
     described = re.search(r"<desc.*?>(.*?)</desc>", svg)
@@ -333,31 +335,31 @@ def test_the_histogram_of_a_score_shows_how_the_tracks_differ(told: Told, return
     assert sum(int(n) for n in re.findall(r"(\d+) from", described[1])) == len(returns)  # none falls out
 
 
-def test_calibration_that_is_missing_is_named(told: Told) -> None:
-    assert "How far M's heads can be believed" not in page_words(render(told, [], []))
-    lines = [line for line in told.run.metrics.read_text().splitlines() if "calibration" not in line]
-    told.run.metrics.write_text("\n".join(lines) + "\n")
-    assert "How far M's heads can be believed is not measured yet: make dream." in page_words(render(told, [], []))
+def test_calibration_that_is_missing_is_named(reader: RunReader) -> None:
+    assert "How far M's heads can be believed" not in page_words(render(reader, [], []))
+    lines = [line for line in reader.run.metrics.read_text().splitlines() if "calibration" not in line]
+    reader.run.metrics.write_text("\n".join(lines) + "\n")
+    assert "How far M's heads can be believed is not measured yet: make dream." in page_words(render(reader, [], []))
 
 
-def test_a_score_of_another_controller_is_told(told: Told) -> None:
-    save_controller(told.run.controller, np.ones(867), {"made_from": {}})
-    assert page_words(render(told, [], [])).count("The files that were scored are not these") == 1
+def test_a_score_of_another_controller_is_told(reader: RunReader) -> None:
+    save_controller(reader.run.controller, np.ones(867), {"made_from": {}})
+    assert page_words(render(reader, [], [])).count("The files that were scored are not these") == 1
 
 
-def test_what_was_probed_is_told(told: Told, tmp_path: Path) -> None:
-    words = page_words(render(told, [], []))
+def test_what_was_probed_is_told(reader: RunReader, tmp_path: Path) -> None:
+    words = page_words(render(reader, [], []))
     for number in ("0.79", "8.25", "Fitted to 4,000 steps (episodes: 45)", "12 units or more from the centre line"):
         assert number in words
     assert "The models that were probed are not these" not in words
-    told.run.vae.write_bytes(b"another")
-    assert "The models that were probed are not these" in page_words(render(told, [], []))
-    told.run.probe.unlink()
-    assert "is not probed yet: make probe" in page_words(render(told, [], []))
+    reader.run.vae.write_bytes(b"another")
+    assert "The models that were probed are not these" in page_words(render(reader, [], []))
+    reader.run.probe.unlink()
+    assert "is not probed yet: make probe" in page_words(render(reader, [], []))
     # A probe of RUN=pretrained lies beside the report and not beside the models.
     here = write_run(tmp_path / "here")
     write_probe(here, speed=0.89)
-    main(f"--run {here.folder} --source {told.run.folder} --no-videos".split())
+    main(f"--run {here.folder} --source {reader.run.folder} --no-videos".split())
     assert "0.89" in page_words((here.folder / "report.html").read_text())
 
 
@@ -365,9 +367,9 @@ def page_words(text: str) -> str:
     return check(text).words
 
 
-def test_several_runs_share_the_plots_in_the_same_colours(told: Told, tmp_path: Path) -> None:
-    other = tell(write_run(tmp_path / "other"), "other")
-    text = render(told, [other], [])
+def test_several_runs_share_the_plots_in_the_same_colours(reader: RunReader, tmp_path: Path) -> None:
+    other = open_run(write_run(tmp_path / "other"), "other")
+    text = render(reader, [other], [])
     page = check(text)
     assert "beside other" in page.words
     assert page.words.count("750 ± 50 on 2 tracks") >= 4
@@ -379,7 +381,7 @@ def test_several_runs_share_the_plots_in_the_same_colours(told: Told, tmp_path: 
             ("line-0", "whole"),
             ("line-1", "other"),
         ]
-    bare = tell(write_run(tmp_path / "bare", whole=False), "bare")
+    bare = open_run(write_run(tmp_path / "bare", whole=False), "bare")
     text = render(bare, [other], [])
     assert page_words(text).count("Not made yet") == 6
     legends = re.findall(r'<ul class="legend">(.*?)</ul>', text)
@@ -387,15 +389,19 @@ def test_several_runs_share_the_plots_in_the_same_colours(told: Told, tmp_path: 
     assert all('class="line-1"' in legend for legend in legends if "other" in legend)
 
 
-def test_nothing_that_a_run_says_becomes_markup(told: Told) -> None:
+def test_nothing_that_a_run_says_becomes_markup(reader: RunReader) -> None:
     evil = "<script>alert('&')</script>\"><b>"
-    manifest = json.loads(told.run.manifest.read_text())
+    manifest = json.loads(reader.run.manifest.read_text())
     manifest["stages"]["vae"]["commit"] = evil
     manifest["stages"]["vae"]["config"][evil] = evil
-    told.run.manifest.write_text(json.dumps(manifest))
-    summary = told.run.rollouts / "summary.json"
+    reader.run.manifest.write_text(json.dumps(manifest))
+    summary = reader.run.rollouts / "summary.json"
     summary.write_text(summary.read_text().replace("brownian", "<i>x</i>"))
-    text = render(tell(told.run, evil), [tell(told.run, "other" + evil)], [Video(evil, "data:,", "data:,", evil, evil)])
+    text = render(
+        open_run(reader.run, evil),
+        [open_run(reader.run, "other" + evil)],
+        [Video(evil, "data:,", "data:,", evil, evil)],
+    )
     page = check(text)
     assert not page.all("script", "b", "i")
     assert page.words.count(evil) > 5

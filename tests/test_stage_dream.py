@@ -217,9 +217,9 @@ def test_a_penalty_is_in_the_fitness_and_not_in_the_dream_score(run: Run, source
     networks, starts = load_networks(runs[2]), load_starts(runs[2].starts)
     others = load_ensemble([other], runs[2], networks, starts)
     population = Population(networks.mdnrnn, starts, PRESETS[FAST_ENV]["smoke"].dream, others=others)
-    night = population.night(0, 0, dreams=stages.dream.SCORE_DREAMS)
+    dream_noise = population.draw_noise(0, 0, dreams=stages.dream.SCORE_DREAMS)
     theta = load_controller(runs[2].dream)[0][None].astype(np.float64)
-    plain, penalised = (population.score(theta, night, weight)[0] for weight in (0.0, 1.0))
+    plain, penalised = (population.score(theta, dream_noise, weight)[0] for weight in (0.0, 1.0))
     assert rows[2]["dream"] == pytest.approx(plain, rel=1e-3)
     assert rows[2]["disagreement"] == pytest.approx((plain - penalised) / 1000, rel=0.02)
 

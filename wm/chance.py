@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.envs.dream import draw_kept
+from wm.envs.dream import draw_head_mask
 from wm.memory.dream import Dreamer
 from wm.memory.mdnrnn import MDNRNN, abduct
 from wm.store.latents import LatentEpisode
@@ -26,7 +26,7 @@ LARGEST = 6.0
 
 
 @dataclass(frozen=True)
-class Night:
+class DreamNoise:
     """What all candidates of a generation dream under: the same starts and the same noise.
 
     So two candidates differ by what they do and not by their luck, and the noise is drawn once for all.
@@ -35,30 +35,30 @@ class Night:
         starts: i64[S], numbers of the starts.
         uniform: f32[T,S,Z] in [0, 1).
         noise: f32[T,S,Z], standard normal.
-        kept: f32[S,H], factors on the h that M's heads see, the same at all steps of a dream; None: no dropout.
+        head_mask: f32[S,H], factors on the h that M's heads see, the same at all steps of a dream; None: no dropout.
         members: i64[S], which M of the ensemble each dream is drawn by, 0 the run's own; those of one M are neighbours.
     """
 
     starts: NDArray[np.int64]
     uniform: NDArray[np.float32]
     noise: NDArray[np.float32]
-    kept: NDArray[np.float32] | None
+    head_mask: NDArray[np.float32] | None
     members: NDArray[np.int64]
 
 
-def draw_night(
+def draw_noise(
     rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Dreamer, dropout: float, members: int
-) -> Night:
+) -> DreamNoise:
     """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise.
 
     Then the dropout, and which of the `members` M's draws which dreams: each as many as any other, up to one. The
     starts are in random order, so the first of them may go to the first M.
     """
-    return Night(
+    return DreamNoise(
         rng.choice(pool, dreams, replace=dreams > pool),
         rng.random((horizon, dreams, model.z), np.float32),
         rng.standard_normal((horizon, dreams, model.z), np.float32),
-        draw_kept(rng, (dreams, model.hidden), dropout) if dropout else None,
+        draw_head_mask(rng, (dreams, model.hidden), dropout) if dropout else None,
         np.sort(rng.permutation(members)[np.arange(dreams) % members]),
     )
 
@@ -118,18 +118,18 @@ def fill_record(
         record.noise[: record.steps[n], n] = noise[known]
 
 
-def recall(night: Night, records: Sequence[Record]) -> Night:
-    """A night with the chance of the record, and with its own where there is none.
+def use_recorded(dream_noise: DreamNoise, records: Sequence[Record]) -> DreamNoise:
+    """A dream_noise with the chance of the record, and with its own where there is none.
 
     Args:
-        night: As it was drawn.
+        dream_noise: As it was drawn.
         records: One for each M of the ensemble.
     """
-    uniform, noise = night.uniform.copy(), night.noise.copy()
+    uniform, noise = dream_noise.uniform.copy(), dream_noise.noise.copy()
     for member, record in enumerate(records):
-        dreams = np.flatnonzero(night.members == member)
-        starts = night.starts[dreams]
+        dreams = np.flatnonzero(dream_noise.members == member)
+        starts = dream_noise.starts[dreams]
         known = (np.arange(len(noise))[:, None] < record.steps[starts])[..., None]
         uniform[:, dreams] = np.where(known, record.uniform[: len(noise), starts], uniform[:, dreams])
         noise[:, dreams] = np.where(known, record.noise[: len(noise), starts], noise[:, dreams])
-    return replace(night, uniform=uniform, noise=noise)
+    return replace(dream_noise, uniform=uniform, noise=noise)

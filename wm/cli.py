@@ -99,7 +99,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     return found.common, found.config
 
 
-def narrowed(given: Any, kind: type[Sizes]) -> Sizes:
+def stage_config(given: Any, kind: type[Sizes]) -> Sizes:
     """The part of a stage's arguments that its config dataclass `kind` has, which is what is recorded and compared."""
     return kind(**{f.name: getattr(given, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
         raise UserError(f"stage {stage} of {options['run']} ended with exit code {code}: see its message above.")
 
 
-def taken_apart(option: str, text: str) -> list[str]:
+def split_options(option: str, text: str) -> list[str]:
     """The options of another stage that `option` was given as one text.
 
     Raises:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wm.chance import Night, Record, draw_night, empty_record, fill_record, recall
+from wm.chance import DreamNoise, Record, draw_noise, empty_record, fill_record, use_recorded
 from wm.config import DreamConfig, MDNRNNConfig
 from wm.controller.linear import ACTIONS
 from wm.envs.dream import DreamEnv, DreamVectorEnv, Observe, World
@@ -440,14 +440,14 @@ def make_dreamer(
 
 @dataclass(frozen=True)
 class _Scene:
-    """A night as the dreams of a block need it, of S dreams.
+    """A dream_noise as the dreams of a block need it, of S dreams.
 
     Attributes:
         z: f32[S,Z], where they begin.
         states: (h, c) of each M in the dreams in which it runs.
         uniform: f32[T,S,Z].
         noise: f32[T,S,Z].
-        kept: f32[S,H], or None.
+        head_mask: f32[S,H], or None.
         parts: The dreams that each M draws.
         runs: The dreams in which it runs, all of them or only its part: the run's own in all, since C reads it.
     """
@@ -456,7 +456,7 @@ class _Scene:
     states: list[tuple[Tensor, Tensor]]
     uniform: Tensor
     noise: Tensor
-    kept: Tensor | None
+    head_mask: Tensor | None
     parts: list[slice]
     runs: list[slice]
 
@@ -514,16 +514,16 @@ class Population:
         self._end = float(starts.rewards[2])
         self._value = None if value is None else value.to(self._device)
 
-    def night(self, *seed: int, dreams: int | None = None) -> Night:
+    def draw_noise(self, *seed: int, dreams: int | None = None) -> DreamNoise:
         """What follows from `seed`, for the config's number of dreams or another one."""
         dreams = self._config.dreams if dreams is None else dreams
         rng, config = np.random.default_rng(seed), self._config
         members = len(self._members)
-        night = draw_night(rng, self._pool, dreams, config.horizon, self._members[0], config.dropout, members)
-        return recall(night, self._records) if self._records else night
+        dream_noise = draw_noise(rng, self._pool, dreams, config.horizon, self._members[0], config.dropout, members)
+        return use_recorded(dream_noise, self._records) if self._records else dream_noise
 
-    def score(self, thetas: Array, night: Night, disagreement: float = 0.0) -> Array:
-        """Lets each candidate dream from each start of the night.
+    def score(self, thetas: Array, dream_noise: DreamNoise, disagreement: float = 0.0) -> Array:
+        """Lets each candidate dream from each start of the dream_noise.
 
         A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
         for z is random. The first `unpaid` steps earn nothing. What the others earn, and the value of where the dream
@@ -531,7 +531,7 @@ class Population:
 
         Args:
             thetas: f64[P,N], flat weights.
-            night: What all of them dream under.
+            dream_noise: What all of them dream under.
             disagreement: What a paid step costs for each unit by which the ensemble disagrees about the next z: the
                 variance over its M's of their mixtures' means, a mean over dimensions. All are fed the same z and a.
 
@@ -539,8 +539,8 @@ class Population:
             f64[P], means over the starts.
         """
         weights = torch.from_numpy(thetas).float().to(self._device)
-        scene = self._scene(night, watched=disagreement > 0)
-        size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(night.starts))
+        scene = self._scene(dream_noise, watched=disagreement > 0)
+        size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(dream_noise.starts))
         left = Event()
 
         def block(part: Tensor) -> Tensor:
@@ -557,18 +557,20 @@ class Population:
         scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
         return scores
 
-    def _scene(self, night: Night, watched: bool) -> _Scene:
-        """A night on the device, with what each M remembers of the dreams in which it runs: of all if it is watched."""
-        begin = torch.from_numpy(night.starts).to(self._device)
-        bounds = np.searchsorted(night.members, np.arange(len(self._members) + 1)).tolist()
+    def _scene(self, dream_noise: DreamNoise, watched: bool) -> _Scene:
+        """The noise on the device, with the state of each M in the dreams in which it runs: in all if `watched`."""
+        begin = torch.from_numpy(dream_noise.starts).to(self._device)
+        bounds = np.searchsorted(dream_noise.members, np.arange(len(self._members) + 1)).tolist()
         parts = [slice(*each) for each in pairwise(bounds)]
         runs = [slice(None)] * len(parts) if watched else [slice(None), *parts[1:]]
         return _Scene(
             z=self._z[begin],
             states=[(h[begin[dreams]], c[begin[dreams]]) for dreams, (h, c) in zip(runs, self._states, strict=True)],
-            uniform=torch.from_numpy(night.uniform).to(self._device),
-            noise=torch.from_numpy(night.noise).to(self._device),
-            kept=None if night.kept is None else torch.from_numpy(night.kept).to(self._device),
+            uniform=torch.from_numpy(dream_noise.uniform).to(self._device),
+            noise=torch.from_numpy(dream_noise.noise).to(self._device),
+            head_mask=None
+            if dream_noise.head_mask is None
+            else torch.from_numpy(dream_noise.head_mask).to(self._device),
             parts=parts,
             runs=runs,
         )
@@ -589,18 +591,18 @@ class Population:
                 break
             action = squash(torch.baddbmm(bias, torch.cat([z, states[0][0]], -1), weights))
             paid = t >= self._config.unpaid
-            told, means = [], []
+            drawn, means = [], []
             for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
                 h, _ = states[m] = member.remember(z[:, runs], *states[m], action[:, runs])
                 own = part if runs == slice(None) else slice(None)  # its part of those in which it runs
                 if paid and disagreement:
-                    raw = member.expect(h, scene.kept)
+                    raw = member.expect(h, scene.head_mask)
                     means.append(member.mean(raw))
                     raw = raw[:, own]
                 else:
-                    raw = member.expect(h[:, own], None if scene.kept is None else scene.kept[part])
-                told.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))
-            z, reward, terminated = (torch.cat(each, 1) for each in zip(*told, strict=True))
+                    raw = member.expect(h[:, own], None if scene.head_mask is None else scene.head_mask[part])
+                drawn.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))
+            z, reward, terminated = (torch.cat(each, 1) for each in zip(*drawn, strict=True))
             if paid:
                 earned = torch.lerp(reward, end, terminated)
                 if disagreement:

@@ -289,5 +289,5 @@ def evolve(
                 steps if config.env_steps else 1,
                 mean=float(row["mean"]),
                 best=float(row["best"]),
-                kept=state.best_score,
+                selected=state.best_score,
             )

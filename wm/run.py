@@ -107,7 +107,7 @@ SUMMARY: Shape = {
 
 EVOLVED = ("env_steps", "seconds", "mean")
 SELECTED = ("select_std", "select_steps")
-TOGETHER: dict[str, dict[str, tuple[str, ...]]] = {
+REQUIRED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     "vae": {"val_loss": ("val_error", "val_kl", "val_dead")},
     "mdnrnn": {"val_loss": ("val_nll", "val_nll_one", "val_nll_marginal", "val_nll_unit")},
     "controller": {"step": (*EVOLVED, "best", "worst"), "select": SELECTED},
@@ -547,9 +547,9 @@ class Metrics:
         self._board: SummaryWriter | None = None
         if self._path.exists():
             lines = read_lines(self._path, stage=str, step=int)
-            kept = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
+            lines_left = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
             with atomic(self._path) as temporary:
-                temporary.write_text("".join(map(_line, kept)))
+                temporary.write_text("".join(map(_line, lines_left)))
         if resume_at <= 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -582,7 +582,7 @@ def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
     found = [line for line in read_lines(path, stage=str, step=int) if line["stage"] == stage]
     for line in found:
         wanted = line.keys() - {"stage"}
-        for name, others in TOGETHER.get(stage, {}).items():
+        for name, others in REQUIRED_WITH.get(stage, {}).items():
             wanted |= set(others) if name in line else set()
         for name in sorted(wanted):
             if not fits(line.get(name), NUMBER):

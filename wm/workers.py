@@ -98,7 +98,7 @@ class ProcessPool:
 
     def __init__(self, workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> None:
         self._workers, self._recycle, self._used = workers, recycle * workers, 0
-        self._luggage: Any = _Luggage(make, args)  # Any, since it is what it holds where it arrives
+        self._payload: Any = WorkerPayload(make, args)  # Any, since it is what it holds where it arrives
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> ProcessPool:
@@ -108,7 +108,7 @@ class ProcessPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop(kill=kind is not None)
-        self._luggage.close()
+        self._payload.close()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """See `Workers.run`. Raises WorkersDied when workers die again and again."""
@@ -153,7 +153,7 @@ class ProcessPool:
                 self._workers,
                 mp_context=_Context(),
                 initializer=_start,
-                initargs=(self._luggage,),
+                initargs=(self._payload,),
             )
         return self._executor
 
@@ -192,7 +192,7 @@ def _spawning() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-class _Luggage:
+class WorkerPayload:
     """What workers are made of, in a nameless file that they inherit.
 
     multiprocessing hands a process its arguments through a pipe of which it holds both ends meanwhile. More than the
@@ -207,6 +207,7 @@ class _Luggage:
             self._file.flush()
 
     def close(self) -> None:
+        """Closes the file; workers that inherited it keep their own descriptor."""
         self._file.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -238,7 +239,7 @@ _make: Callable[[], Work] | None = None
 _work: Work | None = None
 
 
-def _start(luggage: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
+def _start(payload: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
     """Sets a worker process up, to be gone with its parent."""
     global _make
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -246,7 +247,7 @@ def _start(luggage: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    make, args = luggage
+    make, args = payload
     _make = partial(make, *args)
 
 

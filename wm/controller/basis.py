@@ -100,8 +100,8 @@ def fit_basis(features: NDArray[np.floating], *, centre: bool, whiten: float, co
     if whiten == 0 and not components:
         return Basis(mean, plain.scale)
     variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(features.T.astype(np.float64))))
-    kept = slice(None, -components - 1 if components else None, -1)  # eigh sorts them upwards
-    variance, directions = variance[kept], directions[:, kept]
+    chosen = slice(None, -components - 1 if components else None, -1)  # eigh sorts them upwards
+    variance, directions = variance[chosen], directions[:, chosen]
     spread = np.sqrt(variance.clip(min=LEAST_SPREAD**2 * variance.max()))
     factors = spread**-whiten
     factors *= np.sqrt(variance.sum() / (variance * factors**2).sum())

@@ -31,9 +31,9 @@ class World:
     """What a dream is made of.
 
     Attributes:
-        step: M, once: (z, h, c, a, uniform, noise, kept) to (z, h, c, reward, probability of terminating), all
-            f32[N,...], new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness; `kept` f32[N,H] are
-            factors on the h that M's heads see (dropout), or None.
+        step: One step of M: (z, h, c, a, uniform, noise, head_mask) to (z, h, c, reward, probability of terminating),
+            all f32[N,...], new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness. `head_mask`
+            f32[N,H] multiplies the h that M's heads read (dropout), or is None.
         decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
         z: f32[S,Z], latents of the S starts.
         h: f32[S,H], M's outputs there.
@@ -51,7 +51,7 @@ class World:
     end: float
 
 
-def draw_kept(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> Floats:
+def draw_head_mask(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> Floats:
     """Factors of dropout, f32 of a shape: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
     return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
 
@@ -73,7 +73,7 @@ class _Dreams:
         # Copies: rows are written into where dreams begin.
         self._z, self._h, self._c = (np.repeat(part[:1], dreams, axis=0) for part in (world.z, world.h, world.c))
         self._steps = np.zeros(dreams, np.int64)
-        self._dropout, self._kept = dropout, np.ones_like(self._h) if dropout else None
+        self._dropout, self._head_mask = dropout, np.ones_like(self._h) if dropout else None
 
     def space(self) -> spaces.Box:
         """What one dream observes."""
@@ -92,8 +92,8 @@ class _Dreams:
             part[chosen] for part in (self._world.z, self._world.h, self._world.c)
         )
         self._steps[row] = 0
-        if self._kept is not None:
-            self._kept[row] = draw_kept(rng, self._kept[row].shape, self._dropout)
+        if self._head_mask is not None:
+            self._head_mask[row] = draw_head_mask(rng, self._head_mask[row].shape, self._dropout)
         return chosen
 
     def advance(
@@ -124,7 +124,7 @@ class _Dreams:
                 rng.standard_normal(out=noise[row], dtype=np.float32)
         actions = np.clip(actions, LOW, HIGH)
         self._z, self._h, self._c, reward, chance = self._world.step(
-            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise, self._kept
+            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise, self._head_mask
         )
         self._steps += 1
         terminated = uniform[:, z] < chance

@@ -97,7 +97,14 @@ class Dreamer:
         self._heads, self._head_bias = take(heads * factor[:, None]), take(head_bias * factor)
 
     def step(
-        self, z: Tensor, h: Tensor, c: Tensor, a: Tensor, uniform: Tensor, noise: Tensor, kept: Tensor | None = None
+        self,
+        z: Tensor,
+        h: Tensor,
+        c: Tensor,
+        a: Tensor,
+        uniform: Tensor,
+        noise: Tensor,
+        head_mask: Tensor | None = None,
     ) -> Dreamt:
         """Dreams one step; what it is given stays as it is.
 
@@ -108,11 +115,11 @@ class Dreamer:
             a: f32[...,A], the actions.
             uniform: f32[...,Z] in [0, 1), chooses the components; it may be broadcast over leading dimensions.
             noise: f32[...,Z], standard normal, as `uniform`.
-            kept: f32[...,H], factors on the h that the heads see (dropout), as `uniform`; the h that is returned has
-                none. None: 1.
+            head_mask: f32[...,H], factors on the h that the heads read (dropout), broadcast as `uniform`. The returned
+                h is not masked. None: 1.
         """
         h, c = self.remember(z, h, c, a)
-        z, reward, terminated = self.draw(self.expect(h, kept), uniform, noise)
+        z, reward, terminated = self.draw(self.expect(h, head_mask), uniform, noise)
         return Dreamt(z, h, c, reward, terminated)
 
     def remember(self, z: Tensor, h: Tensor, c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,9 +130,9 @@ class Dreamer:
         h = (c + c).sigmoid_().mul_(2).sub_(1).mul_(o)  # o tanh(c)
         return h, c
 
-    def expect(self, h: Tensor, kept: Tensor | None = None) -> Tensor:
+    def expect(self, h: Tensor, head_mask: Tensor | None = None) -> Tensor:
         """The second part, the heads side by side: f32[...,3KZ+2], for `draw` and `mean` alone to read."""
-        seen = h if kept is None else h * kept
+        seen = h if head_mask is None else h * head_mask
         return linear(seen.to(self._dtype), self._heads, self._head_bias).float()
 
     def mean(self, raw: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class MDNRNN(nn.Module):
             self.outlook_head = nn.Linear(hidden, len(self.outlook))
 
     def forward(
-        self, z: Tensor, a: Tensor, state: State | None = None, kept: Tensor | None = None
+        self, z: Tensor, a: Tensor, state: State | None = None, head_mask: Tensor | None = None
     ) -> tuple[Prediction, State]:
         """Advances over T >= 1 steps.
 
@@ -102,13 +102,14 @@ class MDNRNN(nn.Module):
             z: f32[B,T,Z], latents.
             a: f32[B,T,A], the actions taken there.
             state: (h, c) before the first step; None: zeros, the start of an episode.
-            kept: f32[B,1,H], factors on the h that the heads see (dropout); what goes on in time has none. None: 1.
+            head_mask: f32[B,1,H], factors on the h that the heads read (dropout). The recurrent h is not masked. None:
+                1.
 
         Returns:
             The predictions after each step, and (h, c) after the last; its h[0] is f32[B,H].
         """
         h, state = self.lstm(torch.cat([z, a], dim=-1), state)  # [B,T,H]
-        h = h if kept is None else h * kept
+        h = h if head_mask is None else h * head_mask
         # Z lies innermost in memory, so that sums over the few K components run over whole rows of Z. What the
         # products of matrices gave in bfloat16, under autocast, is float32 from here on: logs want the digits.
         raw = self.mixture_head(h).float().unflatten(-1, (3, self.mixtures, self.z)).transpose(-1, -2)
@@ -136,7 +137,7 @@ def draw(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
     return mu + (0.5 * logvar).exp() * noise
 
 
-def draw_kept(shape: Sequence[int], dropout: float, generator: torch.Generator) -> Tensor:
+def draw_head_mask(shape: Sequence[int], dropout: float, generator: torch.Generator) -> Tensor:
     """Factors of dropout on the generator's device: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
     uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
     return (uniform >= dropout).float() / (1 - dropout)
@@ -256,8 +257,8 @@ def clip_losses(
         The losses, the predictions that they are of, and the targets z f32[B,T,Z].
     """
     z = draw(mu, logvar, generator)
-    kept = draw_kept((len(z), 1, model.hidden), dropout, generator).to(z.device) if dropout else None
-    prediction, _ = model(z[:, :-1], a, kept=kept)
+    head_mask = draw_head_mask((len(z), 1, model.hidden), dropout, generator).to(z.device) if dropout else None
+    prediction, _ = model(z[:, :-1], a, head_mask=head_mask)
     return step_losses(prediction, z[:, 1:], r, terminated, model.reward), prediction, z[:, 1:]
 
 

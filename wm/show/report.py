@@ -150,7 +150,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunReader:
     """A run as the report reads it.
 
     Attributes:
@@ -185,11 +185,11 @@ class Told:
         return beside if beside.exists() else self.run.folder / name
 
 
-def tell(run: Run, name: str) -> Told:
+def open_run(run: Run, name: str) -> RunReader:
     """Opens a run for the report; UserError when its folder or its manifest is missing or damaged."""
     if not run.manifest.exists():
         raise UserError(f"{run.folder} holds no run: make one with `make collect`, or give another RUN.")
-    return Told(name, run, run.folder, run.read_manifest()["stages"])
+    return RunReader(name, run, run.folder, run.read_manifest()["stages"])
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -200,7 +200,7 @@ def data_uri(content: bytes, media_type: str) -> str:
 # --- the page ---------------------------------------------------------------------------------------------
 
 
-def render(main: Told, others: Sequence[Told], videos: Sequence[Video]) -> str:
+def render(main: RunReader, others: Sequence[RunReader], videos: Sequence[Video]) -> str:
     """The whole page.
 
     Args:
@@ -214,15 +214,15 @@ def render(main: Told, others: Sequence[Told], videos: Sequence[Video]) -> str:
     Raises:
         UserError: A file of a run is damaged.
     """
-    plotter, told = Plotter(), [main, *others]
+    plotter, readers = Plotter(), [main, *others]
     sections = [
-        overview(told),
+        overview(readers),
         data(plotter, main),
-        vision(plotter, told),
-        memory(plotter, told),
-        controller(plotter, told),
-        score(plotter, told, videos),
-        dream(plotter, told),
+        vision(plotter, readers),
+        memory(plotter, readers),
+        controller(plotter, readers),
+        score(plotter, readers, videos),
+        dream(plotter, readers),
     ]
     beside = f", beside {', '.join(other.name for other in others)}" if others else ""
     environment = Environment(
@@ -246,9 +246,9 @@ def prose(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def overview(told: Sequence[Told]) -> Section:
+def overview(readers: Sequence[RunReader]) -> Section:
     """What was run, with which options and versions, and what it took."""
-    main = told[0]
+    main = readers[0]
     section = Section("run", "What was run")
     rows = []
     # Where there are rounds, the other stages worked in their folders.
@@ -274,9 +274,9 @@ def overview(told: Sequence[Told]) -> Section:
     section.blocks.append(Table("Stages: time and memory", header, rows))
     total = sum(record["seconds"] for record in main.stages.values())
     section.notes.append(f"All stages together took {duration(total)}.")
-    if len(told) > 1:
+    if len(readers) > 1:
         rows = []
-        for one in told:
+        for one in readers:
             found = one.read_score(one.scored)
             seconds = sum(record["seconds"] for record in one.stages.values())
             rows.append([one.name, describe_score(found) if found else "no score yet", duration(seconds)])
@@ -295,7 +295,7 @@ def overview(told: Sequence[Told]) -> Section:
     return section
 
 
-def state(main: Told, stage: str, record: Mapping[str, Any]) -> str:
+def state(main: RunReader, stage: str, record: Mapping[str, Any]) -> str:
     """How far a stage is; an interrupted one has an end, too."""
     total = next((record["config"][name] for name in ("updates", "generations") if name in record["config"]), 0)
     rows = main.metrics(stage)
@@ -304,7 +304,7 @@ def state(main: Told, stage: str, record: Mapping[str, Any]) -> str:
     return "done" if record["ended"] else "under way, or interrupted"
 
 
-def data(plotter: Plotter, main: Told) -> Section:
+def data(plotter: Plotter, main: RunReader) -> Section:
     """The rollouts: what they look like, what was done in them, what they earned."""
     section = Section("data", "The data")
     summary = main.run.rollouts / "summary.json"
@@ -341,11 +341,11 @@ def data(plotter: Plotter, main: Told) -> Section:
     return section
 
 
-def vision(plotter: Plotter, told: Sequence[Told]) -> Section:
+def vision(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
     """V: losses, reconstructions, traversals, KL of each dimension."""
-    main = told[0]
+    main = readers[0]
     section = Section("vision", "V, the VAE")
-    if not began(section, told, "vae", main.run.vae):
+    if not began(section, readers, "vae", main.run.vae):
         return section
     best = best_validation(main.metrics("vae"))
     if best:
@@ -356,7 +356,7 @@ def vision(plotter: Plotter, told: Sequence[Told]) -> Section:
         )
     for name, label, log in (("error", "squared error an image", True), ("kl", "KL, nats an image", False)):
         title = f"V: {label}"
-        add_lines(section, plotter, title, "update", label, losses(told, "vae", name), log=log)
+        add_lines(section, plotter, title, "update", label, losses(readers, "vae", name), log=log)
     if best:
         kl = [best[key] for key in sorted(key for key in best if key.startswith("val_kl_"))]
         svg = plotter.bars("KL of each latent dimension", "latent dimension", "mean KL, nats", kl)
@@ -378,11 +378,11 @@ def vision(plotter: Plotter, told: Sequence[Told]) -> Section:
     return section
 
 
-def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
+def memory(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
     """M: losses against baselines, predictions, calibration."""
-    main = told[0]
+    main = readers[0]
     section = Section("memory", "M, the MDN-RNN")
-    if not began(section, told, "mdnrnn", main.run.mdnrnn):
+    if not began(section, readers, "mdnrnn", main.run.mdnrnn):
         return section
     best = best_validation(main.metrics("mdnrnn"))
     tiles = main.stages.get("mdnrnn", {}).get("config", {}).get("reward", MDNRNNConfig.reward) == "tile"
@@ -410,16 +410,16 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
         caption = f"M against what needs no M, on validation clips at update {best['step']:,}; less is better"
         section.blocks.append(Table(caption, ["loss", "M", "baseline", "which one"], rows))
     levels = []
-    settle = SETTLE if len(told) == 1 else 0.0  # validation, which is all that is compared, begins when it has settled
-    if best and len(told) == 1:
+    settle = SETTLE if len(readers) == 1 else 0.0  # a comparison shows validation only, which begins settled
+    if best and len(readers) == 1:
         levels = [("one fixed Gaussian", best["val_nll_marginal"]), ("N(0, 1)", best["val_nll_unit"])]
     label = "nats a latent dimension"
-    lines = losses(told, "mdnrnn", "nll")
+    lines = losses(readers, "mdnrnn", "nll")
     add_lines(section, plotter, "M: next z", "update", label, lines, levels=levels, settle=settle)
     for name, (head, unit) in heads.items():
         baseline = f"val_{name}_constant"
-        levels = [("a constant", best[baseline])] if best and baseline in best and len(told) == 1 else []
-        lines = losses(told, "mdnrnn", name)
+        levels = [("a constant", best[baseline])] if best and baseline in best and len(readers) == 1 else []
+        lines = losses(readers, "mdnrnn", name)
         add_lines(section, plotter, f"M: {head}", "update", unit, lines, levels=levels, settle=settle)
     add_picture(
         section,
@@ -445,23 +445,23 @@ def memory(plotter: Plotter, told: Sequence[Told]) -> Section:
     return section
 
 
-def controller(plotter: Plotter, told: Sequence[Told]) -> Section:
+def controller(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
     """C: learning curves and weights."""
-    main = told[0]
+    main = readers[0]
     section = Section("controller", "C, the controller")
     add_ablations(section, main)
     add_variants(section, main, "controller")
-    if not began(section, told, "controller", main.run.controller):
+    if not began(section, readers, "controller", main.run.controller):
         return section
-    add_curves(section, plotter, told, "controller")
+    add_curves(section, plotter, readers, "controller")
     if main.run.controller.exists():
         add_weights(section, plotter, main, main.run.controller)
     return section
 
 
-def score(plotter: Plotter, told: Sequence[Told], videos: Sequence[Video]) -> Section:
+def score(plotter: Plotter, readers: Sequence[RunReader], videos: Sequence[Video]) -> Section:
     """The score: its histogram, every track, the worst and the best one as videos."""
-    main = told[0]
+    main = readers[0]
     section = Section("score", "The score")
     found = main.read_score(main.scored)
     if found is None:
@@ -469,9 +469,9 @@ def score(plotter: Plotter, told: Sequence[Told], videos: Sequence[Video]) -> Se
         return section
     section.headline = describe_score(found)
     add_score(section, plotter, main, found, main.scored)
-    if len(told) > 1:
+    if len(readers) > 1:
         lines = []
-        for i, one in enumerate(told):
+        for i, one in enumerate(readers):
             theirs = one.read_score(one.scored)
             if theirs:
                 ordered = sorted(theirs["returns"])
@@ -483,26 +483,26 @@ def score(plotter: Plotter, told: Sequence[Told], videos: Sequence[Video]) -> Se
     return section
 
 
-def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
+def dream(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
     """The dream: each run's temperature with its scores, the curves against the real score, the controller."""
-    main = told[0]
+    main = readers[0]
     section = Section("dream", "The dream")
     add_variants(section, main, "dream")
-    if not began(section, told, "dream", main.run.dream):
+    if not began(section, readers, "dream", main.run.dream):
         return section
     rows = []
-    for one in told:
+    for one in readers:
         selected = [row for row in one.metrics("dream") if "select" in row]
         if selected and "dream" in one.stages:
-            kept, config = max(selected, key=lambda row: row["select"]), one.stages["dream"]["config"]
+            best, config = max(selected, key=lambda row: row["select"]), one.stages["dream"]["config"]
             scored = one.read_score("dream")
             rows.append(
                 [
                     one.name,
                     f"{config.get('temperature', DreamConfig.temperature):g}",
                     str(config.get("horizon", DreamConfig.horizon)),
-                    f"{kept['dream']:.0f}",
-                    f"{kept['select']:.0f} ± {kept['select_std']:.0f}",
+                    f"{best['dream']:.0f}",
+                    f"{best['select']:.0f} ± {best['select_std']:.0f}",
                     describe_score(scored) if scored else f"not yet: `{DREAM_SCORE}`",
                 ]
             )
@@ -510,9 +510,9 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
         header = ["run", "temperature", "horizon, steps", "dream score", "real selection tracks", "fresh real tracks"]
         section.blocks.append(Table("Temperature, dream score and real score of what was kept", header, rows))
     add_rounds(section, main)
-    add_curves(section, plotter, told, "dream")
+    add_curves(section, plotter, readers, "dream")
     lines = []
-    for i, one in enumerate(told):
+    for i, one in enumerate(readers):
         selected = [row for row in one.metrics("dream") if "select" in row and "dream" in row]
         x, y = ([row[name] for row in selected] for name in ("dream", "select"))
         lines.append(Line(one.name, x, y, dots=True, joined=False, style=i))
@@ -530,16 +530,16 @@ def dream(plotter: Plotter, told: Sequence[Told]) -> Section:
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-def began(section: Section, told: Sequence[Told], stage: str, artifact: Path) -> bool:
+def began(section: Section, readers: Sequence[RunReader], stage: str, artifact: Path) -> bool:
     """Whether there is anything to tell of a stage, of any of the runs; notes down what the first one misses."""
-    rows = told[0].metrics(stage)
+    rows = readers[0].metrics(stage)
     if not artifact.exists():
         section.missing = f"make {stage}"
         if rows:
             section.notes.append(f"It is under way or was interrupted: {artifact.name} is not there yet.")
     elif not rows:
         section.notes.append("Its curves are not here: metrics.jsonl has no line of it.")
-    return artifact.exists() or any(one.metrics(stage) for one in told)
+    return artifact.exists() or any(one.metrics(stage) for one in readers)
 
 
 def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -548,14 +548,14 @@ def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return min(validated, key=lambda row: row["val_loss"]) if validated else None
 
 
-def losses(told: Sequence[Told], stage: str, name: str) -> list[Line]:
+def losses(readers: Sequence[RunReader], stage: str, name: str) -> list[Line]:
     """A loss of V or M: training and validation of one run, or the validation of several."""
     lines = []
-    if len(told) == 1:
-        lines.append(curve(told[0].metrics(stage), "training", name))
-    for one in told:
-        label = "validation" if len(told) == 1 else one.name
-        line = curve(one.metrics(stage), label, f"val_{name}", dots=len(told) == 1)
+    if len(readers) == 1:
+        lines.append(curve(readers[0].metrics(stage), "training", name))
+    for one in readers:
+        label = "validation" if len(readers) == 1 else one.name
+        line = curve(one.metrics(stage), label, f"val_{name}", dots=len(readers) == 1)
         lines.append(replace(line, style=len(lines)))  # a run looks the same everywhere
     return lines
 
@@ -599,15 +599,15 @@ def add_lines(
         section.blocks.append(Plot(title, svg))
 
 
-def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: str) -> None:
+def add_curves(section: Section, plotter: Plotter, readers: Sequence[RunReader], stage: str) -> None:
     """Adds the learning curves of an evolution: by steps and by time."""
-    rows = told[0].metrics(stage)
+    rows = readers[0].metrics(stage)
     selected = [row for row in rows if "select" in row]
     if selected:
-        kept = max(selected, key=lambda row: row["select"])
-        section.headline = f"{kept['select']:.0f} ± {kept['select_std']:.0f} on the real selection tracks"
+        best = max(selected, key=lambda row: row["select"])
+        section.headline = f"{best['select']:.0f} ± {best['select_std']:.0f} on the real selection tracks"
         section.notes.append(
-            f"The distribution mean of generation {kept['step']:,} of {rows[-1]['step']:,}, the best on the selection "
+            f"The distribution mean of generation {best['step']:,} of {rows[-1]['step']:,}, the best on the selection "
             f"tracks, is kept; {rows[-1]['env_steps']:,.0f} steps in {duration(rows[-1]['seconds'])}."
         )
     what = "dream" if stage == "dream" else "environment"
@@ -617,19 +617,19 @@ def add_curves(section: Section, plotter: Plotter, told: Sequence[Told], stage: 
     )
     for label, x in axes:
         lines = []
-        if len(told) == 1:
+        if len(readers) == 1:
             name = "population: mean, and worst to best" if stage == "controller" else "population's mean in the dream"
             population = curve(rows, name, "mean", x)
             low, high = (
                 ([row[name] for row in rows] for name in ("worst", "best")) if stage == "controller" else ([], [])
             )
             lines.append(Line(population.name, population.x, population.y, low=low or None, high=high or None))
-        for one in told:
-            name = "distribution mean on real selection tracks, ± std" if len(told) == 1 else one.name
-            spread = "select_std" if len(told) == 1 else None
+        for one in readers:
+            name = "distribution mean on real selection tracks, ± std" if len(readers) == 1 else one.name
+            spread = "select_std" if len(readers) == 1 else None
             line = curve(one.metrics(stage), name, "select", x, spread=spread, dots=True)
             lines.append(replace(line, style=len(lines)))
-        if len(told) == 1:
+        if len(readers) == 1:
             lines.append(curve(rows, "distribution mean in the dream", "dream", x))
         add_lines(section, plotter, f"Return by {label}", label, "return", lines)
 
@@ -657,7 +657,7 @@ def over_seeds(values: Sequence[float]) -> str:
     return f"{np.mean(values):.0f}" + (f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else "")
 
 
-def add_variants(section: Section, main: Told, stage: str) -> None:
+def add_variants(section: Section, main: RunReader, stage: str) -> None:
     """Adds the table of the variants of an evolution that `make curves` compared, and their picture, if there are any.
 
     Of the dream it is the paper's table of temperatures: each with its score in the dream and the real one.
@@ -702,7 +702,7 @@ def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def add_ablations(section: Section, main: Told) -> None:
+def add_ablations(section: Section, main: RunReader) -> None:
     """Adds the table of what each part of the recipe is worth, as `make ablate` measured it, if it did."""
     if not main.run.ablations.exists():
         return
@@ -723,7 +723,7 @@ def add_ablations(section: Section, main: Told) -> None:
     section.blocks.append(Table("What each part of the recipe is worth, at equal budgets", header, rows))
 
 
-def add_rounds(section: Section, main: Told) -> None:
+def add_rounds(section: Section, main: RunReader) -> None:
     """Adds the table of the rounds that `make iterate` made, if there are any."""
     found = read_lines(main.run.rounds, **ROUND)
     if not found:
@@ -752,7 +752,7 @@ def add_rounds(section: Section, main: Told) -> None:
     section.blocks.append(Table("Rounds: V and M on validation episodes, scores of the kept controller", header, rows))
 
 
-def add_score(section: Section, plotter: Plotter, main: Told, found: Mapping[str, Any], controller: str) -> None:
+def add_score(section: Section, plotter: Plotter, main: RunReader, found: Mapping[str, Any], controller: str) -> None:
     """Adds the histogram of a score, and says what it is of."""
     seeds, returns = found["seeds"], found["returns"]
     fresh = all(seed in EVALUATE_SEEDS for seed in (min(seeds), max(seeds)))
@@ -785,7 +785,7 @@ def add_tracks(section: Section, found: Mapping[str, Any]) -> None:
     section.blocks.append(Table("Every track, the worst first", ["track", "return", "steps"], rows, folded=True))
 
 
-def add_probe(section: Section, main: Told) -> None:
+def add_probe(section: Section, main: RunReader) -> None:
     """Adds the table of what a linear map reads from [z; h]."""
     path = main.find(main.run.probe.name)
     if not path.exists():
@@ -800,7 +800,7 @@ def add_probe(section: Section, main: Told) -> None:
         section.notes.append("The models that were probed are not these: `make probe` probes what is here.")
 
 
-def add_weights(section: Section, plotter: Plotter, main: Told, path: Path) -> None:
+def add_weights(section: Section, plotter: Plotter, main: RunReader, path: Path) -> None:
     """Adds a picture of the controller's weights for each action."""
     theta, meta = load_controller(path)
     if meta.get("config", {}).get("hidden_units"):
