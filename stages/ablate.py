@@ -1,8 +1,8 @@
-"""Stage ablate: what each part of the recipe is worth, at equal budgets. RUN/ablations/NAME/, RUN/ablations.json.
+"""Stage ablate: scores variants of the recipe at equal budgets. Makes RUN/ablations/NAME/ and RUN/ablations.json.
 
-Each row of the table is a run folder of its own, RUN/ablations/NAME/, which shares what RUN has and the row does not
-change (data, V, M), where the other stages do the rest: V and M if the row trains them otherwise, the evolution with
-the budget of all rows, and the score on fresh stock tracks.
+Each row of the table has its own run folder, RUN/ablations/NAME/. It shares RUN's files that the row does not change
+(data, V, M). The other stages do the rest there: they train V and M if the row changes them, evolve C with the common
+budget, and score it on fresh stock tracks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from wm.store.shards import share_shards
 
 @dataclass(frozen=True)
 class Row:
-    """What a row changes of the preset.
+    """The changes of a row to the preset.
 
     Attributes:
-        says: What it is, for the table.
-        vae: Options of stage vae, where {run} is RUN's folder; None: the row has RUN's own V.
-        mdnrnn: The same for M; one that trains V anew needs an M of its own.
+        says: Description in the table.
+        vae: Options of stage vae, where {run} is RUN's folder; None: the row uses RUN's V.
+        mdnrnn: The same for M; a row with its own V needs its own M.
         controller: Options of stage controller.
     """
 
@@ -52,7 +52,7 @@ ROWS = {
     ),
     "all-directions": Row("V + M, linear, all 288 features", controller=("--components", "0", "--whiten", "0")),
 }
-"""The paper's rows (section 3.4), and what ours adds to them."""
+"""The paper's rows (section 3.4) and further ones."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class AblateArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Makes the rows that are missing, one after the other; an interrupted one goes on."""
+    """Makes the missing rows one after another; an interrupted one resumes."""
     args, config = parse(lambda preset: AblateArgs(), "Measure what each part of the recipe is worth.", argv)
     unknown = sorted(set(config.rows) - set(ROWS))
     if unknown or not config.rows:
@@ -102,11 +102,11 @@ def main(argv: list[str]) -> None:
 
 
 def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
-    """One row's line of the table; its stages do what is missing of their work."""
+    """Makes one row of the table; finished stages do nothing, interrupted ones resume."""
     row, this = ROWS[name], Run(run.folder / "ablations" / name)
     share_what_is_alike(run, this, row)
     options = args.elsewhere(this.folder)
-    budget = ["--env-steps", str(config.steps), "--generations", str(10**9)]  # the steps end it, in all rows alike
+    budget = ["--env-steps", str(config.steps), "--generations", str(10**9)]  # the steps alone end the evolution
     selection = ["--select-every", str(config.select_every), "--select-tracks", str(config.select_tracks)]
     for stage, arguments in (
         ("vae", row.vae),
@@ -137,10 +137,10 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
 
 
 def share_what_is_alike(run: Run, this: Run, row: Row) -> None:
-    """Gives a row's folder the data of RUN, and its V, latents and M as far as the row does not train them itself.
+    """Links RUN's data into a row's folder, and its V, latents and M unless the row trains its own.
 
     Raises:
-        UserError: RUN's have changed since the row began.
+        UserError: RUN's files have changed since the row began.
     """
     share_shards(run.rollouts, this.rollouts)
     share(run.rollouts / "summary.json", this.rollouts / "summary.json")

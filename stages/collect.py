@@ -1,7 +1,7 @@
 """Stage collect: plays episodes with untrained policies, then with a controller, on workers. Makes RUN/rollouts/*.h5.
 
-Who has learnt nothing drives slowly and not far: V and M of such data alone know little of a fast car. So a scout goes
-first, if there are driven episodes and no other controller is named: the four stages at smaller sizes, in RUN/scout/.
+Untrained policies drive slowly and not far, so that V and M of such data know little about a fast car. If there are
+driven episodes and no --source, a scout is made first: all four stages at smaller sizes, in RUN/scout/.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wm.store.starts import load_starts
 from wm.workers import make_workers
 
 SCOUT = "scout"
-"""Folder of the scout in the run folder, a run folder itself."""
+"""Folder of the scout within the run folder; it is a run folder, too."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CollectArgs(CollectConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Fills up what is missing of `episodes` episodes; damaged shards are set aside first."""
+    """Collects the missing episodes; damaged shards are set aside first."""
     args, given = parse(
         lambda preset: CollectArgs(**vars(preset.collect)), "Collect episodes to train V and M on.", argv
     )
@@ -70,12 +70,12 @@ def main(argv: list[str]) -> None:
             print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N adds more, --restart redoes them).")
             return
         drives = any(index >= DRIVEN_FROM for index in missing)
-        # Before anything is changed: who is to drive may be missing.
+        # Loaded before anything is changed, since the controller may be missing.
         driver = load_driver(Run(given.source), given.driver, config) if drives and given.source else None
         begin()
         if drives and not given.source:
             driver = load_driver(scout(args, config.scout, given.driver), given.driver, config)
-        summary.unlink(missing_ok=True)  # it says that all is there: what comes later waits for it
+        summary.unlink(missing_ok=True)  # it marks the collection as complete; later stages wait for it
         size = config.episodes_per_shard
         tasks = [missing[i : i + size] for i in range(0, len(missing), size)]
         start, steps = time.monotonic(), 0
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
 
 
 def throw_away(run: Run, given: CollectArgs, config: CollectConfig) -> None:
-    """Removes an earlier collection and its scout; UserError when who is to drive now is missing, or part of them."""
+    """Deletes an earlier collection and its scout; UserError when the new driver is missing or is one of them."""
     earlier = [folder for folder in (run.folder / SCOUT, run.rollouts) if folder.exists()]
     if config.driven and given.source:
         load_driver(Run(given.source), given.driver, config)
@@ -113,7 +113,7 @@ def throw_away(run: Run, given: CollectArgs, config: CollectConfig) -> None:
 
 
 def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
-    """Who drives: a controller of a run folder; UserError when something of it is missing."""
+    """Loads the controller of a run folder as the driver; UserError when a file is missing."""
     models, theta = load_acting(source, name)
     centre = np.zeros(models.features)
     if config.spread:
@@ -125,7 +125,7 @@ def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
 
 
 def scout(args: Common, preset: str, driver: str) -> Run:
-    """Makes RUN/scout with its controller or its dream's; what is finished there stays as it is."""
+    """Makes RUN/scout with the controller of stage `driver`; finished stages do nothing."""
     run = Run(args.run / SCOUT)
     options = args.elsewhere(run.folder) | {"preset": preset}
     stages = ("collect", "vae", "mdnrnn", driver)
@@ -136,7 +136,7 @@ def scout(args: Common, preset: str, driver: str) -> Run:
 
 
 def summarise(rollouts: Rollouts) -> dict[str, Any]:
-    """Numbers of a whole collection; histograms of the returns and of each action, in bins of equal width."""
+    """Statistics of a collection, with histograms of the returns and of each action in bins of equal width."""
     actions = np.concatenate([rollouts.actions(episode) for episode in range(len(rollouts))])
     table = rollouts.table
     on_road = np.average(table["on_road"], weights=table["length"])
@@ -155,7 +155,7 @@ def summarise(rollouts: Rollouts) -> dict[str, Any]:
 
 
 def histogram(values: NDArray[np.floating], bins: int) -> dict[str, list[float]]:
-    """Edges and counts, for JSON."""
+    """Edges and counts as lists, for JSON."""
     counts, edges = np.histogram(values, bins=bins)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 

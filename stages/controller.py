@@ -26,7 +26,7 @@ from wm.workers import make_workers
 Array = NDArray[np.float64]
 
 TYPICAL = 50
-"""Episodes that show what [z; h] are like: at 500 steps each, 25,000 of them."""
+"""Number of episodes that represent [z; h]: with 500 steps each, 25,000 samples."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ControllerArgs(ControllerConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Evolves until `generations` are done; the same command goes on after an interruption."""
+    """Evolves until `generations` are done; the same command resumes an interrupted evolution."""
     args, given = parse(
         lambda preset: ControllerArgs(**vars(preset.controller)), "Evolve the controller C on real rollouts.", argv
     )
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         models = load_models(source, config.precision)
         made_from = models.made_from | began_with(given.start or (Run(given.carry).controller if given.carry else None))
         if not args.restart and is_finished(run, "controller", run.controller, config, made_from):
-            # Drawn all the same: the evolution may have been ended by a signal.
+            # The plot is drawn in any case, since a signal may have ended the evolution before it.
             plot_curve(run.plots / "controller.png", read_metrics(run.metrics, "controller"))
             print(f"{run.controller} is finished (--generations N for more, --restart to redo it).")
             return
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
 
 
 def met_tracks(config: ControllerConfig, generation: int) -> range:
-    """Numbers of the tracks that a generation, the first is 1, meets: new ones each time."""
+    """Numbers of the tracks of a generation (counted from 1); each generation has new ones."""
 
     def rollouts(earlier: int) -> int:
         if not config.double_every:
@@ -121,10 +121,10 @@ def met_tracks(config: ControllerConfig, generation: int) -> range:
 
 
 def make_basis(source: Run, models: Models, config: ControllerConfig) -> Basis:
-    """The coordinates that C evolves in, of all features or of z alone."""
+    """The coordinates in which C evolves, of all features or of z alone."""
     seen = models.features if config.inputs == "zh" else models.z
     basis = plain_basis(seen)
-    if config.centre or config.whiten or config.components:  # else the record is not needed
+    if config.centre or config.whiten or config.components:  # else no recorded features are needed
         basis = fit_basis(
             recorded_features(source, models)[:, :seen],
             centre=config.centre,
@@ -150,9 +150,9 @@ def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
 
 
 def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis, seed: int) -> Array:
-    """What the evolution starts from, in the coordinates of `basis`: zeros, or what stands for a controller.
+    """The first mean, in the coordinates of `basis`: zeros, or the weights of a controller.
 
-    A hidden layer begins with random weights, since from zeros nothing but the last biases does anything.
+    A hidden layer begins with random weights, since with zeros only the last biases have an effect.
     """
     if given.carry:
         old, theta = load_acting(Run(given.carry))
@@ -167,7 +167,7 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis,
 
 
 def typical(index: NDArray[np.int64]) -> list[int]:
-    """Places of `TYPICAL` of the episodes with these indices, spread evenly; those that a controller drove, if any."""
+    """Places of `TYPICAL` evenly spread episodes of those with these indices; only driven ones, if there are any."""
     driven = np.flatnonzero(index >= DRIVEN_FROM)
     chosen = driven if len(driven) else np.arange(len(index))
     places: list[int] = chosen[np.unique(np.linspace(0, len(chosen) - 1, TYPICAL).astype(int))].tolist()

@@ -1,8 +1,8 @@
 """Stage curves: compares variants of an evolution at equal budgets. RUN/curves.jsonl, RUN/plots/curves.png.
 
-With --name it first evolves that variant, seed after seed, and adds its curves to the results. Each seed is evolved by
-stage controller or dream in a run folder of its own, RUN/variants/NAME/SEED/, on RUN's V and M: it can be interrupted
-and goes on as any other, and leaves the same metrics. Without --name it draws what is there.
+With --name it first evolves that variant, seed after seed, and adds its curves to the results. Stage controller or
+dream evolves each seed in its own run folder, RUN/variants/NAME/SEED/, on RUN's V and M, so that it can be interrupted
+and resumed as usual and writes the same metrics. Without --name it only draws the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wm.show.plots import plot_variants
 from wm.show.report import CURVE, over_seeds, read_variants, stage_of
 
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
-"""What a curve keeps of the metrics of each selection, as far as the stage has it."""
+"""Metrics of each selection that are saved in a curve, if the stage has them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CurvesArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Evolves what is missing of a variant, then draws and prints all of the stage."""
+    """Evolves the missing seeds of a variant, then draws and prints all variants of the stage."""
     args, config = parse(lambda preset: CurvesArgs(), "Compare learning curves of an evolution.", argv)
     run = Run(args.run)
     if args.restart:
@@ -69,14 +69,14 @@ def main(argv: list[str]) -> None:
 
 
 def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
-    """Gives one seed its budget and adds its curve to the results, unless it is there."""
+    """Evolves one seed with the budget and adds its curve to the results, unless the curve exists."""
     known = [row for row in read_lines(run.curves, **CURVE) if row["name"] == config.name]
     if any(row["options"] != config.options or stage_of(row) != config.stage for row in known):
         raise UserError(f"{run.curves} has a variant {config.name} made with other options: choose another --name.")
     if any(row["seed"] == seed and row["steps"] >= config.steps for row in known):
         return
     variant = Run(run.folder / "variants" / config.name / str(seed))
-    # The budget ends it: no number of generations may do so before.
+    # The steps end the evolution, so the number of generations must not.
     budget = {"env-steps": config.steps, "generations": 10**9}
     options = args.elsewhere(variant.folder) | {"source": run.folder, "seed": seed} | budget
     call_stage(config.stage, options, split_options("--options", config.options))

@@ -1,4 +1,4 @@
-"""Stage dream: evolves C in M's dream; now and then real tracks say what it is worth. RUN/starts.npz, RUN/dream.npz."""
+"""Stage dream: evolves C in M's dream and selects the best mean on real tracks. Makes RUN/starts.npz, RUN/dream.npz."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from wm.workers import make_workers
 if TYPE_CHECKING:
     from wm.dream import Networks
 
-# What imports torch is imported where it is used: the workers, who play the selection tracks, import this module.
+# Modules that import torch are imported in functions, since the workers, which play real tracks, import this module.
 
 Array = NDArray[np.float64]
 
 SCORE_DREAMS = 64
-"""Dreams that the distribution mean's dream score is a mean of; the same ones each time."""
+"""Number of dreams in the dream score of the distribution mean; they are the same each time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Recorded(DreamConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Evolves until `generations` are done; the same command goes on after an interruption."""
+    """Evolves until `generations` are done; the same command resumes an interrupted evolution."""
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
     ensemble = tuple(map(short_hash, given.ensemble))
     config = Recorded(**vars(stage_config(given, DreamConfig)), ensemble=ensemble, draw=given.draw)
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
         from wm.train import pick_device
 
         models, networks = load_models(source, config.precision), load_networks(source)
-        # Starts that no work here began with may be of other options: they are drawn again where that can be done.
+        # Starts from before the stage's work here may have other options, so they are drawn again if possible.
         begun = "dream" in run.read_manifest()["stages"] and run.starts.exists()
         drawn = args.restart or (not begun and (source.latents.exists() or not run.starts.exists()))
         starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
         )
         start = coordinates_of(given.start, basis) if given.start else np.zeros(basis.weights)
         records = load_records(source, networks, starts, others, config.horizon) if config.noise == "recorded" else []
-        torch.set_num_threads(1)  # the population brings its own threads
+        torch.set_num_threads(1)  # the population uses its own threads
         value = None
         if config.value:
             value, explained = make_value(source, networks, config, seed)
@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
                 score = population.score(theta[None], fixed)[0]
                 if not others:
                     return {"dream": score}
-                # Of the same dreams to the last digit: those without a penalty need not be, all M's run over others.
+                # Both have a penalty, so that their dreams are equal to the last digit: without one, M's run on fewer.
                 once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
                 return {"dream": score, "disagreement": (once - twice) / SCORE_STEPS}
 
@@ -170,7 +170,7 @@ def main(argv: list[str]) -> None:
 
 
 def short_hash(folder: Path) -> str:
-    """What is recorded of the M of a run folder; UserError when there is none."""
+    """The short hash of the M of a run folder, as it is recorded; UserError when there is no M."""
     path = Run(folder).mdnrnn
     if not path.exists():
         raise UserError(f"--ensemble {folder}: {path} is missing: give run folders in which `make mdnrnn` has run.")
@@ -178,7 +178,7 @@ def short_hash(folder: Path) -> str:
 
 
 def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config: DreamConfig) -> None:
-    """Measures M's heads and dreamt returns on the validation episodes: plots/calibration.png, a line of metrics."""
+    """Measures M's heads and dreamt returns on validation episodes; writes plots/calibration.png, a line of metrics."""
     from wm.calibration import dream_clips, head_reliability
     from wm.dream import split_latents
     from wm.show.dream import plot_calibration
@@ -205,7 +205,7 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
 
 
 def show(run: Run, source: Run, config: DreamConfig) -> None:
-    """Draws plots/dream.png and says what came out and what it cost."""
+    """Draws plots/dream.png and prints the result and its costs."""
     from wm.show.dream import plot_dream
 
     rows = read_metrics(run.metrics, "dream")

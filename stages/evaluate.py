@@ -48,7 +48,7 @@ class EvaluateArgs(EvaluateConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Plays every track once; an interrupted evaluation goes on with the tracks that are missing."""
+    """Plays every track once; an interrupted evaluation resumes with the missing tracks."""
     args, config = parse(
         lambda preset: EvaluateArgs(**asdict(preset.evaluate)),
         "Score the controller on fresh stock tracks.",
@@ -73,14 +73,14 @@ def main(argv: list[str]) -> None:
     partial = run.checkpoints / f"{out.stem}.json"
     if out.suffix != ".json":
         raise UserError(f"--out {out} is not a .json file: give a name that ends in .json.")
-    # Of --out it is read on a restart, too: what is no score may not be replaced by one.
+    # A file given by --out is read on a restart, too, since a score must not replace another kind of file.
     score = read_score(out) if out.exists() and (config.out or not args.restart) else None
     if score and not args.restart and is_of(score, what):
-        run.sweep()  # it may have been killed after that
+        run.sweep()  # an earlier call may have been killed after writing it
         print(f"{out} is finished: {describe(score)} (--restart to redo it).")
         return
     with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
-        if args.restart:  # so that the command without it goes on
+        if args.restart:  # so that the command without --restart resumes
             out.unlink(missing_ok=True)
             partial.unlink(missing_ok=True)
         begin()
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> None:
             "time": now(),
         }
         plot_score(run.plots / f"{out.stem}.png", returns.tolist(), describe(score))
-        # The score comes last, since it says that all is done; a kill before it must not make two lines of one score.
+        # The score comes last, since it marks the stage as finished. A kill before it must not cause a second line.
         if missing or not (lines := read_lines(run.scores)) or not is_of(lines[-1], what):
             append_line(run.scores, score)
         write_json(out, score)
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 
 
 def is_of(saved: dict[str, Any], what: dict[str, Any]) -> bool:
-    """Whether a saved score is of this very controller on these very tracks."""
+    """Whether a saved score is of the same controller, tracks and limits."""
     return all(saved.get(name) == value for name, value in what.items())
 
 

@@ -1,9 +1,9 @@
-"""Stage iterate: rounds of driving, V, M and dream (paper, section 5). RUN/rounds/, RUN/rounds.jsonl, RUN/dream.npz.
+"""Stage iterate: rounds of collect, V, M and dream (paper, section 5). RUN/rounds/, RUN/rounds.jsonl, RUN/dream.npz.
 
-Each round is a run folder of its own, RUN/rounds/0, RUN/rounds/1, ..., where the other stages work as anywhere.
-Untrained policies drive the first one's episodes; each later one adds some that the controller of the round before
-drives, trains V and M on all of them from the weights of the round before, and evolves C in the new dream.
-What RUN itself shows is the round whose controller was the best on the real selection tracks.
+Each round has its own run folder, RUN/rounds/0, RUN/rounds/1, ..., in which the other stages work as usual. Untrained
+policies drive the episodes of the first round. Each later round adds episodes that the controller of the previous round
+drives, trains V and M on all episodes from the previous weights, and evolves C in the new dream. RUN itself holds a
+copy of the round whose controller has the best score on the real selection tracks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from wm.store.latents import Latents
 from wm.store.shards import share_shards
 
 ARTIFACTS = ("vae.pt", "mdnrnn.pt", "starts.npz", "dream.npz")
-"""What RUN shows of the best round, each made from those before it."""
+"""Files of the best round that are copied to RUN, each made from those before it."""
 
 REPORT_FILES = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
-"""What is told of that round beside, for the report."""
+"""Further files of the best round that are copied to RUN, for the report."""
 
 SIZES = ("hidden", "mixtures", "reward", "outlook")
-"""What M's weights are shaped by."""
+"""Options that determine the shapes of M's weights."""
 
 REMAKE = "restore it, or remove it and run the same command again, which rebuilds it from rounds/"
 
@@ -37,9 +37,9 @@ STAGES = ("collect", "vae", "mdnrnn", "dream")
 
 
 def main(argv: list[str]) -> None:
-    """Makes the rounds that are missing; an interrupted one goes on."""
+    """Makes the missing rounds; an interrupted one resumes."""
     args, config = parse(lambda preset: preset.iterate, "Train in the dream in rounds, each on new data.", argv)
-    # Hours pass until the first stage dream could refuse them.
+    # Options of later stages are checked here, since hours pass until stage dream could refuse them.
     where = ["--run", str(args.run), "--preset", args.preset, "--env", args.env]
     options = split_options("--dream-options", config.dream_options)
     for name, more in (("dream", []), ("refine", split_options("--refine-options", config.refine_options))):
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
             try:
                 make_round(args, config, number)
             except UserError as error:
-                if rows:  # options that have made a round are not what is wrong, and are kept to
+                if rows:  # the options have made a round before, so they are not the reason
                     raise MachineError(str(error)) from error
                 raise
             rows.append(row_of(round_of(run, number), number, rows))
@@ -103,12 +103,12 @@ def round_of(run: Run, number: int) -> Run:
 
 
 def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the round whose controller was the best on the real selection tracks."""
+    """The row of the round with the best score on the real selection tracks."""
     return max(rows, key=lambda row: row["select"])
 
 
 def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
-    """UserError when the run folder holds what no round made, which the best round's work would replace."""
+    """UserError when the run folder holds files that no round made, since the best round's files would replace them."""
     known = {made for row in rows for made in row["files"].values()}
     known |= {file_hash(path) for name in ARTIFACTS for path in run.folder.glob(f"rounds/*/{name}")}
     own = [f"stage {stage}" for stage in (*STAGES, "controller") if stage in run.read_manifest()["stages"]]
@@ -123,7 +123,7 @@ def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
 
 
 def make_round(args: Common, config: IterateConfig, number: int) -> None:
-    """Calls the stages of a round, of which each does what is missing of its work."""
+    """Calls the stages of a round; finished stages do nothing, interrupted ones resume."""
     this = round_of(Run(args.run), number)
     arguments: dict[str, list[str]] = {"collect": ["--driven", "0"], "dream": []}
     if number:
@@ -131,7 +131,7 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         link_shards(before, this)
         arguments = built_on(before, config, args.config().collect.episodes, number)
     arguments["dream"] += ["--draw", str(number), *split_options("--dream-options", config.dream_options)]
-    if refines(config, number):  # of an option that is given twice the last one counts
+    if refines(config, number):  # the last value of a repeated option wins
         arguments["dream"] += split_options("--refine-options", config.refine_options)
     options = args.elsewhere(this.folder)
     for place, stage in enumerate(STAGES, 1):
@@ -140,12 +140,12 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
 
 
 def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dict[str, list[str]]:
-    """What the stages of a round are told of the one before.
+    """Arguments by stage that build a round on the previous one.
 
     Args:
-        before: The folder of the round before.
+        before: The folder of the previous round.
         config: The sizes.
-        first: Episodes of the first round.
+        first: Number of episodes of the first round.
         number: The round's number, >= 1.
     """
     driven = [driven_by(config, n) for n in range(number + 1)]
@@ -169,29 +169,29 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
 
 
 def refines(config: IterateConfig, number: int) -> bool:
-    """Whether this round is one of the small steps."""
+    """Whether this round is a refinement round."""
     return 0 < config.refine_from <= number
 
 
 def driven_by(config: IterateConfig, number: int) -> int:
-    """Episodes that controllers have driven by the end of a round."""
+    """Number of episodes driven by controllers up to the end of a round."""
     small = number - config.refine_from + 1 if refines(config, number) else 0
     return (number - small) * config.added + small * config.refine_added
 
 
 def fresh_of(config: IterateConfig, number: int) -> int:
-    """Episodes of the last `fresh_rounds` rounds, as if `added` had been added in each that there was not."""
+    """Number of episodes of the last `fresh_rounds` rounds; missing rounds count with `added` episodes each."""
     return driven_by(config, number) - driven_by(config, number - config.fresh_rounds)
 
 
 def link_shards(before: Run, this: Run) -> None:
-    """Gives a round the shards of the one before, unless its collection has begun, which sets damaged ones aside."""
+    """Links the shards of the previous round, unless the round's collection has begun (it sets damaged ones aside)."""
     if "collect" not in this.read_manifest()["stages"]:
         share_shards(before.rollouts, this.rollouts)
 
 
 def thin(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Takes what is large and can be made again, latents and checkpoints, from all rounds but the last and the best."""
+    """Deletes large files that can be rebuilt (latents, checkpoints) from all rounds but the last and the best."""
     best = best_of(rows)
     for row in rows[:-1]:
         if row is not best:
@@ -201,12 +201,12 @@ def thin(run: Run, rows: list[dict[str, Any]]) -> None:
 
 
 def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a finished round came to: its line of rounds.jsonl.
+    """The line of rounds.jsonl of a finished round.
 
     Args:
         this: The round's folder.
         number: Its number.
-        rows: Those of the rounds before.
+        rows: The rows of the earlier rounds.
     """
     v, m = (best_validation(read_metrics(this.metrics, stage)) for stage in ("vae", "mdnrnn"))
     selected = [row for row in read_metrics(this.metrics, "dream") if "select" in row]
@@ -236,11 +236,11 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-# --- what the run folder shows ----------------------------------------------------------------------------
+# --- the best round in the run folder ---------------------------------------------------------------------
 
 
 def show_best(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Puts the best round's work into the run folder, draws plots/rounds.png and prints the table."""
+    """Copies the best round's files into the run folder, draws plots/rounds.png and prints the table."""
     best = best_of(rows)
     keep(run, best)
     plot_rounds(run.plots / "rounds.png", rows)
@@ -255,10 +255,10 @@ def show_best(run: Run, rows: list[dict[str, Any]]) -> None:
 
 
 def keep(run: Run, best: dict[str, Any]) -> None:
-    """Copies a round's work into the run folder, where at any time what is there fits together.
+    """Copies a round's files into the run folder, in an order in which its files fit together at any time.
 
     Raises:
-        UserError: The round's folder does not hold what it made.
+        UserError: A file in the round's folder is missing or has changed.
     """
     source = round_of(run, best["round"])
 
@@ -276,7 +276,7 @@ def keep(run: Run, best: dict[str, Any]) -> None:
     for pattern in REPORT_FILES:
         for path in source.folder.glob(pattern):
             copy(path, run.folder / path.relative_to(source.folder))
-    for name in reversed(ARTIFACTS):  # what was made from what goes next
+    for name in reversed(ARTIFACTS):  # a file is removed before the files from which it was made
         (run.folder / name).unlink(missing_ok=True)
     for name in ARTIFACTS:
         copy(source.folder / name, run.folder / name)

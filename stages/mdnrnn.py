@@ -67,7 +67,7 @@ class MDNRNNArgs(MDNRNNConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/mdnrnn.pt."""
+    """Trains until `updates` are done, on `workers` threads; resumes from RUN/checkpoints/mdnrnn.pt."""
     args, given = parse(
         lambda preset: MDNRNNArgs(**vars(preset.mdnrnn)), "Encode all frames and train M, the MDN-RNN, on them.", argv
     )
@@ -78,11 +78,11 @@ def main(argv: list[str]) -> None:
         rollouts.check_car_racing()
         vae, meta = load_vae(run.vae)
         data = {"rollouts": rollouts.fingerprint()}
-        check_made_from(run.vae, meta["made_from"], data)  # new rollouts under an old V
+        check_made_from(run.vae, meta["made_from"], data)  # refuses a V of other rollouts
         made_from = {**data, "vae.pt": file_hash(run.vae)}
         start = began_with(given.start)
         if not args.restart and is_finished(run, "mdnrnn", run.mdnrnn, config, made_from | start):
-            if not run.latents.exists():  # as iterate removes them
+            if not run.latents.exists():  # stage iterate deletes them
                 device = pick_device()
                 encode(run, rollouts, vae.to(device), made_from, device)
             print(f"{run.mdnrnn} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
             unit="steps",
             per_update=config.batch * config.length,
         )
-        # The picture comes first: a stage is finished once mdnrnn.pt is there.
+        # The plot comes first, since mdnrnn.pt marks the stage as finished.
         model.load_state_dict(best.weights)
         model.eval()
         show(run, rollouts, latents, held_out, vae, model)
@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
 
 
 def known_latents(path: Path, vae: VAE) -> Latents:
-    """Latents of another run that V would encode as they are; UserError when another V made them."""
+    """Latents of another run that were encoded by the same V; UserError when another V made them."""
     latents = Latents(path)
     if latents.made_from.get("encoder") != encoder_hash(vae):
         raise UserError(f"--encoded {path}: it was encoded by another V: leave it out.")
@@ -161,7 +161,7 @@ def known_latents(path: Path, vae: VAE) -> Latents:
 
 
 def encoder_hash(vae: VAE) -> str:
-    """SHA-256 of V's weights in hex: equal for equal weights, whatever else their files say."""
+    """SHA-256 of V's weights in hex, equal for equal weights in different files."""
     digest = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()):
         digest.update(name.encode())
@@ -178,10 +178,10 @@ def encoded(
     known: Latents | None,
     restart: bool,
 ) -> Latents:
-    """RUN/latents.h5: V's posterior of every frame, encoded now unless that file is there and fits.
+    """RUN/latents.h5: V's posterior of every frame. The frames are encoded unless the file exists and fits.
 
     Raises:
-        UserError: It is damaged or was made from other rollouts or another V, and there is no --restart.
+        UserError: The file is damaged or was made from other rollouts or another V, and there is no --restart.
     """
     if run.latents.exists():
         try:
@@ -204,15 +204,15 @@ def encode(
     device: torch.device,
     known: Latents | None = None,
 ) -> None:
-    """Encodes all frames in float32, as the controller will see them; one episode is in memory at a time.
+    """Encodes all frames in float32, as the agent does. One episode is in memory at a time.
 
     Args:
         run: The run folder.
         rollouts: The episodes.
         vae: V, on `device`.
-        made_from: Hashes of what the latents are made from.
-        device: Where to encode.
-        known: Latents by the same V: episodes that it holds, with the same actions, are taken from there.
+        made_from: Hashes of the inputs.
+        device: Device of the encoding.
+        known: Latents of the same V; episodes in them with the same actions are copied.
     """
     places = {} if known is None else {index: place for place, index in enumerate(known.table["index"].tolist())}
     frames = int((rollouts.table["length"] + 1).sum())
@@ -230,9 +230,9 @@ def encode(
             episode = rollouts.episode(number)
             posterior = []
             for batch in torch.from_numpy(episode.observations).split(ENCODE_BATCH):
-                posterior.append(torch.stack(vae.encode(as_input(batch.to(device)))).cpu())
+                posterior.append(torch.stack(vae.encode(as_input(batch.to(device)))).cpu())  # [2,B,Z]
                 progress.update(len(batch))
-            mu, logvar = torch.cat(posterior, dim=1).numpy()
+            mu, logvar = torch.cat(posterior, dim=1).numpy()  # [T+1,Z] each
             writer.append(episode, mu, logvar)
 
 
@@ -240,7 +240,7 @@ def encode(
 
 
 def to_tensors(clips: Clips, posterior: float, device: torch.device) -> dict[str, Tensor]:
-    """The arrays of clips by name, on the device; of V's standard deviation the share `posterior`."""
+    """The arrays of clips by name, on the device, with V's standard deviation times `posterior`."""
     tensors = {name: torch.from_numpy(value).to(device) for name, value in vars(clips).items()}
     return {**tensors, "logvar": tensors["logvar"] + 2 * math.log(posterior)}
 
@@ -265,16 +265,16 @@ def loss(
 
 
 def mean_square(error: Tensor, known: Tensor) -> Tensor:
-    """Mean of the squares where `known` is set; 0 where it is nowhere."""
+    """Mean of the squares where `known` is True; 0 if it is True nowhere."""
     return error.square().where(known, 0).sum() / known.sum().clamp(min=1)
 
 
 class Constants(NamedTuple):
-    """The best predictors that look at nothing: what M is compared with.
+    """The best constant predictions, the baselines of M.
 
     Attributes:
         z_mu: f32[Z], mean of each latent dimension over the training frames.
-        z_logsigma: f32[Z], log standard deviation of a draw of it (so V's own variance is in it).
+        z_logsigma: f32[Z], log standard deviation of its draws, which includes V's posterior variance.
         reward: Rate of steps that touch a tile; for a value head the mean reward.
         terminated: Rate of steps that terminate the episode.
     """
@@ -286,7 +286,7 @@ class Constants(NamedTuple):
 
 
 def constant_predictors(latents: Latents, training: NDArray[np.int64], config: MDNRNNConfig) -> Constants:
-    """Fits them to the training episodes, one episode in memory at a time."""
+    """Computes them from the training episodes, one episode in memory at a time."""
     frames, steps = 0, 0
     total, square = np.zeros(latents.z), np.zeros(latents.z)
     reward, terminated = 0.0, int(latents.table["terminated"][training].sum())
@@ -299,7 +299,7 @@ def constant_predictors(latents: Latents, training: NDArray[np.int64], config: M
         frames, steps = frames + len(mu), steps + len(r)
     mean = total / frames
     sigma = np.sqrt(square / frames - mean**2)
-    # One event more on each side, since the log of a rate of 0 is no loss to compare with.
+    # One event more of each kind, since the log of a rate of 0 is not finite.
     return Constants(
         torch.from_numpy(mean).float(),
         torch.from_numpy(np.log(sigma)).float(),
@@ -314,12 +314,11 @@ def validate(
     """Means over all steps of the validation clips, in float32 and with the same draws of z each time.
 
     Returns:
-        "loss" and its parts "nll" (nats a latent dimension), "reward", "terminated" and, if M has one, "outlook" (mean
-        square over its horizons, where they are known); beside nll, of the same draws: "nll_one", of the single
-        Gaussian that has the mean and the variance of M's mixture;
-        "nll_marginal", of one fixed Gaussian for each dimension, fitted to the training frames; "nll_unit", of
-        N(0, 1); beside the heads' losses, "reward_constant", "terminated_constant" and "outlook_constant" of predicting
-        the training rate.
+        "loss" and its parts: "nll" (nats per latent dimension), "reward", "terminated" and, if M has one, "outlook"
+        (mean square over its known horizons). Baselines of nll on the same draws: "nll_one", the single Gaussian with
+        the mean and the variance of M's mixture; "nll_marginal", one fixed Gaussian per dimension, fitted to the
+        training frames; "nll_unit", N(0, 1). Baselines of the heads, which predict the training rate:
+        "reward_constant", "terminated_constant" and "outlook_constant".
     """
     generator = torch.Generator(device).manual_seed(derived_seed("mdnrnn validation", seed))
     z_mu, z_logsigma = constants.z_mu.to(device), constants.z_logsigma.to(device)
@@ -385,11 +384,11 @@ def show(run: Run, rollouts: Rollouts, latents: Latents, held_out: NDArray[np.in
 
 
 def report(config: MDNRNNConfig, best: Best) -> None:
-    """Prints what M came to, beside what needs no M."""
+    """Prints M's validation numbers beside the baselines."""
     m = best.metrics
     print(
-        f"M is trained, best at update {best.update} (validation): {m['nll']:.3f} nats a dimension "
-        f"(its one Gaussian {m['nll_one']:.3f}, no memory {m['nll_marginal']:.3f}, N(0, 1) {m['nll_unit']:.3f}); "
+        f"M is trained, best at update {best.update} (validation): {m['nll']:.3f} nats per dimension "
+        f"(one Gaussian {m['nll_one']:.3f}, fixed Gaussian {m['nll_marginal']:.3f}, N(0, 1) {m['nll_unit']:.3f}); "
         f"{config.reward} {m['reward']:.4f} (constant {m['reward_constant']:.4f}), "
         f"terminated {m['terminated']:.5f} (constant {m['terminated_constant']:.5f})"
         + (f", outlook {m['outlook']:.5f} (constant {m['outlook_constant']:.5f})." if "outlook" in m else ".")

@@ -36,7 +36,7 @@ class PlayArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the page and serves it until Ctrl-C; or opens a window."""
+    """Writes the page and serves it until Ctrl-C, or opens a window with the real track."""
     args, config = parse(lambda preset: PlayArgs(), "Drive the dream, or the real track.", argv)
     run = Run(config.source or args.run)
     if config.world == "real":

@@ -1,4 +1,4 @@
-"""Stage probe: what a linear map reads from [z; h] of car and road, on fresh tracks. Makes RUN/probe.json."""
+"""Stage probe: fits a linear map from [z; h] to the state of car and road, on fresh tracks. Makes RUN/probe.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProbeArgs(ProbeConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Drives every track once, fits and tests; what is there and of the same models and options is only shown."""
+    """Drives every track once, fits and tests; an existing probe with the same models and options is only printed."""
     args, given = parse(
         lambda preset: ProbeArgs(**vars(preset.probe)), "Probe what [z; h] know of the car and the road.", argv
     )
@@ -47,13 +47,13 @@ def main(argv: list[str]) -> None:
     if not args.restart and run.probe.exists():
         found = read_json(run.probe, **PROBE)
         if not (changed := list(differing(found, what))):
-            run.sweep()  # it may have been killed after that
+            run.sweep()  # an earlier call may have been killed after writing it
             show(found)
             print(f"{run.probe} is finished (--restart to redo it).")
             return
         print(f"{run.probe} was made with another {', '.join(changed)}: it is made again.")
     with run.stage("probe", config, args.seed, restart=True) as begin:
-        if args.restart:  # so that the command without it goes on
+        if args.restart:  # so that the command without --restart resumes
             run.probe.unlink(missing_ok=True)
         begin()
         records: dict[int, Record] = {}
@@ -67,13 +67,13 @@ def main(argv: list[str]) -> None:
         found = {**what, **probe([records[i] for i in range(config.episodes)], models.z, config)}
         found |= {"versions": versions(), "commit": commit(), "time": now()}
         plot_probe(run.plots / "probe.png", found["targets"])
-        write_json(run.probe, found)  # last, since it says that all is done
+        write_json(run.probe, found)  # last, since it marks the stage as finished
         show(found)
         print(f"{run.probe} and {run.plots / 'probe.png'} are written.")
 
 
 def differing(found: dict[str, Any], what: dict[str, Any]) -> Iterator[str]:
-    """Names of what a probe that is there was made with and what differs from `what`, files by their own names."""
+    """Yields the names of the settings and input files in which an existing probe differs from `what`."""
     for name, value in what.items():
         if isinstance(value, dict):
             yield from differing(found.get(name, {}), value)

@@ -17,7 +17,7 @@ from wm.run import Run, UserError, copy, file_hash, read_score, write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
-"""What is published of a run may weigh so much: git remembers every copy."""
+"""Maximum size in bytes of a published run, since git stores every version."""
 
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 """The score of each controller on stock tracks."""
@@ -30,7 +30,7 @@ REPORT_FILES = (
     *("metrics.jsonl", "rollouts/summary.json", "probe.json", "curves.jsonl", "ablations.json", "rounds.jsonl"),
     *(f"plots/{name}.png" for name in PLOTS),
 )
-"""What else a report of the published run is made of, or a README shows of it, as far as it is there."""
+"""Further files that a report or the README needs; missing ones are skipped."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PublishArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Writes V and M in half precision, and records their new hashes in what was made from them."""
+    """Writes V and M in half precision, and records their new hashes in the files that were made from them."""
     args, config = parse(lambda preset: PublishArgs(), "Publish a run into the repository.", argv)
     run, target = Run(args.run), Run(config.to)
     if config.to.resolve() == args.run.resolve() or any(target.rollouts.glob("*.h5")) or target.checkpoints.exists():
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     with run.lock():
         names = publishable(run)
         with target.lock():
-            staged = Run(target.folder / ".staged")  # what a killed call has left there goes
+            staged = Run(target.folder / ".staged")  # leftovers of a killed call are removed
             shutil.rmtree(staged.folder, ignore_errors=True)
             try:
                 publish(run, staged, names)
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def publishable(run: Run) -> list[str]:
-    """The controllers that a run has; UserError unless there is one, and all fit V and M and have their scores."""
+    """Names of a run's controllers; UserError unless there is one, and all fit V and M and have their scores."""
     names = [name for name in SCORES if (run.folder / f"{name}.npz").exists()]
     if not names:
         raise UserError(f"{run.folder} has no controller: make one with `make controller` or `make dream`.")
@@ -76,7 +76,7 @@ def publishable(run: Run) -> list[str]:
 
 
 def publish(run: Run, target: Run, names: Sequence[str]) -> None:
-    """Copies what there is of a run into an empty folder."""
+    """Copies a run's files into an empty folder."""
     vae, mdnrnn = load_artifact(run.vae, "vae"), load_artifact(run.mdnrnn, "mdnrnn")
     starts = find_starts(run, load_networks(run), DreamConfig())
 
@@ -91,7 +91,7 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
     write_json(target.manifest, run.read_manifest())
     for name in names:
         theta, meta = load_controller(run.folder / f"{name}.npz")
-        # Of what is published the new hashes; of what it began with beside, those that they were.
+        # New hashes for published files; other inputs, such as --start, keep theirs.
         hashes = {of: made_from.get(of, was) for of, was in meta["made_from"].items()}
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": hashes})
     for name in (*(SCORES[name] for name in names), *REPORT_FILES):
@@ -100,7 +100,7 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
 
 
 def check_weight(folder: Path, target: Path) -> None:
-    """UserError when what is to go from a folder into `target` is too much for git."""
+    """UserError when the files of a folder, to be moved into `target`, are too large for git."""
     total = weight(folder)
     if total > MOST_BYTES:
         raise UserError(
@@ -109,7 +109,7 @@ def check_weight(folder: Path, target: Path) -> None:
 
 
 def move(staged: Path, target: Path) -> None:
-    """Puts what was published in the place of what an earlier call has published."""
+    """Moves the published files into `target`, replacing those of an earlier call."""
     for name in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *REPORT_FILES):
         if not (staged / name).exists():
             (target / name).unlink(missing_ok=True)
@@ -120,7 +120,7 @@ def move(staged: Path, target: Path) -> None:
 
 
 def weight(folder: Path) -> int:
-    """Bytes of a run folder, without those of the run folders within it."""
+    """Size of a run folder in bytes, without nested run folders."""
     total = 0
     for path in folder.iterdir():
         if path.is_file():
@@ -131,7 +131,7 @@ def weight(folder: Path) -> int:
 
 
 def check_score(run: Run, name: str) -> None:
-    """UserError unless the score of the controller `name` is there and of that very controller."""
+    """UserError unless the score of the controller `name` exists and belongs to that controller file."""
     path, controller = run.folder / SCORES[name], run.folder / f"{name}.npz"
     command = scored_by(name)
     if not path.exists():
@@ -141,7 +141,7 @@ def check_score(run: Run, name: str) -> None:
 
 
 def scored_by(name: str, published: Path | None = None) -> str:
-    """The command that scores the controller `name`, of a run or of what is published in a folder."""
+    """The command that scores the controller `name` of a run, or of a published folder."""
     options = [] if name == "controller" else [f"--controller {name}"]
     which = ""
     if published and published.is_relative_to("data"):

@@ -1,4 +1,4 @@
-"""Stage replay: a video of the controller driving, or dreaming. Makes RUN/videos/*.mp4 and a small *.webp beside it."""
+"""Stage replay: films the controller on real tracks or in the dream. Makes RUN/videos/*.mp4 and *.webp previews."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReplayArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Drives each track once and writes the video and its preview."""
+    """Drives each track once and writes the video and the preview."""
     args, config = parse(lambda preset: ReplayArgs(), "Make a video of the controller driving.", argv)
     run = Run(args.run)
     run.sweep()
@@ -82,11 +82,11 @@ def main(argv: list[str]) -> None:
 
 
 def lay_out(view: View, shown: Mapping[str, Moment]) -> Image:
-    """One frame: a single track in the layout of its view, several as tiles."""
+    """One video frame: a single track in the layout of its view, several tracks as tiles."""
     if len(shown) == 1:
         (moment,) = shown.values()
         return featured(moment) if view == "real" else side_by_side(moment)
-    if view == "real":  # the tiles of many cars show the cars
+    if view == "real":  # tiles show the camera only
         shown = {label: replace(moment, panes=moment.panes[:1]) for label, moment in shown.items()}
     return tiled(shown)
 

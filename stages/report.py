@@ -1,4 +1,4 @@
-"""Stage report: one self-contained page of all that a run has come to. Makes RUN/report.html."""
+"""Stage report: one self-contained page on all results of a run. Makes RUN/report.html."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from wm.show.video import write_video
 from wm.show.views import WorldModel, moments
 
 CRF, EVERY = 30, 2
-"""Quality (H.264's, 0 is best) and share of the frames of the videos in the page: about 0.3 MB each."""
+"""H.264 quality (0 is best), and every how many frames one is stored: about 0.3 MB per video."""
 
 POSTER_STEP = 120
-"""Step whose picture stands for a video that does not play yet: the zoom-in is over by then."""
+"""Step of a video's poster frame, after the zoom-in."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ReportArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Writes the page; whatever is missing, it says how to make it."""
+    """Writes the page; a missing section names the command that makes it."""
     args, config = parse(lambda preset: ReportArgs(), "Write a report of a run.", argv)
     run, source = Run(args.run), Run(config.source or args.run)
     run.sweep()
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if config.videos:
         try:
             videos = film(readers[0])
-        except UserError as error:  # the rest can be told all the same
+        except UserError as error:  # the rest of the page does not need the videos
             print(f"warning: the report has no videos: {error}", file=sys.stderr)
     path = run.folder / "report.html"
     page = render(readers[0], readers[1:], videos)
@@ -64,10 +64,10 @@ def main(argv: list[str]) -> None:
 
 
 def film(reader: RunReader) -> list[Video]:
-    """The worst and the best track of the score, driven again; none when there is no score or no controller.
+    """Films the worst and the best track of the score again; no videos without a score or a controller.
 
     Raises:
-        UserError: The models do not fit one another.
+        UserError: The models do not fit together.
     """
     score = reader.read_score(reader.scored)
     if score is None or not (reader.run.folder / f"{reader.scored}.npz").exists():
@@ -84,7 +84,7 @@ def film(reader: RunReader) -> list[Video]:
 def film_track(
     env: gym.Env[Any, Any], world: WorldModel, track: int, max_steps: int, title: str, scored: float
 ) -> Video:
-    """One track as a small video; what is shown before it plays is a moment after the zoom-in."""
+    """Films one track as a small video; its poster is a frame after the zoom-in."""
     poster: Image = np.zeros((2, 2, 3), np.uint8)
     reading = ""
 

@@ -45,7 +45,7 @@ class VAEArgs(VAEConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Trains until `updates` are done, on `workers` threads; goes on from RUN/checkpoints/vae.pt."""
+    """Trains until `updates` are done, on `workers` threads; resumes from RUN/checkpoints/vae.pt."""
     args, given = parse(
         lambda preset: VAEArgs(**vars(preset.vae)), "Train V, the VAE, on the frames of the rollouts.", argv
     )
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(max(1, args.workers))
         device = pick_device()
         print(f"V trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
-        # Channels-last is how the frames lie in memory, and the faster layout.
+        # Channels-last is the memory layout of the frames, and the faster one.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         best = train(
             run,
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
             unit="frames",
             per_update=config.batch,
         )
-        # V's pictures come first: a stage is finished once vae.pt is there.
+        # The plots come first, since vae.pt marks the stage as finished.
         model.load_state_dict(best.weights)
         model.eval()
         kl = [best.metrics[f"kl_{i:02d}"] for i in range(config.z)]
@@ -109,26 +109,26 @@ def main(argv: list[str]) -> None:
 def loss(
     model: VAE, frames: Frames, generator: torch.Generator, *, config: VAEConfig, device: torch.device
 ) -> tuple[Tensor, dict[str, float | Tensor]]:
-    """The loss of one batch u8[B,64,64,3], and its squared error and KL an image."""
-    x = as_input(torch.from_numpy(frames).to(device))
+    """The loss of one batch of frames u8[B,64,64,3], and its squared error and KL (nats) per image."""
+    x = as_input(torch.from_numpy(frames).to(device))  # [B,3,64,64]
     with autocast(device):
-        mu, logvar = (part.float() for part in model.encode(x))
+        mu, logvar = (part.float() for part in model.encode(x))  # [B,Z] each
         noise = torch.randn(mu.shape, generator=generator, device=device)
-        reconstruction = model.decode(mu + noise * (logvar / 2).exp())
-    kl = kl_per_dimension(mu, logvar)
+        reconstruction = model.decode(mu + noise * (logvar / 2).exp())  # [B,3,64,64]
+    kl = kl_per_dimension(mu, logvar)  # [B,Z]
     value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight, config.road_weight)
     return value, {"error": error.detach(), "kl": kl.detach().sum(1).mean()}
 
 
 def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device: torch.device) -> dict[str, float]:
-    """The same over all validation frames in float32, with the same noise each time; KL of each dimension."""
+    """The same over all validation frames, in float32 and with the same noise each time; also KL per dimension."""
     generator = torch.Generator(device).manual_seed(derived_seed("vae validation", seed))
     total, error, kl = 0.0, 0.0, torch.zeros(model.z, dtype=torch.float64)
     for batch in np.array_split(frames, -(-len(frames) // 100)):
-        x = as_input(torch.from_numpy(batch).to(device))
-        mu, logvar = model.encode(x)
+        x = as_input(torch.from_numpy(batch).to(device))  # [B,3,64,64]
+        mu, logvar = model.encode(x)  # [B,Z] each
         noise = torch.randn(mu.shape, generator=generator, device=device)
-        each = kl_per_dimension(mu, logvar)
+        each = kl_per_dimension(mu, logvar)  # [B,Z]
         batch_loss, batch_error = vae_loss(
             x,
             model.decode(mu + noise * (logvar / 2).exp()),
@@ -151,7 +151,7 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
 
 
 def report(config: VAEConfig, best: Best) -> None:
-    """Prints what V came to; a warning when it is not good enough to drive by."""
+    """Prints V's validation numbers, and a warning when V is not good enough to drive by."""
     error, kl, dead = (best.metrics[name] for name in ("error", "kl", "dead"))
     numbers = f"squared error {error:.1f} an image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
     print(f"V is trained, best at update {best.update} (validation): {numbers}.")

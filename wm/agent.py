@@ -1,4 +1,4 @@
-"""The agent: V, M and C composed. The one place that says in which order they act; it does not need torch to act.
+"""The agent: V, M and C composed. This module alone defines the order in which they act; acting does not need torch.
 
 frame ─V→ z;  [z, h] ─C→ action;  (z, action, h) ─M→ next h
 """
@@ -21,18 +21,18 @@ from wm.run import Run, UserError, check_made_from, file_hash
 from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
 
 CONTROLLERS = ("controller", "dream", "dream-latest")
-"""What a run folder may hold as C: evolved on real rollouts, evolved in the dream; the file is <name>.npz."""
+"""Names of the controllers in a run folder (<name>.npz): of real rollouts, of the dream (best mean, last mean)."""
 
 Frame = NDArray[np.uint8]
 State = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class Agent:
-    """Acts on CarRacing frames. Call `reset` at the start of an episode, then `act` once a step.
+    """Acts on CarRacing frames. Call `reset` at the start of an episode, then `act` once per step.
 
     Attributes:
         z: f32[Z], the latent (V's mean) of the last frame.
-        features: f32[Z+H], [z; h] as C was given it with the last frame; the next frame overwrites it.
+        features: f32[Z+H], [z; h], C's input for the last frame; the next frame overwrites it.
         state: (h, c), each f32[H]: M's state after the last action.
     """
 
@@ -47,7 +47,7 @@ class Agent:
         self.reset()
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Forgets the episode. `rng` is taken since policies get one; this one draws nothing from it."""
+        """Starts an episode: z, h and c are zeros. `rng` is unused; it is part of the policy interface."""
         self.z = np.zeros(self._encoder.z, np.float32)
         self.state = self._cell.initial()
 
@@ -55,8 +55,8 @@ class Agent:
         """Acts on one frame.
 
         Args:
-            observation: u8[96, 96, 3] as CarRacing gives it, or u8[64, 64, 3] as `preprocess` makes it of that.
-            instead: f32[3], what somebody else does in C's place: V sees the frame and M is told of this action.
+            observation: u8[96, 96, 3] from CarRacing, or u8[64, 64, 3] from `preprocess`.
+            instead: f32[3], an action to take instead of C's. V still encodes the frame, and M reads this action.
 
         Returns:
             f32[3]: steering in [-1, 1], gas in [0, 1], brake in [0, 1].
@@ -72,13 +72,13 @@ class Agent:
 
 @dataclass(frozen=True)
 class Models:
-    """V's encoder and M's LSTM as plain data, which is what worker processes are handed.
+    """V's encoder and M's LSTM as plain data, to be sent to worker processes.
 
     Attributes:
         graph: The encoder as an ONNX graph.
         cell: M's LSTM weights by name.
-        features: Size of [z; h].
-        z: Size of z.
+        features: F = Z+H, size of [z; h].
+        z: Z, size of z.
         made_from: Hashes of vae.pt and mdnrnn.pt.
     """
 
@@ -90,13 +90,13 @@ class Models:
 
 
 def load_models(run: Run, precision: Precision) -> Models:
-    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or made from another one.
+    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or does not fit the other.
 
     Args:
         run: The run folder.
-        precision: What V's encoder computes in; a controller has to act on what it was evolved on.
+        precision: Number format of V's encoder. A controller must act in the format in which it was evolved.
     """
-    # Reading tensors needs torch; acting does not, and workers only act.
+    # Imported here, since reading tensors needs torch; workers only act and do without it.
     from wm.memory.mdnrnn import load_mdnrnn
     from wm.vision.vae import load_vae
 
@@ -112,7 +112,7 @@ def load_models(run: Run, precision: Precision) -> Models:
 
 
 def _ranges(run: Run, vae_meta: dict[str, Any]) -> list[float]:
-    """V's activation ranges as the stage vae recorded them; UserError when they are not there or no ranges."""
+    """V's activation ranges as recorded by stage vae; UserError when they are missing or not valid."""
     ranges = vae_meta["config"].get("ranges")
     if (
         not isinstance(ranges, list)
@@ -127,15 +127,14 @@ def _ranges(run: Run, vae_meta: dict[str, Any]) -> list[float]:
 
 
 def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArray[np.float32]]:
-    """Reads a run's controller, f32[3·(F+1)], and the models that it acts on, in the precision it was evolved in.
+    """Reads a run's controller, theta f32[3·(F+1)], and its V and M, in the precision in which it was evolved.
 
     Args:
         run: The run folder.
         controller: A name of `CONTROLLERS`.
 
     Raises:
-        UserError: One of the three is missing or damaged, or was not made from the others; or there is no controller
-            of that name.
+        UserError: V, M or C is missing or damaged, or does not fit the others; or the name is unknown.
     """
     if controller not in CONTROLLERS:
         raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
@@ -160,13 +159,16 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
 
 
 def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
-    """The agent of a run folder, ready to act: `agent.reset()`, then `action = agent.act(frame)` once a step.
+    """Loads the agent of a run folder: call `agent.reset()`, then `action = agent.act(frame)` once per step.
 
     Args:
         folder: The run folder.
-        controller: "controller", evolved on real rollouts; "dream", evolved in the dream, the mean that was best on
-            real selection tracks; "dream-latest", the last mean there. In `data/pretrained` that of the dream has V
-            and M of its own, and so a run folder of its own, `dream/`, where it is looked for, too.
+        controller: "controller", evolved on real rollouts; "dream", evolved in the dream, the mean with the best score
+            on real selection tracks; "dream-latest", the last mean in the dream. In `data/pretrained` the controller of
+            the dream has its own V and M, and so its own run folder `dream/`, which is searched as well.
+
+    Raises:
+        UserError: As for `load_acting`.
     """
     run = Run(folder)
     within = Run(run.folder / controller.removesuffix("-latest"))

@@ -1,7 +1,7 @@
-"""Trained networks on disk (vae.pt, mdnrnn.pt): plain tensors and values, written whole, checked when read.
+"""Trained networks on disk (vae.pt, mdnrnn.pt): plain tensors and values, written atomically, checked when read.
 
-An artifact is {"format", "kind", "config", "model", "made_from"}. It is read with weights_only, which refuses
-every pickle that could run code, and only after the checksums of the archive around it fit.
+An artifact is {"format", "kind", "config", "model", "made_from"}. It is read only after the checksums of its archive
+match, and with weights_only, which refuses every pickle that could run code.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def save_artifact(
     config: Mapping[str, Any],
     made_from: Mapping[str, str],
 ) -> None:
-    """Writes an artifact, whole or not at all.
+    """Writes an artifact atomically.
 
     Args:
         path: The file.
-        kind: What it is, which is also the stage that makes it: "vae", "mdnrnn".
+        kind: "vae" or "mdnrnn", also the name of the stage that makes it.
         model: The network's state_dict; float32, or float16 to halve the file.
-        config: Plain values: what the network is rebuilt from, and what it was trained with.
-        made_from: Hash by name of what it was trained on.
+        config: Plain values: the sizes of the network and the settings of its training.
+        made_from: Hashes of its inputs, by name.
     """
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.items()}
     artifact = {
@@ -46,7 +46,7 @@ def save_artifact(
 
 
 def load_artifact(path: Path, kind: str) -> dict[str, Any]:
-    """Reads what `save_artifact` wrote, with the weights as float32 on the CPU.
+    """Reads an artifact of `save_artifact`, with float32 weights on the CPU.
 
     Raises:
         UserError: It is missing, damaged, foreign, of another kind or format, or holds infinities or NaN.
@@ -72,10 +72,10 @@ def load_artifact(path: Path, kind: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a dict of tensors and plain values with torch.save, whole or not at all.
+    """Writes a dict of tensors and plain values with torch.save, atomically.
 
-    It goes through memory: given a path, torch.save writes its name into the file, so that equal weights would have
-    different hashes, and makes a full disk an error that names neither.
+    It writes through a buffer in memory: given a path, torch.save stores the path's name in the file, so that equal
+    weights would have different hashes, and hides the reason when the disk is full.
     """
     content = io.BytesIO()
     torch.save(value, content)
@@ -84,11 +84,11 @@ def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
-    """Reads a dict of tensors and values that `write_tensors` wrote; UserError with `way_out` if it cannot."""
+    """Reads a dict of tensors and values of `write_tensors`; UserError, ending in `way_out`, when it is damaged."""
     try:
         check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file makes the reader fail anywhere: in the archive, the pickle, a storage, the encoding.
+    # A damaged file can fail anywhere in the reader: in the archive, the pickle, a storage, the encoding.
     except Exception as error:
         check_read(path, error)
         raise UserError(f"{path} is damaged or foreign ({type(error).__name__}): {way_out}.") from error
@@ -98,7 +98,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str, way_out: str = "") -> None:
-    """Loads an artifact's weights into a network of its kind; UserError, ending in `way_out`, when they do not fit."""
+    """Loads an artifact's weights into a network; UserError, ending in `way_out`, when names or shapes differ."""
     wanted = model.state_dict()
     shapes = ({name: value.shape for name, value in part.items()} for part in (wanted, weights))
     unlike = sorted({name for name, _ in set.symmetric_difference(*(set(part.items()) for part in shapes))})

@@ -1,4 +1,4 @@
-"""How far M's heads can be believed: their probabilities against what came, and dreamed returns against real ones."""
+"""Calibration of M's heads: predicted probabilities against observed rates, and dreamt returns against real ones."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from wm.store.starts import Starts
 Array = NDArray[np.float64]
 
 BINS = 10
-"""Bins of a reliability diagram; each holds as many steps."""
+"""Bins of a reliability diagram, with equal numbers of steps."""
 CLIP_STEPS = 100
-"""Length of the clips whose rewards are dreamt again: two seconds."""
+"""Length in steps of the clips that are dreamt again: two seconds."""
 CLIPS = 64
-"""Most clips."""
+"""Maximum number of clips."""
 SAMPLES = 8
-"""Dreams of each clip."""
+"""Dreams per clip."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Predicted probabilities beside what came, in bins of equal numbers of steps, by rising probability.
+    """Predicted probabilities and observed rates in bins of equal numbers of steps, by rising probability.
 
     Attributes:
-        predicted: f64[bins], mean probability.
-        observed: f64[bins], share of steps where it came true.
-        count: i64[bins], steps.
+        predicted: f64[bins], mean predicted probability, 0 to 1.
+        observed: f64[bins], fraction of the steps in which the event happened, 0 to 1.
+        count: i64[bins], number of steps.
     """
 
     predicted: Array
@@ -41,18 +41,24 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Mean distance of predicted and observed over all steps (the expected calibration error)."""
+        """Mean absolute difference of predicted and observed over all steps (the expected calibration error)."""
         return float(np.average(np.abs(self.predicted - self.observed), weights=self.count))
 
     @property
     def rates(self) -> tuple[float, float]:
-        """Mean probability over all steps, and the share of them where it came true."""
+        """Mean predicted probability over all steps, and the observed rate."""
         weights = self.count
         return float(np.average(self.predicted, weights=weights)), float(np.average(self.observed, weights=weights))
 
 
 def reliability(probability: Array, came: NDArray[np.bool_], bins: int = BINS) -> Reliability:
-    """Sorts steps by probability into at most `bins` bins; fewer where there are not as many steps."""
+    """Sorts steps by probability into `bins` bins, or fewer if there are fewer steps.
+
+    Args:
+        probability: f64[N], predicted probabilities.
+        came: bool[N], whether the event happened.
+        bins: Maximum number of bins.
+    """
     order = np.argsort(probability, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
     return Reliability(
@@ -66,16 +72,16 @@ def reliability(probability: Array, came: NDArray[np.bool_], bins: int = BINS) -
 def head_reliability(
     latents: Latents, episodes: NDArray[np.int64], networks: Networks, seed: int = 0
 ) -> dict[str, Reliability]:
-    """Reliability of M's heads over whole episodes that it was not trained on, one step ahead of the record.
+    """Reliability of M's one-step predictions over whole episodes that M was not trained on.
 
     Args:
-        latents: The record.
-        episodes: Places of the episodes.
+        latents: The recorded episodes.
+        episodes: i64[N], places of the episodes in `latents`.
         networks: V and M.
-        seed: Of the draws of z from V's posterior, as in training.
+        seed: Seed of the draws of z from V's posterior, as in training.
 
     Returns:
-        "terminated", and "tile" if that is what the reward head predicts.
+        By head: "terminated", and "tile" if the reward head predicts tiles.
     """
     generator = torch.Generator().manual_seed(seed)
     logits: dict[str, list[NDArray[np.float32]]] = {"tile": [], "terminated": []}
@@ -98,11 +104,11 @@ def head_reliability(
 
 @dataclass(frozen=True)
 class ClipRewards:
-    """Rewards of recorded clips, and of dreams from the same moments under the same actions.
+    """Rewards of C recorded clips of T steps, and of dreams from the same moments with the same actions.
 
     Attributes:
         real: f64[C,T].
-        dreamt: f64[C,SAMPLES,T], expected rewards, terminations included.
+        dreamt: f64[C,SAMPLES,T], expected rewards, including terminations.
     """
 
     real: Array
@@ -110,11 +116,11 @@ class ClipRewards:
 
     @property
     def returns(self) -> tuple[Array, Array]:
-        """Sums over each clip: real f64[C], and the mean of its dreams f64[C]."""
+        """Return of each clip: real f64[C], and the mean over its dreams f64[C]."""
         return self.real.sum(1), self.dreamt.sum(2).mean(1)
 
     def numbers(self) -> dict[str, float]:
-        """Mean return of a clip, "real" and "dreamt"; their "correlation" over clips and root mean square "error"."""
+        """Mean return per clip, "real" and "dreamt"; over clips their "correlation" and root mean square "error"."""
         real, dreamt = self.returns
         varies = real.std() > 0 and dreamt.std() > 0
         return {
@@ -129,15 +135,15 @@ class ClipRewards:
 def dream_clips(
     latents: Latents, episodes: NDArray[np.int64], networks: Networks, starts: Starts, *, after: int, seed: int = 0
 ) -> ClipRewards:
-    """Dreams clips of recorded episodes again, open-loop: M is given the first moment and the recorded actions.
+    """Dreams clips of recorded episodes open-loop: M gets the first moment and the recorded actions.
 
     Args:
-        latents: The record.
-        episodes: Places of the episodes; those that are long enough are cut into clips from step `after` on.
+        latents: The recorded episodes.
+        episodes: i64[N], places of the episodes. Long enough episodes are cut into clips from step `after` on.
         networks: V and M.
-        starts: What rewards are worth.
+        starts: Source of the mean rewards.
         after: Steps before the first clip, as for `draw_starts`; less if no episode is longer.
-        seed: Of the dreams.
+        seed: Seed of the dreams.
     """
     lengths = latents.table["length"][episodes]
     after = min(after, int(lengths.max()) // 2)
@@ -158,8 +164,9 @@ def dream_clips(
 
     dreamer = make_dreamer(networks.mdnrnn, starts, temperature=1.0)
     shape = (len(chosen), SAMPLES, -1)
+    # [C,SAMPLES,Z] and twice [C,SAMPLES,H]
     z, h, c = (torch.from_numpy(np.stack(part))[:, None].expand(shape) for part in zip(*begin, strict=True))
-    a = torch.from_numpy(np.stack(actions))[:, None].expand(-1, SAMPLES, -1, -1)
+    a = torch.from_numpy(np.stack(actions))[:, None].expand(-1, SAMPLES, -1, -1)  # [C,SAMPLES,T,A]
     generator = torch.Generator().manual_seed(seed)
     end, alive, dreamt = float(starts.rewards[2]), torch.ones(len(chosen), SAMPLES), []
     for t in range(steps):

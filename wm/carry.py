@@ -1,4 +1,4 @@
-"""Carries a controller over to another V and M: a least-squares fit of what it does, on the features that they give."""
+"""Transfers a controller to another V and M: a least-squares fit of its actions on their features."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from wm.vision.encoder import Encoder
 Array = NDArray[np.float64]
 
 LIMIT = 2.5
-"""The arguments of tanh are fitted within ±LIMIT: beyond, where tanh is 0.99, a difference makes none to the action."""
+"""The arguments of tanh are clipped to ±LIMIT in the fit: beyond it tanh is 0.99, and the action hardly changes."""
 RIDGE = 1e-3
-"""Weight of the squared weights beside the mean squared error, on features of unit variance: many are nearly alike."""
+"""Ridge penalty on features of unit variance, beside the mean squared error; needed since many features correlate."""
 
 
 def features(models: Models, episode: Episode) -> Iterator[NDArray[np.float32]]:
-    """[z; h], f32[F], at each step of a recorded CarRacing episode, M being told of the recorded actions."""
+    """Yields [z; h], f32[F], at each step of a recorded CarRacing episode; M reads the recorded actions."""
     agent = Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(parameter_count(models.features), np.float32))
     for frame, action in zip(episode.observations, episode.actions, strict=False):  # one frame more than actions
         agent.act(frame, instead=action)
@@ -31,13 +31,13 @@ def features(models: Models, episode: Episode) -> Iterator[NDArray[np.float32]]:
 
 
 def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Iterable[Episode]) -> Array:
-    """The weights that come nearest, on new features, to what a controller does on old ones.
+    """Fits weights on new features to the actions of a controller on old features.
 
     Args:
         theta: f[3·(F+1)], the controller.
-        old: The models that it acts on.
-        new: Those that it shall act on.
-        episodes: Records to compare on: best of its own driving.
+        old: V and M that it acts on.
+        new: V and M that the fitted controller acts on.
+        episodes: Recorded episodes to fit on, best those that the controller itself drove.
 
     Returns:
         f64[3·(F'+1)].

@@ -1,10 +1,10 @@
-"""The chance of dreams: drawn out of M, or what was surprising in the record that a dream begins in.
+"""The noise of dreams: sampled, or inferred from the recorded episode in which a dream starts.
 
-Roads that M draws by itself are easier than real ones: each dimension of z is drawn for itself, so that the first
-signs of a bend seldom agree and go by. What came after a start in the record had real bends. Given the
-record, M says which draws would have led it there (abduction); a dream with those draws goes on as the record did if C
-acts as was recorded, and else where M says that those other actions lead, on that road. This is the counterfactual
-of Buesing et al., "Woulda, Coulda, Shoulda", 2019.
+Roads that M samples are easier than real ones: M samples each dimension of z independently, so that the first signs of
+a bend seldom agree and vanish. The recorded steps after a start contain real bends. Abduction infers the noise with
+which M would have drawn the recorded latents. A dream with this noise follows the record if C acts as recorded; with
+other actions it goes where M predicts that they lead on that road. This is the counterfactual of Buesing et al.,
+"Woulda, Coulda, Shoulda", 2019.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from wm.memory.mdnrnn import MDNRNN, abduct
 from wm.store.latents import LatentEpisode
 
 LARGEST = 6.0
-"""Recorded noise is cut there, in standard deviations: what M held for impossible says nothing of another moment."""
+"""Clip of inferred noise, in standard deviations: an event that M held impossible says nothing about other actions."""
 
 
 @dataclass(frozen=True)
 class DreamNoise:
-    """What all candidates of a generation dream under: the same starts and the same noise.
+    """The starts and the noise of S dreams, shared by all candidates of a generation.
 
-    So two candidates differ by what they do and not by their luck, and the noise is drawn once for all.
+    Common random numbers: two candidates differ by their actions and not by chance, and the noise is drawn only once.
 
     Attributes:
         starts: i64[S], numbers of the starts.
-        uniform: f32[T,S,Z] in [0, 1).
+        uniform: f32[T,S,Z] in [0, 1), chooses the mixture components.
         noise: f32[T,S,Z], standard normal.
-        head_mask: f32[S,H], factors on the h that M's heads see, the same at all steps of a dream; None: no dropout.
-        members: i64[S], which M of the ensemble each dream is drawn by, 0 the run's own; those of one M are neighbours.
+        head_mask: f32[S,H], factors on the h that M's heads read, the same at all steps of a dream; None: no dropout.
+        members: i64[S], ascending: the M of the ensemble that draws each dream, 0 for the run's own.
     """
 
     starts: NDArray[np.int64]
@@ -49,10 +49,17 @@ class DreamNoise:
 def draw_noise(
     rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Dreamer, dropout: float, members: int
 ) -> DreamNoise:
-    """Draws `dreams` of `pool` starts, different ones while there are enough, and `horizon` steps of noise.
+    """Draws the starts and the noise of a generation.
 
-    Then the dropout, and which of the `members` M's draws which dreams: each as many as any other, up to one. The
-    starts are in random order, so the first of them may go to the first M.
+    Args:
+        rng: Source of all draws, in this order: starts, uniform, noise, head mask, members.
+        pool: Number of starts to choose from; the chosen ones are different if there are enough.
+        dreams: S, number of dreams.
+        horizon: T, steps per dream.
+        model: M, for the sizes Z and H.
+        dropout: Probability that a unit of h is masked, in [0, 1).
+        members: Number of M's. Each draws the same number of dreams, up to one. Neighbouring dreams share an M, which
+            is fair since the starts are in random order.
     """
     return DreamNoise(
         rng.choice(pool, dreams, replace=dreams > pool),
@@ -68,12 +75,12 @@ def draw_noise(
 
 @dataclass(frozen=True)
 class Record:
-    """What chance did after each of N starts, as one M sees it.
+    """The inferred noise of the recorded steps after each of N starts, for one M.
 
     Attributes:
         uniform: f32[T,N,Z] in [0, 1).
         noise: f32[T,N,Z], in standard deviations.
-        steps: i64[N], of how many of the T steps there is a record.
+        steps: i64[N], how many of the T steps are recorded.
     """
 
     uniform: NDArray[np.float32]
@@ -82,7 +89,7 @@ class Record:
 
 
 def empty_record(starts: int, horizon: int, z: int) -> Record:
-    """No step of any start, for `fill_record`."""
+    """A record without any steps, to be filled by `fill_record`."""
     shape = (horizon, starts, z)
     return Record(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(starts, np.int64))
 
@@ -96,20 +103,20 @@ def fill_record(
     steps: NDArray[np.int64],
     seed: int = 0,
 ) -> None:
-    """Writes the starts of one episode.
+    """Infers the noise after all starts in one episode and writes it into `record`.
 
     Args:
-        record: Of all starts.
+        record: The record of all starts; it is changed in place.
         model: M.
-        episode: The episode. What counts is V's mean, as for the agent.
-        here: bool[N], which of the starts are moments of it.
-        steps: i64[N], how many steps came before each start.
-        seed: Seed of which component a z came from, which can only be guessed.
+        episode: The episode. z is V's mean, as for the agent.
+        here: bool[N], which of the starts are in this episode.
+        steps: i64[N], number of recorded steps before each start.
+        seed: Seed of the mixture components, which can only be sampled from their posterior.
     """
     generator = torch.Generator().manual_seed(seed)
-    mu = torch.from_numpy(episode.mu)[None]
+    mu = torch.from_numpy(episode.mu)[None]  # [1,T+1,Z]
     prediction, _ = model(mu[:, :-1], torch.from_numpy(episode.actions)[None])
-    uniform, noise = (each[0].numpy() for each in abduct(prediction, mu[:, 1:], generator))
+    uniform, noise = (each[0].numpy() for each in abduct(prediction, mu[:, 1:], generator))  # [T,Z] each
     noise = noise.clip(-LARGEST, LARGEST)
     for n in np.flatnonzero(here).tolist():
         known = slice(steps[n], steps[n] + len(record.noise))
@@ -119,17 +126,17 @@ def fill_record(
 
 
 def use_recorded(dream_noise: DreamNoise, records: Sequence[Record]) -> DreamNoise:
-    """A dream_noise with the chance of the record, and with its own where there is none.
+    """Replaces drawn noise by recorded noise, as far as the records go.
 
     Args:
-        dream_noise: As it was drawn.
+        dream_noise: The drawn noise; it stays as it is.
         records: One for each M of the ensemble.
     """
     uniform, noise = dream_noise.uniform.copy(), dream_noise.noise.copy()
     for member, record in enumerate(records):
         dreams = np.flatnonzero(dream_noise.members == member)
         starts = dream_noise.starts[dreams]
-        known = (np.arange(len(noise))[:, None] < record.steps[starts])[..., None]
+        known = (np.arange(len(noise))[:, None] < record.steps[starts])[..., None]  # [T,S,1]
         uniform[:, dreams] = np.where(known, record.uniform[: len(noise), starts], uniform[:, dreams])
         noise[:, dreams] = np.where(known, record.noise[: len(noise), starts], noise[:, dreams])
     return replace(dream_noise, uniform=uniform, noise=noise)

@@ -1,7 +1,7 @@
-"""The command line that all stages share: typed arguments by tyro, errors as one sentence, exit codes.
+"""The command line of all stages: typed arguments by tyro, errors as one sentence, exit codes.
 
-A stage's arguments are the common ones below and every field of its own config dataclass, whose defaults are
-those of the preset: `python -m stages.vae --help --preset paper` shows them all.
+A stage's arguments are the common ones below and the fields of its config dataclass. The defaults are those of the
+preset: `python -m stages.vae --help --preset paper` shows them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wm.run import LOCKS, UNWRITABLE, MachineError, UserError, writing
 from wm.signals import EXIT_CODE, Interrupted, farewell, ignore, unwind
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
-"""What RuntimeErrors, torch's and Python's, say where others raise a MemoryError."""
+"""Messages of RuntimeErrors (torch's and Python's) that mean the same as a MemoryError."""
 
 Sizes = TypeVar("Sizes")
 """A stage's config dataclass."""
@@ -54,7 +54,7 @@ class Common:
     """Delete this stage's earlier results in the run folder and start again."""
 
     def config(self) -> Config:
-        """The preset's sizes; UserError when there is no such environment or preset."""
+        """The preset's config; UserError when the environment or the preset is unknown."""
         if self.env not in PRESETS:
             raise UserError(f"--env {self.env} has no presets: choose one of {', '.join(PRESETS)}.")
         if self.preset not in PRESETS[self.env]:
@@ -62,7 +62,7 @@ class Common:
         return PRESETS[self.env][self.preset]
 
     def elsewhere(self, folder: Path) -> dict[str, object]:
-        """The options that `call_stage` gives another stage to work alike in another run folder."""
+        """The same common options for another run folder, as `call_stage` takes them."""
         return {"run": folder, "preset": self.preset, "env": self.env, "workers": self.workers, "seed": self.seed}
 
 
@@ -70,14 +70,14 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     """Parses a stage's command line.
 
     Args:
-        config_of: Takes the stage's own config dataclass out of a preset.
+        config_of: Gives the stage's config dataclass of a preset.
         description: The first line of --help.
         argv: Arguments without the program's name.
 
     Returns:
-        The common arguments and the stage's config, with what the command line changed in it.
+        The common arguments, and the stage's config with the values of the command line.
     """
-    # The preset gives the defaults of the fields, so it is looked for first.
+    # The preset gives the defaults of the fields, so it is parsed first.
     wanted = Common(
         run=Path(),
         preset=_option(argv, "--preset", Common.preset),
@@ -100,12 +100,12 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
 
 
 def stage_config(given: Any, kind: type[Sizes]) -> Sizes:
-    """The part of a stage's arguments that its config dataclass `kind` has, which is what is recorded and compared."""
+    """The config dataclass `kind` out of a stage's arguments; the manifest records this part and compares it."""
     return kind(**{f.name: getattr(given, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
 def _first_paragraph(panel: str) -> str:
-    """What one of tyro's error panels says between its title and its first rule, in one line."""
+    """The text of one of tyro's error panels between its title and its first rule, in one line."""
     frame = "─│╭╮╰╯-|+ "  # the last three where the terminal knows ASCII only
     below_title = dropwhile(lambda line: not line.strip(frame), panel.splitlines()[1:])
     said = takewhile(lambda line: line.strip(frame), below_title)
@@ -113,15 +113,15 @@ def _first_paragraph(panel: str) -> str:
 
 
 def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[str] = ()) -> None:
-    """Runs another stage, as a process of its own, to its end.
+    """Runs another stage in its own process and waits for its end.
 
     Args:
         stage: Its name.
-        options: Values by the names of its options, without dashes.
-        arguments: What follows them on its command line.
+        options: Values by option name, without dashes.
+        arguments: Further arguments of its command line.
 
     Raises:
-        UserError: It left with an exit code; it has said why itself.
+        UserError: It ended with an error code; it has printed the reason.
         MachineError: It was killed or interrupted.
     """
     command = [sys.executable, "-m", f"stages.{stage}"]
@@ -131,11 +131,11 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
             code = process.wait()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
-                # A terminal has sent it to the stage, too, and a second signal might meet it while it saves.
+                # The terminal has sent Ctrl-C to the stage, too; a second signal could interrupt its saving.
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=2)
-            process.terminate()  # it saves, as for anybody else
-            with suppress(subprocess.TimeoutExpired):  # while it does, the folder is not free for the same command
+            process.terminate()  # the stage saves its state on SIGTERM
+            with suppress(subprocess.TimeoutExpired):  # the folder stays locked until it has saved
                 process.wait(timeout=30)
             raise
     if code == EXIT_CODE:
@@ -149,10 +149,10 @@ def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[st
 
 
 def split_options(option: str, text: str) -> list[str]:
-    """The options of another stage that `option` was given as one text.
+    """Splits the text of `option` into the options of another stage.
 
     Raises:
-        UserError: Its quotes do not match, or it has options that are common to all stages.
+        UserError: The quotes do not match, or the text has options that are common to all stages.
     """
     try:
         found = shlex.split(text)
@@ -166,7 +166,7 @@ def split_options(option: str, text: str) -> list[str]:
 
 
 def check_bounds(config: Any) -> None:
-    """UserError when a number of a config dataclass is outside of its `BOUNDS`, or no number at all."""
+    """UserError when a number of a config dataclass is outside its `BOUNDS`, or nan."""
     for f in fields(config):
         least, most = BOUNDS.get(f.name, (-math.inf, math.inf))
         value = getattr(config, f.name)
@@ -183,7 +183,7 @@ def _option(argv: list[str], name: str, default: str) -> str:
             found = following
         elif argument.startswith(name + "="):
             found = argument.split("=", 1)[1]
-    return found  # the last one counts, as for tyro
+    return found  # the last one wins, as with tyro
 
 
 def _check(common: Common) -> None:
@@ -194,17 +194,16 @@ def _check(common: Common) -> None:
 
 
 def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
-    """Runs a stage's main(argv) and leaves with its exit code.
+    """Runs a stage's main(argv) and exits with its exit code.
 
-    0: done; 2: the user can mend it (one sentence); 130: interrupted, or nobody reads what it says
-    any more: the same command goes on. Anything else
-    is a defect of ours and shows its traceback.
+    0: done. 2: an error that the user can correct, in one sentence. 130: interrupted, or the reader of its output has
+    left; the same command resumes. Any other error is a defect of this project and shows its traceback.
     """
     unwind()
     threading.excepthook = _say_of_thread
     code = 0
     try:
-        with writing(None):  # for what writes past `wm.run.atomic`
+        with writing(None):  # for writes that do not go through `wm.run.atomic`
             main(sys.argv[1:])
             sys.stdout.flush()
     except UserError as error:
@@ -229,14 +228,14 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
 
 
 def _is_want(error: MemoryError | RuntimeError | OSError) -> bool:
-    """Whether the machine has had no memory, process or thread to give."""
+    """Whether an error means that the machine had no memory, process or thread left."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOMEM, errno.EAGAIN)
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _unread() -> bool:
-    """Whether whoever read our output has left, as `| head` does; what is still to be said is then dropped."""
+    """Whether the reader of the output has closed it, as `| head` does; further output is then dropped."""
     watched = select.poll()
     for stream in (sys.stdout, sys.stderr):
         watched.register(stream.fileno(), 0)
@@ -247,6 +246,6 @@ def _unread() -> bool:
 
 
 def _say_of_thread(failed: threading.ExceptHookArgs) -> None:
-    """Leaves a refusal to write, in TensorBoard's own thread, to the main one, which meets it at its next line."""
+    """Ignores a refusal to write in TensorBoard's thread; the main thread meets it at its next line of metrics."""
     if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in UNWRITABLE):
         threading.__excepthook__(failed)

@@ -1,4 +1,4 @@
-"""Collection of rollouts: what a worker does, and what is missing in a folder."""
+"""Collection of rollouts: the work of a worker, and the check of the episodes in a folder."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from wm.vision.encoder import Encoder
 
 @dataclass(frozen=True)
 class Driver:
-    """A controller that drives episodes, and how it is disturbed.
+    """A controller that drives episodes, and its disturbances.
 
     Attributes:
         models: The V and M that it acts on.
         theta: f32[3·(F+1)], its weights.
-        bursts: Chance a step that a burst of brownian actions begins.
-        spread: Standard deviation of what is added to the weights in every second episode, on features minus `centre`.
-        centre: f64[F], a mean of [z; h]; it is not looked at without spread.
+        bursts: Probability per step that a burst of brownian actions begins.
+        spread: Standard deviation of Gaussian noise on the weights in every second episode, for features minus
+            `centre`.
+        centre: f64[F], a mean of [z; h]; unused without spread.
     """
 
     models: Models
@@ -44,11 +45,11 @@ class Driver:
     centre: NDArray[np.float64]
 
     def drawn(self, index: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """The weights that drive the episode of an index."""
+        """The weights f32[3·(F+1)] that drive the episode with this index."""
         if not self.spread or index % 2 == 0:
             return self.theta
         basis = centred_basis(self.centre)
-        away = basis.express(rng.normal(0, self.spread, basis.weights))  # it is linear
+        away = basis.express(rng.normal(0, self.spread, basis.weights))  # `express` is linear
         return (self.theta + away).astype(np.float32)
 
 
@@ -65,15 +66,15 @@ def make_collector(
 
     Args:
         env_id: Gymnasium id.
-        policy: A name of `wm.policies`, of a policy or a mixture.
-        max_steps: Longest episode.
+        policy: Name of a policy or a mixture in `wm.policies`.
+        max_steps: Maximum length of an episode.
         seed: The run's seed.
-        folder: Where the shards go.
-        cut_after: Give an episode up after so many steps without a reward; 0: never.
-        driver: Who drives the episodes from index `DRIVEN_FROM` on.
+        folder: Folder of the shards.
+        cut_after: End an episode after this many steps without a positive reward; 0: never.
+        driver: The controller that drives the episodes from index `DRIVEN_FROM` on.
 
     Returns:
-        The function that takes episode indices, writes them as one shard, and returns its number of steps.
+        A function that plays the episodes of given indices, writes them as one shard, and returns the number of steps.
     """
     env = make_env(env_id)
     made = dict[str, Policy]()
@@ -82,7 +83,7 @@ def make_collector(
     tracks = track_seeds(COLLECT_SEEDS, seed)
 
     def record(index: int) -> Episode:
-        # All that is random in an episode comes from (seed, index), whoever records it and when.
+        # All randomness of an episode comes from (seed, index), whichever worker records it.
         rng = np.random.default_rng([seed, index])
         name = choose(policy, rng) if index < DRIVEN_FROM else Driven.name
         if name == Driven.name:
@@ -123,7 +124,7 @@ def record_episode(
     cut_after: int = 0,
     rng: np.random.Generator,
 ) -> Episode:
-    """Plays one episode and keeps all of it, as truncated if it was given up; the record says `name` of the policy."""
+    """Plays and records one episode, with `name` as the name of its policy; a cut episode counts as truncated."""
     assert env.spec is not None
     steps, on_road = [], 0
     for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng, cut_after=cut_after):
@@ -145,7 +146,7 @@ def record_episode(
 
 
 def has_road(env: gym.Env[Any, Any]) -> bool:
-    """Whether this is a CarRacing."""
+    """Whether the environment is a CarRacing."""
     return hasattr(env.unwrapped, "road")
 
 

@@ -1,4 +1,4 @@
-"""The dream of a run: where it starts, its world as an environment, and whole populations dreaming at once."""
+"""The dream of a run: its starts, its environment, and the scoring of whole populations in it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from wm.vision.vae import VAE, as_frames, load_vae
 Array = NDArray[np.float64]
 
 SCORE_STEPS = 1000
-"""Dreams are scored for so many steps, the length of a real episode, however long they are."""
+"""Scores are scaled to this many steps, the length of a real episode, whatever the horizon is."""
 
 BLOCK_ROWS = 512
-"""Dreams that one CPU thread holds at a time: their gates fit its cache."""
+"""Dreams per block of one CPU thread, so that their LSTM gates fit its cache."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Networks:
     Attributes:
         vae: V.
         mdnrnn: M.
-        validation: Share of the episodes that M was not trained on.
+        validation: Fraction of the episodes that M was not trained on, 0 to 1.
         made_from: Hashes of vae.pt and mdnrnn.pt.
-        earlier: Numbers of episodes in earlier rounds, which that share was taken of, too.
+        earlier: Number of episodes in each earlier round, for the same split as in M's training.
     """
 
     vae: VAE
@@ -58,7 +58,7 @@ class Networks:
 
 
 def load_networks(run: Run) -> Networks:
-    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or made from another one."""
+    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or does not fit the other."""
     vae, _ = load_vae(run.vae)
     mdnrnn, meta = load_mdnrnn(run.mdnrnn)
     made_from = {"vae.pt": file_hash(run.vae)}
@@ -78,10 +78,10 @@ def load_networks(run: Run) -> Networks:
 
 
 def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
-    """The starts of a run: of starts.npz if that is there, else drawn from latents.h5; nothing is written.
+    """The starts of a run: from starts.npz if it exists, else drawn from latents.h5. Nothing is written.
 
     Raises:
-        UserError: Neither file is there, or one is damaged, does not fit V and M, or has no moment to start at.
+        UserError: Both files are missing, or one is damaged, does not fit V and M, or has no moment to start at.
     """
     if run.starts.exists() or not run.latents.exists():
         return given_starts(run, networks)
@@ -89,14 +89,14 @@ def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
 
 
 def given_starts(run: Run, networks: Networks) -> Starts:
-    """Those of starts.npz; UserError when it is missing, damaged or does not fit V and M."""
+    """Reads starts.npz; UserError when it is missing, damaged or does not fit V and M."""
     starts = load_starts(run.starts)
     check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
     return starts
 
 
 def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
-    """Starts drawn from the episodes of latents.h5 that M was trained on; UserError as for `find_starts`."""
+    """Draws starts from M's training episodes in latents.h5; UserError as for `find_starts`."""
     latents, training, _ = split_latents(run, networks)
     return draw_starts(
         latents,
@@ -105,16 +105,19 @@ def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
         count=config.starts,
         after=config.start_after,
         near=config.start_near,
-        # Among the last few none may have ended, and M, which knows of ends, would dream free ones.
+        # From all episodes: the newest may contain no termination, and a dreamt one would then cost nothing.
         rewarded=training,
     )
 
 
 def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int64], NDArray[np.int64]]:
-    """latents.h5, and the places of M's training and validation episodes in it.
+    """Opens latents.h5 and splits it.
+
+    Returns:
+        The latents, and the places i64[N] of M's training and validation episodes.
 
     Raises:
-        UserError: It is missing, damaged or made from another V.
+        UserError: latents.h5 is missing, damaged or made from another V.
     """
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": networks.made_from["vae.pt"]}, stage="mdnrnn")
@@ -133,20 +136,20 @@ def draw_starts(
     rewarded: NDArray[np.int64],
     seed: int = 0,
 ) -> Starts:
-    """Draws moments of recorded episodes, each as likely as any other, and warms M up over all real steps before.
+    """Draws moments of recorded episodes uniformly and warms M up over all real steps before each.
 
     Args:
-        latents: The record.
-        episodes: Places of the episodes to draw from.
+        latents: The recorded episodes.
+        episodes: i64[N], places of the episodes to draw from.
         networks: V and M.
         count: Number of starts, >= 1.
-        after: Steps before the first moment of an episode that can be drawn; the last moment cannot.
-        near: Steps around a moment within which the record touches a new tile, if it ever does; 0: any moment.
-        rewarded: Places of the episodes whose mean rewards are kept beside.
+        after: Minimum number of steps before a moment. The last moment of an episode is never drawn.
+        near: A moment has a new tile within this many steps before or after it; 0, or no such moment: any moment.
+        rewarded: i64[N], places of the episodes whose mean rewards are stored with the starts.
         seed: Seed of the choice.
 
     Raises:
-        UserError: No episode is that long.
+        UserError: No episode is longer than `after`.
     """
     possible = moments(latents, episodes, after, near)
     if near and not len(possible):
@@ -166,7 +169,7 @@ def draw_starts(
         episode = latents.episode(episodes[n])
         wanted = steps[nth == n]
         found.append((episode.mu[wanted], *warm_up(cell, episode, wanted)))
-    # Rounded as on disk, so that drawn and read starts are the same.
+    # Rounded to float16 as on disk, so that drawn starts equal saved ones. [N,Z] and twice [N,H]
     z, h, c = (np.concatenate(part).astype(np.float16).astype(np.float32) for part in zip(*found, strict=True))
     return Starts(
         z=z,
@@ -180,12 +183,12 @@ def draw_starts(
 
 
 def moments(latents: Latents, episodes: NDArray[np.int64], after: int, near: int) -> NDArray[np.int64]:
-    """All moments that `draw_starts` draws from, i64[N,2]: which of the episodes, and its steps until then."""
+    """All moments that `draw_starts` draws from, i64[N,2]: position in `episodes`, and steps before the moment."""
     found = []
     for n, place in enumerate(episodes.tolist()):
         steps = np.arange(after, latents.table["length"][place])
         if near:
-            touched = np.flatnonzero(latents.episode(place).rewards > 0)  # in the step from this moment to the next
+            touched = np.flatnonzero(latents.episode(place).rewards > 0)  # step t leads from moment t to t + 1
             first, last = (np.searchsorted(touched, steps + shift) for shift in (-near, near))
             steps = steps[last > first]
         found.append(np.stack([np.full(len(steps), n), steps], axis=1))
@@ -193,7 +196,7 @@ def moments(latents: Latents, episodes: NDArray[np.int64], after: int, near: int
 
 
 def make_cell(model: MDNRNN) -> LSTMCell:
-    """M's LSTM as the agent runs it."""
+    """M's LSTM in numpy, as the agent runs it."""
     weights = {name: value.numpy() for name, value in model.state_dict().items() if name.startswith("lstm.")}
     return LSTMCell(weights)
 
@@ -201,7 +204,16 @@ def make_cell(model: MDNRNN) -> LSTMCell:
 def warm_up(
     cell: LSTMCell, episode: LatentEpisode, steps: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """M's (h, c), each f32[len(steps), H], after so many steps of an episode, as the agent sees it: z is V's mean."""
+    """Runs M over an episode as the agent does (z is V's mean).
+
+    Args:
+        cell: M's LSTM.
+        episode: The recorded episode.
+        steps: i64[N], numbers of steps.
+
+    Returns:
+        (h, c), each f32[N,H], after each of these numbers of steps.
+    """
     state = cell.initial()
     states = [state]
     for z, action in zip(episode.mu[: steps.max()], episode.actions, strict=False):
@@ -212,9 +224,9 @@ def warm_up(
 
 
 def mean_rewards(latents: Latents, episodes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """f32[3]: what recorded steps earned that touched no tile, touched one, or terminated the episode.
+    """f32[3]: mean reward of recorded steps that touch no tile, touch one, or terminate the episode.
 
-    Where there were none, what touched no tile stands in.
+    A kind without any step gets the mean of the first kind.
     """
     sums, counts = np.zeros(3), np.zeros(3)
     for place in episodes.tolist():
@@ -231,12 +243,12 @@ def mean_rewards(latents: Latents, episodes: NDArray[np.int64]) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class Member:
-    """Another M that dreams along.
+    """A further M of an ensemble.
 
     Attributes:
-        model: M, of the sizes of the run's own.
-        h: f32[N,H], its outputs at the run's N starts.
-        c: f32[N,H], its cells there.
+        model: M, with the same sizes as the run's own.
+        h: f32[N,H], its recurrent output at the run's N starts.
+        c: f32[N,H], its LSTM cell there.
     """
 
     model: MDNRNN
@@ -249,12 +261,12 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
 
     Args:
         folders: Run folders whose M was trained on the same V.
-        run: The run, for its record.
+        run: The run, for its latents.h5.
         networks: Its V and M.
         starts: Its starts.
 
     Raises:
-        UserError: One of the M's is missing, damaged, of another V, of other sizes or named twice; or the record is
+        UserError: One of the M's is missing, damaged, of another V, of other sizes or given twice; or latents.h5 is
             missing or lacks a start.
     """
     members: list[Member] = []
@@ -285,7 +297,7 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
 def remembered(
     model: MDNRNN, run: Run, networks: Networks, starts: Starts
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """An M's (h, c) at the starts of a run, each f32[N,H], rounded as those of its own are on disk.
+    """An M's (h, c) at the starts of a run, each f32[N,H], rounded to float16 like the run's own on disk.
 
     Raises:
         UserError: latents.h5 is missing, damaged, of another V, or has no such moments.
@@ -300,7 +312,7 @@ def remembered(
 def recorded_episodes(
     run: Run, networks: Networks, starts: Starts
 ) -> Iterator[tuple[LatentEpisode, NDArray[np.bool_]]]:
-    """The episodes that starts are moments of, one after the other, and which of the starts, bool[N].
+    """Yields the recorded episodes that contain starts, each with a mask bool[N] of the starts in it.
 
     Raises:
         UserError: latents.h5 is missing, damaged, of another V, or has no such moments.
@@ -318,7 +330,7 @@ def recorded_episodes(
 
 
 def load_records(run: Run, networks: Networks, starts: Starts, others: Sequence[Member], horizon: int) -> list[Record]:
-    """What chance did after the starts, as the run's own M and then each of the others sees it.
+    """The inferred noise after the starts: a record for the run's own M, then one for each of the others.
 
     Raises:
         UserError: As for `recorded_episodes`.
@@ -331,14 +343,17 @@ def load_records(run: Run, networks: Networks, starts: Starts, others: Sequence[
 
 
 def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> tuple[Value, float]:
-    """What states are worth, fitted to the run's record, its last episodes if those are `fresh`; as `fit_value`.
+    """Fits the value to the run's recorded episodes, or to the newest `config.fresh`.
+
+    Returns:
+        As `fit_value`: the network, and R² on held-out returns (nan without any).
 
     Raises:
-        UserError: latents.h5 is missing, damaged or of another V, or too short.
+        UserError: latents.h5 is missing, damaged or of another V, or its episodes are too short.
     """
     latents, training, held_out = split_latents(run, networks)
     training = training[-config.fresh :]
-    held_out = held_out[held_out > training[0]]  # what slow cars earned is no test of what fast ones do
+    held_out = held_out[held_out > training[0]]  # returns of slow cars would not test the value of fast ones
     episodes = [map(latents.episode, part.tolist()) for part in (training, held_out)]
     try:
         return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
@@ -361,20 +376,20 @@ def make_dream_env(
     dropout: float = DreamConfig.dropout,
     render_mode: str | None = None,
 ) -> DreamEnv:
-    """One dream of a run; what `gymnasium.make("wm/Dream-v0", run=...)` calls.
+    """Makes the dream environment of a run; the entry point of `gymnasium.make("wm/Dream-v0", run=...)`.
 
     Args:
         run: A run folder with V, M and starts.npz or latents.h5.
-        temperature: tau > 0 of what M draws; less makes the dream more certain.
-        horizon: Steps after which a dream is truncated.
-        start: Number of the start that every dream begins at; None draws one each time.
-        observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
-        dropout: Chance that M's heads do not see a unit of h in a dream, the same ones from its first step to its last.
-        render_mode: "rgb_array", or None.
+        temperature: tau > 0 of M's samples (paper, section 4); less makes the dream more certain.
+        horizon: Steps after which an episode is truncated, >= 1.
+        start: Number of the start of every episode; None: drawn for each episode.
+        observe: "features": [z, h] f32[Z+H]. "pixels": decoded frames u8[64,64,3].
+        dropout: Probability that a unit of h is hidden from M's heads in an episode, in [0, 1).
+        render_mode: "rgb_array" or None.
 
     Raises:
-        UserError: The folder lacks something, or what is in it does not fit together.
-        ValueError: An option makes no sense.
+        UserError: A file in the folder is missing, or the files do not fit together.
+        ValueError: An option is out of range.
     """
     world = load_world(Run(run), temperature)
     return DreamEnv(world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode)
@@ -391,9 +406,9 @@ def make_dream_vector_env(
     dropout: float = DreamConfig.dropout,
     render_mode: str | None = None,
 ) -> DreamVectorEnv:
-    """Many dreams of a run as one batch of M; what `gymnasium.make_vec("wm/Dream-v0", num_envs, run=...)` calls.
+    """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`.
 
-    `num_envs` is the number of dreams, the other arguments are those of `make_dream_env`.
+    `num_envs` is N; the other arguments and the errors are those of `make_dream_env`.
     """
     world = load_world(Run(run), temperature)
     return DreamVectorEnv(
@@ -402,13 +417,13 @@ def make_dream_vector_env(
 
 
 def load_world(run: Run, temperature: float) -> World:
-    """What the dream environments of a run are handed, on the CPU."""
+    """The world of a run's dream environments, on the CPU; UserError as for `find_starts`."""
     networks = load_networks(run)
     return make_world(networks, find_starts(run, networks, DreamConfig()), temperature)
 
 
 def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
-    """The world of given starts, on the CPU; ValueError for a temperature that is none."""
+    """The world of given starts, on the CPU; ValueError when the temperature is not above 0 and finite."""
     dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
 
     @torch.inference_mode()
@@ -430,7 +445,7 @@ def make_dreamer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Dreamer:
-    """M dreaming, paid as the recorded steps were."""
+    """M's dreamer with the mean rewards of the recorded steps."""
     miss, hit, _ = starts.rewards.tolist()
     return Dreamer(model, miss=miss, hit=hit, temperature=temperature, device=device, dtype=dtype)
 
@@ -440,16 +455,17 @@ def make_dreamer(
 
 @dataclass(frozen=True)
 class _Scene:
-    """A dream_noise as the dreams of a block need it, of S dreams.
+    """Starts and noise of S dreams on the device.
 
     Attributes:
-        z: f32[S,Z], where they begin.
-        states: (h, c) of each M in the dreams in which it runs.
+        z: f32[S,Z], latents at the starts.
+        states: (h, c) of each M, each f32[s,H] in the s dreams in which it runs.
         uniform: f32[T,S,Z].
         noise: f32[T,S,Z].
         head_mask: f32[S,H], or None.
-        parts: The dreams that each M draws.
-        runs: The dreams in which it runs, all of them or only its part: the run's own in all, since C reads it.
+        parts: For each M the dreams that it draws.
+        runs: For each M the dreams in which it runs: all, or only its part. The run's own M runs in all, since C reads
+            its h.
     """
 
     z: Tensor
@@ -462,14 +478,14 @@ class _Scene:
 
 
 class Population:
-    """Scores many controllers in dreams: candidates × starts in one batch, each candidate with weights of its own.
+    """Scores a population in dreams: candidates × starts in one batch, each candidate with its own weights.
 
-    On a CPU the batch is cut into blocks of a size that does not depend on the number of threads, each computed by one
-    thread from its first step to its last: threads then need not wait for one another after each of the thirty
-    operations of a step, and the scores do not depend on their number. The caller has torch compute on one thread.
+    On a CPU the batch is cut into blocks whose size does not depend on the number of threads. One thread computes a
+    block from its first step to its last. So threads do not wait for one another after each of the thirty operations
+    of a step, and the scores do not depend on the number of threads. The caller sets torch to one thread.
 
     Attributes:
-        dtype: Of the products of matrices.
+        dtype: Type of the matrix products.
     """
 
     def __init__(
@@ -490,14 +506,14 @@ class Population:
         Args:
             model: M.
             starts: The pool of starts.
-            config: Temperature, dropout, horizon, unpaid steps and dreams a candidate.
-            others: The rest of an ensemble. C reads M's memory in all dreams; what draws z and says what is paid is one
-                of them all in each dream.
-            records: For noise that is recorded, what chance did after the starts, for the model and each of the others.
-            value: Says what the config's `value` steps after a dream would earn.
+            config: Temperature, dropout, horizon, unpaid steps and dreams per candidate.
+            others: The further M's of an ensemble. C always reads the h of `model`. In each dream one M of all draws z
+                and predicts reward and termination.
+            records: For recorded noise: the inferred noise after the starts, for `model` and each of the others.
+            value: Estimates the return of the config's `value` steps after a dream.
             threads: CPU threads, >= 1.
             device: Where to dream.
-            dtype: Of the products of matrices; None: bfloat16 where that is fast, else float32.
+            dtype: Type of the matrix products; None: bfloat16 where it is fast, else float32.
         """
         self._device = torch.device(device)
         self.dtype = dtype or (torch.bfloat16 if has_fast_bf16(self._device) else torch.float32)
@@ -515,7 +531,7 @@ class Population:
         self._value = None if value is None else value.to(self._device)
 
     def draw_noise(self, *seed: int, dreams: int | None = None) -> DreamNoise:
-        """What follows from `seed`, for the config's number of dreams or another one."""
+        """Draws starts and noise as a function of `seed`, for `dreams` dreams (default: the config's number)."""
         dreams = self._config.dreams if dreams is None else dreams
         rng, config = np.random.default_rng(seed), self._config
         members = len(self._members)
@@ -523,17 +539,17 @@ class Population:
         return use_recorded(dream_noise, self._records) if self._records else dream_noise
 
     def score(self, thetas: Array, dream_noise: DreamNoise, disagreement: float = 0.0) -> Array:
-        """Lets each candidate dream from each start of the dream_noise.
+        """Scores each candidate in a dream from each start.
 
-        A score is the expected return: rewards and terminations enter by their probabilities, so that only what M draws
-        for z is random. The first `unpaid` steps earn nothing. What the others earn, and the value of where the dream
-        ends, is given for 1000 steps.
+        The score is the expected return: rewards and terminations enter by their probabilities, so that only z is
+        random. The first `unpaid` steps are not scored. The return of the other steps, plus the value of the last
+        state, is scaled to 1000 steps.
 
         Args:
             thetas: f64[P,N], flat weights.
-            dream_noise: What all of them dream under.
-            disagreement: What a paid step costs for each unit by which the ensemble disagrees about the next z: the
-                variance over its M's of their mixtures' means, a mean over dimensions. All are fed the same z and a.
+            dream_noise: Starts and noise, the same for all candidates.
+            disagreement: Penalty in points per scored step and unit of disagreement: the variance over the M's of the
+                mean of the next z, averaged over dimensions. All M's read the same z and a.
 
         Returns:
             f64[P], means over the starts.
@@ -550,7 +566,7 @@ class Population:
             try:
                 returns = torch.cat(list(threads.map(block, weights.split(size))))
             except BaseException:
-                left.set()  # a signal: nobody waits for these dreams any more, and the executor would
+                left.set()  # on a signal: the blocks must stop, since the executor waits for them
                 raise
         config = self._config
         paid = config.horizon - config.unpaid + (config.value if self._value else 0)
@@ -577,45 +593,47 @@ class Population:
 
     @torch.inference_mode()
     def _dream(self, theta: Tensor, scene: _Scene, disagreement: float, left: Event) -> Tensor:
-        """The returns f32[P,S] of P candidates from S starts; not to their ends once `left` is set."""
+        """Returns f32[P,S] of P candidates from S starts; it stops early once `left` is set."""
         candidates, features = len(theta), self._members[0].z + self._members[0].hidden
-        weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)
-        bias = theta[:, None, ACTIONS * features :]
-        z = scene.z.expand(candidates, *scene.z.shape)
-        states = [(h.expand(candidates, *h.shape), c.expand(candidates, *c.shape)) for h, c in scene.states]
-        total = torch.zeros(z.shape[:2], device=z.device)
+        weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)  # [P,F,A]
+        bias = theta[:, None, ACTIONS * features :]  # [P,1,A]
+        z = scene.z.expand(candidates, *scene.z.shape)  # [P,S,Z]
+        states = [  # [P,S,H] each, of an M that runs in all dreams
+            (h.expand(candidates, *h.shape), c.expand(candidates, *c.shape)) for h, c in scene.states
+        ]
+        total = torch.zeros(z.shape[:2], device=z.device)  # [P,S]
         alive = torch.ones_like(total)
         end = torch.full_like(total, self._end)
         for t in range(self._config.horizon):
             if left.is_set():
                 break
-            action = squash(torch.baddbmm(bias, torch.cat([z, states[0][0]], -1), weights))
+            action = squash(torch.baddbmm(bias, torch.cat([z, states[0][0]], -1), weights))  # [P,S,F] to [P,S,A]
             paid = t >= self._config.unpaid
             drawn, means = [], []
             for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
                 h, _ = states[m] = member.remember(z[:, runs], *states[m], action[:, runs])
-                own = part if runs == slice(None) else slice(None)  # its part of those in which it runs
+                own = part if runs == slice(None) else slice(None)  # the dreams that it draws, among those it runs in
                 if paid and disagreement:
-                    raw = member.expect(h, scene.head_mask)
+                    raw = member.expect(h, scene.head_mask)  # [P,S,3KZ+2]
                     means.append(member.mean(raw))
                     raw = raw[:, own]
                 else:
                     raw = member.expect(h[:, own], None if scene.head_mask is None else scene.head_mask[part])
                 drawn.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))
-            z, reward, terminated = (torch.cat(each, 1) for each in zip(*drawn, strict=True))
+            z, reward, terminated = (torch.cat(each, 1) for each in zip(*drawn, strict=True))  # [P,S,Z], [P,S], [P,S]
             if paid:
                 earned = torch.lerp(reward, end, terminated)
                 if disagreement:
-                    earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)
+                    earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)  # [M's,P,S,Z] to [P,S]
                 total += alive * earned
             alive *= 1 - terminated
         if self._value is not None:
-            total += alive * self._value(torch.cat([z, states[0][0]], -1))
+            total += alive * self._value(torch.cat([z, states[0][0]], -1))  # [P,S,F] to [P,S]
         return total
 
 
 def squash(raw: Tensor) -> Tensor:
-    """C's squashing of [...,3], as `wm.controller.linear.LinearController` does it for one: it writes into `raw`."""
+    """Squashes raw actions f32[...,3] in place, as `wm.controller.linear.squash` does for one action."""
     raw.tanh_()
     raw[..., 1].add_(1).mul_(0.5)
     raw[..., 2].clamp_(min=0)

@@ -1,7 +1,7 @@
-"""The evolution loop: ask, evaluate, tell, select, save. The same for real rollouts and for the dream.
+"""The evolution loop for real rollouts and for the dream: ask, evaluate, tell, select, save.
 
-What it keeps apart: the fitness of candidates (on tracks that change every generation, and may be cut short)
-and the score of the distribution mean on fixed selection tracks, by which the kept controller is chosen.
+It separates two numbers: the fitness of candidates, on tracks that change every generation and may be cut short, and
+the score of the distribution mean on fixed selection tracks, which selects the saved controller.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from wm.run import (
 Array = NDArray[np.float64]
 
 Evaluate = Callable[[Array, int], tuple[Array, int]]
-"""(candidates f64[P, N], number of their generation from 1 on) to (fitness f64[P], steps that it took)."""
+"""(candidates f64[P,N], number of the generation, from 1) to (fitness f64[P], number of steps)."""
 Select = Callable[[Array], tuple[Array, int]]
-"""theta f64[N] to (returns f64[tracks] on the selection tracks, environment steps it took)."""
+"""theta f64[N] to (returns f64[tracks] on the selection tracks, number of environment steps)."""
 
 
 @dataclass
 class Evolution:
-    """An evolution under way: all that an exact resume needs."""
+    """The state of an evolution, with all that an exact resume needs."""
 
     es: EvolutionStrategy
     env_steps: int = 0
@@ -57,7 +57,7 @@ class Evolution:
     _PLAIN = ("env_steps", "select_steps", "seconds", "best_score", "best_generation", "made_from")
 
     def save(self, path: Path) -> None:
-        """Writes everything as plain arrays and a JSON string."""
+        """Writes the state as plain arrays and a JSON string."""
         arrays = {f"es_{name}": value for name, value in self.es.state().items()}
         if self.best_theta is not None:
             arrays["best_theta"] = self.best_theta
@@ -69,7 +69,7 @@ class Evolution:
 
     @classmethod
     def load(cls, path: Path) -> Evolution:
-        """Reads what `save` wrote; UserError when it is damaged or this machine cannot go on with it."""
+        """Reads the file of `save`; UserError when it is damaged or cannot be resumed exactly on this machine."""
         try:
             check_archive(path)
             with np.load(path, allow_pickle=False) as file:
@@ -85,14 +85,14 @@ class Evolution:
                 f"{path} cannot be resumed on this machine ({reason}): resume where it began, or redo the stage with "
                 "--restart."
             ) from error
-        except Exception as error:  # whatever a damaged file leads numpy, zipfile or pycma to
+        except Exception as error:  # a damaged file can raise anything in numpy, zipfile or pycma
             check_read(path, error)
             reason = in_short(error)
             raise UserError(f"{path} is damaged ({reason}): redo the stage with --restart.") from error
 
 
 def _check_plain(plain: Mapping[str, Any], theta: Array | None) -> None:
-    """ValueError when these are not an evolution's counts and hashes, and its best weights."""
+    """ValueError unless these are an evolution's counts and hashes, and its best weights."""
     if theta is not None and (theta.dtype.kind != "f" or theta.ndim != 1 or not np.isfinite(theta).all()):
         raise ValueError("its best weights are not a vector of finite numbers")
     for name, value in plain.items():
@@ -101,7 +101,7 @@ def _check_plain(plain: Mapping[str, Any], theta: Array | None) -> None:
 
 
 def check_sizes(config: EvolutionConfig) -> None:
-    """UserError when sizes do not fit one another; each by itself has its `BOUNDS`."""
+    """UserError when sizes do not fit together; `BOUNDS` limits each of them separately."""
     if not config.sigma_min <= config.sigma0 <= config.sigma_max:
         raise UserError("--sigma0 is out of range: give a value from --sigma-min to --sigma-max.")
     if config.es == "openes" and config.popsize % 2:
@@ -109,7 +109,7 @@ def check_sizes(config: EvolutionConfig) -> None:
 
 
 def check_dream(config: DreamConfig) -> None:
-    """`check_sizes`, and those of a dream."""
+    """As `check_sizes`, with the sizes of a dream."""
     check_sizes(config)
     if config.unpaid >= config.horizon or config.start_after < 20:
         raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
@@ -118,7 +118,7 @@ def check_dream(config: DreamConfig) -> None:
 
 
 def coordinates_of(path: Path, basis: Basis) -> Array:
-    """What stands for a controller where the evolution starts from it; UserError when it does not fit V and M."""
+    """A controller's weights in the coordinates of `basis`, as the first mean; UserError when it does not fit V, M."""
     theta, _ = load_controller(path)
     if theta.shape != (basis.expressed,):
         raise UserError(f"{path} has {len(theta)} weights, but this C has {basis.expressed}: give another controller.")
@@ -126,11 +126,11 @@ def coordinates_of(path: Path, basis: Basis) -> Array:
 
 
 def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, made_from: Mapping[str, str]) -> bool:
-    """Whether the controller is there and evolved for as many generations, or steps, as `config` wants.
+    """Whether the controller exists and has as many generations, or steps, as `config` asks for.
 
     Raises:
-        UserError: It is damaged or made from other models than those that are there now, or needs more while its
-            checkpoint is gone.
+        UserError: It is damaged or made from other models than the current ones, or it needs more generations but its
+            checkpoint is missing.
     """
     if not artifact.exists():
         return False
@@ -147,13 +147,13 @@ def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, m
 
 
 def forget(run: Run, stage: str, *artifacts: Path) -> None:
-    """Throws a stage's controllers and checkpoint away (--restart)."""
+    """Deletes a stage's controllers and checkpoint (--restart)."""
     for path in (*artifacts, _checkpoint(run, stage)):
         path.unlink(missing_ok=True)
 
 
 def selections(run: Run, stage: str) -> list[dict[str, Any]]:
-    """The lines of metrics of the generations that were selected on; UserError when there are none."""
+    """The lines of metrics with a score on the selection tracks; UserError when there are none."""
     found = [row for row in read_metrics(run.metrics, stage) if "select" in row]
     if not found:
         raise UserError(
@@ -182,27 +182,27 @@ def evolve(
     beside: Callable[[Array], Mapping[str, float]] = lambda theta: {},
     latest: Path | None = None,
 ) -> None:
-    """Evolves until `config.generations` or `config.env_steps` are done, going on from the checkpoint if there is one.
+    """Evolves until `config.generations` or `config.env_steps` are done, resuming from the checkpoint if there is one.
 
-    After each generation the checkpoint is saved; `artifact` holds the distribution mean that was best on the
-    selection tracks so far, so an interrupted run leaves a controller, too.
+    The checkpoint is saved after each generation. `artifact` holds the distribution mean with the best score on the
+    selection tracks so far, so that an interrupted run leaves a controller, too.
 
     Args:
         run: The run folder.
-        stage: Name of the stage: of its checkpoint and in the metrics.
-        artifact: Where the controller goes.
+        stage: Name of the stage, for its checkpoint and its metrics.
+        artifact: File of the controller.
         config: Sizes of the evolution.
         seed: The run's seed.
-        start: f64[N], the first mean of what evolves.
+        start: f64[N], the first mean, in the coordinates in which C evolves.
         made_from: Hashes of the models that C is evolved on.
         evaluate: Gives each candidate its fitness.
         select: Plays the selection tracks.
-        express: Takes what evolves, f64[N], to the theta that it stands for.
-        beside: Gives more numbers of a theta that was selected on, for the metrics.
-        latest: Where the distribution mean of the last generation goes as well, whatever real tracks say of it.
+        express: Maps coordinates f64[N] to theta.
+        beside: Gives further numbers of a selected theta, for the metrics.
+        latest: File of the last distribution mean, written whatever its score on real tracks is; None: not written.
 
     Raises:
-        UserError: The checkpoint was made from other models, or is damaged.
+        UserError: The checkpoint is damaged or was made from other models.
     """
     checkpoint = _checkpoint(run, stage)
     if checkpoint.exists():
@@ -232,9 +232,9 @@ def evolve(
             "selection_score": state.best_score,
             "env_steps": state.env_steps,
             "select_steps": state.select_steps,
-            "made_from": {**state.made_from, **made_from},  # such as a start that a later call does not name again
+            "made_from": {**state.made_from, **made_from},  # a resumed call need not give --start again
         }
-        if latest:  # before the artifact, whose presence says that all is done
+        if latest:  # before the artifact, whose existence marks the stage as finished
             last = {**meta, "generation": state.es.generation, "selection_score": None}
             save_controller(latest, express(state.es.average(config.average)), last)
         save_controller(artifact, state.best_theta, meta)
@@ -254,7 +254,7 @@ def evolve(
         while not ended():
             generation = state.es.generation + 1
             began = time.monotonic()
-            fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), generation)
+            fitness, steps = evaluate(np.array([express(c) for c in state.es.ask()]), generation)  # [P,N] to [P]
             state.es.tell(fitness)
             rate = steps / (time.monotonic() - began)
             state.env_steps += steps
@@ -280,7 +280,8 @@ def evolve(
                     state.best_generation = generation
             state.seconds += time.monotonic() - began
             row |= {"seconds": state.seconds, "steps_per_second": rate}
-            # In this order a kill between two lines costs nothing: what is ahead is cut back or made again.
+            # In this order a kill between two writes loses nothing: metrics ahead of the checkpoint are cut back, and
+            # the controller is written again.
             metrics.log(generation, row)
             state.save(checkpoint)
             if "select" in row:

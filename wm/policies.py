@@ -1,4 +1,4 @@
-"""Policies that collect data, before anything has been learnt and after; none of them imports torch."""
+"""Policies for data collection, untrained and trained. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ Z, HIDDEN = 32, 256
 """Sizes of the random network: the paper's."""
 
 DT = 1 / 50
-"""Seconds between two actions of the brownian policy: CarRacing's frame time."""
+"""Seconds between two actions of the brownian policy, CarRacing's frame time."""
 
 CAUCHY_SCALE = 0.01
-"""Largest scale of the random network's weights, as in the paper's code: rand() * 0.01."""
+"""Upper bound of the scale of the random network's weights, as in the paper's code: rand() * 0.01."""
 CAUCHY_LIMIT = 1000.0
-"""Draws are cut here, in units of the scale (1 in 1,600 is): else layers multiply to infinity, and inf - inf is nan."""
+"""Clip of the draws, in units of the scale (it affects 1 in 1,600). Without it activations reach infinity and nan."""
 
 CRUISE_SECONDS = 0.3
-"""Time in which the cruising policy forgets where wheel and pedal were: a correlation falls to 1/e."""
+"""Correlation time of wheel and pedal in the cruise policy: the autocorrelation falls to 1/e."""
 CRUISE_STEERING = (0.02, 1.0)
-"""Its standard deviation of the steering, drawn once an episode, its logarithm evenly: most go straight, some spin."""
+"""Range of the standard deviation of the steering, drawn log-uniformly per episode: most go straight, some spin."""
 CRUISE_PEDAL = (0.0, 0.25)
-"""Its mean pedal (above 0 gas, below 0 brake), drawn once an episode: standing still is rare, 50 units a second too."""
+"""Range of the mean pedal (above 0 gas, below 0 brake), drawn per episode: both a stop and 50 units/s are rare."""
 CRUISE_PEDAL_STD = (0.1, 0.8)
-"""Its standard deviation of the pedal, drawn once an episode."""
+"""Range of the standard deviation of the pedal, drawn per episode."""
 CRUISE_HOLD_CHANCE = 0.01
-"""Chance a step that it holds still: one in two seconds of driving."""
+"""Probability per step that a hold of wheel and pedal begins: one in two seconds of driving."""
 CRUISE_HOLD_STEPS = (10, 100)
-"""Steps of a hold, from the first number up to below the second: at 50 a second, 0.2 to 2 seconds."""
+"""Steps of a hold, from the first number to below the second: at 50 a second, 0.2 to 2 seconds."""
 CRUISE_HOLD_REACH = 1.5
-"""What is held is drawn from so far to both sides and cut at 1: a third are full locks, full gas or full brake."""
+"""Held values are drawn uniformly within ± this and clipped to ±1: a third are full lock, full gas or full brake."""
 
 BURST_STEPS = (5, 30)
-"""Steps of a burst, from the first number up to below the second: at 50 a second, 0.1 to 0.6 seconds."""
+"""Steps of a burst, from the first number to below the second: at 50 a second, 0.1 to 0.6 seconds."""
 
 
 class Uniform:
-    """Each action is drawn from the action space. Fits any environment."""
+    """Samples each action from the action space. It fits any environment."""
 
     name = "uniform"
 
     def __init__(self, space: gym.Space[Any]) -> None:
-        """Takes the environment's action space, whose own generator is used."""
+        """Takes the environment's action space, whose own generator samples the actions."""
         self._space = space
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
@@ -61,27 +61,27 @@ class Uniform:
             self._space.seed(int(rng.integers(2**31)))
 
     def act(self, observation: Any) -> Any:
-        """A new draw."""
+        """A new sample."""
         return self._space.sample()
 
 
 class Brownian:
     """A random walk through the action space: a += sqrt(dt) N(0, 1), clipped to its bounds, from a uniform start.
 
-    The actions of neighbouring steps resemble one another, so that the car gets somewhere; the idea is from
-    ctallec's port of the paper.
+    Actions of neighbouring steps are similar, so that the car moves along. The idea is from ctallec's port of the
+    paper.
     """
 
     name = "brownian"
 
     def __init__(self, space: gym.Space[Any]) -> None:
-        """Takes the environment's action space; UserError when it is no bounded box."""
+        """Takes the environment's action space; UserError when it is not a bounded box."""
         if not isinstance(space, gym.spaces.Box) or not space.is_bounded():
             raise UserError(f"--policy brownian needs bounded real actions, not {space}: choose --policy uniform.")
         self._space = space
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Draws the start from `rng`, which the walk goes on with."""
+        """Draws the first action from `rng`, which also drives the walk."""
         self._rng = rng if rng is not None else np.random.default_rng()
         self._action = self._rng.uniform(self._space.low, self._space.high)
 
@@ -94,13 +94,14 @@ class Brownian:
 
 
 class Cruise:
-    """Wheel and one pedal, each an Ornstein-Uhlenbeck walk around a mean, now and then held: fast, until the road ends.
+    """Ornstein-Uhlenbeck walks of the wheel and of one pedal, each around a mean and sometimes held. Not in the paper.
 
-    Brownian actions brake half of the time and steer to an end, so that the car creeps (5 units a second, the median of
-    40 episodes that are given up after 100 steps without a tile) and M learns that nothing moves. Nothing here looks at
-    the road, either, but who presses one pedal at a time and mostly turns the wheel a little goes 15, one step in ten
-    above 39, and touches twice as many tiles a step. A controller that has not learnt yet holds the wheel at its end
-    and stands on the brake at that speed; where no record shows what comes of it, that is what pays in a dream. Ours.
+    Brownian actions brake half of the time and steer to a limit, so that the car is slow (5 units a second, the median
+    of 40 episodes that are cut after 100 steps without a tile), and M learns that nothing moves. This policy does not
+    see the road either, but it presses one pedal at a time and mostly turns the wheel a little. So the car drives 15
+    units a second, in one step of ten above 39, and touches twice as many tiles per step. An untrained controller holds
+    the wheel at its limit and brakes fully at that speed; if no recorded episode shows the outcome, the dream rewards
+    it.
     """
 
     name = "cruise"
@@ -111,7 +112,7 @@ class Cruise:
             raise UserError(f"--policy cruise needs CarRacing's actions, not {space}: choose --policy uniform.")
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Draws the episode's steering and pedal from `rng`, which the walk goes on with."""
+        """Draws the episode's means and deviations of steering and pedal from `rng`, which also drives the walk."""
         self._rng = rng if rng is not None else np.random.default_rng()
         self._mean = np.array([0.0, self._rng.uniform(*CRUISE_PEDAL)])
         steering = np.exp(self._rng.uniform(*np.log(CRUISE_STEERING)))
@@ -120,7 +121,7 @@ class Cruise:
         self._left = 0
 
     def act(self, observation: Any) -> NDArray[np.float32]:
-        """The next point of the walk, or what is held, as steering, gas and brake."""
+        """The next point of the walk, or the held values: f32[3], steering in [-1, 1], gas and brake in [0, 1]."""
         forget = DT / CRUISE_SECONDS
         self._walk = (1 - forget) * self._walk + np.sqrt(2 * forget) * self._rng.standard_normal(2)
         if self._left == 0 and self._rng.random() < CRUISE_HOLD_CHANCE:
@@ -135,7 +136,7 @@ class Cruise:
 class RandomNetwork:
     """The paper's V-M-C network with random weights, drawn anew for each episode (section 4.1 and its code).
 
-    Every weight is a standard Cauchy draw times a scale that is drawn once an episode, uniformly below 0.01.
+    Each weight is a standard Cauchy draw times a scale, which is drawn once per episode, uniformly below 0.01.
     """
 
     name = "random_network"
@@ -178,19 +179,19 @@ class RandomNetwork:
 
 
 class Driven:
-    """A controller that drives, disturbed now and then by a burst of brownian actions (paper, section 5: iterate).
+    """A controller with random bursts of brownian actions (paper, section 5: iterate).
 
-    The bursts show V and M what the controller's own driving does not: how a skid begins, and what follows one.
+    The bursts show V and M states that the controller does not reach by itself: how a skid begins and what follows it.
     """
 
     name = "driven"
 
     def __init__(self, space: gym.Space[Any], agent: Agent, chance: float) -> None:
-        """Takes CarRacing's action space, who drives, and the chance a step that a burst begins."""
+        """Takes CarRacing's action space, the agent that drives, and the probability per step that a burst begins."""
         self._agent, self._brownian, self._chance = agent, Brownian(space), chance
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Forgets the episode; `rng` draws the bursts."""
+        """Starts an episode; `rng` draws the bursts."""
         self._rng = rng if rng is not None else np.random.default_rng()
         self._agent.reset()
         self._left = 0
@@ -213,10 +214,10 @@ MIXTURES = {
     "mixture": (RandomNetwork.name, Brownian.name),
     "wide": (RandomNetwork.name, Brownian.name, Cruise.name, Cruise.name),
 }
-"""What a policy of this name draws from, each entry with equal chance."""
+"""The policies that a mixture chooses from, each entry with equal probability."""
 
 
 def choose(policy: str, rng: np.random.Generator) -> str:
-    """The name of the policy of one episode: `policy` itself, or for a mixture one drawn by `rng`."""
+    """The name of the policy of one episode: `policy` itself, or a draw of `rng` from the mixture `policy`."""
     parts = MIXTURES.get(policy, (policy,))
     return parts[rng.integers(len(parts))] if len(parts) > 1 else policy

@@ -1,8 +1,8 @@
-"""The probe: what a linear map reads from the features [z; h] of the car and the road, which the simulator knows.
+"""The probe: a linear map from the features [z; h] to the true state of the car and the road in the simulator.
 
-A controller drives, disturbed by bursts of brownian actions; at each step [z; h] is noted as C is given it, and beside
-it the true state. Ridge regression is fitted to some of the episodes and tested on the others. Whatever points to the
-left is positive, and angles grow counter-clockwise, as in Box2D; a world unit is Box2D's metre.
+A controller drives with random bursts of brownian actions. Each step records C's input [z; h] and the true state. Ridge
+regression is fitted to some of the episodes and tested on the others. Left is positive and angles grow
+counter-clockwise, as in Box2D; a world unit is Box2D's metre.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wm.vision.encoder import Encoder
 Array = NDArray[np.float64]
 
 AHEAD = (5, 10, 15)
-"""Tiles ahead of the car, 3.5 units each, up to which the road's bend is asked for. The picture shows ten of them on a
+"""Distances ahead of the car, in tiles of 3.5 units, at which the road's bend is probed. The frame shows ten tiles of a
 straight road."""
 
 TARGETS = {
@@ -38,30 +38,30 @@ TARGETS = {
     "turn rate": "rad/s",
     **{f"bend, {tiles} tiles": "rad" for tiles in AHEAD},
 }
-"""What the probe asks for, by name, with its unit; in this order everywhere."""
+"""Units of the probed quantities by name, in the order of all arrays and tables."""
 
 BACKWARDS = math.pi / 2
-"""Angle to the road's direction from which on a step does not count: a road looks the same from its other end, so that
-who has turned round on it sees its right side on the left, and no frame tells."""
+"""Steps with at least this angle (rad) to the road's direction do not count. A road looks the same in both directions,
+so a car that has turned round sees the road's right side on its left, and a frame does not show the difference."""
 
 FLAT = 1e-6
-"""Standard deviation below which a target says nothing in these episodes: what explains it cannot be told."""
+"""Standard deviation below which a target counts as constant, so that its R² is undefined."""
 
 
 class Road:
-    """The centre line of a track as a closed polygon; a place on it is a number of tiles from the start."""
+    """The centre line of a track as a closed polygon. A place on it is a number of tiles from the start, a float."""
 
     def __init__(self, track: ArrayLike) -> None:
         """Takes CarRacing's track, f64[N,4]: angle seen from the middle, direction (0: along y), x, y of each tile."""
         _, directions, *places = np.array(track, np.float64).T
         self._places = np.stack(places, axis=1)
         self._steps = np.roll(self._places, -1, axis=0) - self._places
-        # The last one is the first again, after a whole turn.
+        # The first direction is appended again, after a full turn.
         self._directions = np.unwrap(np.append(directions, directions[0]))
         self._tiles = np.arange(len(self._directions))
 
     def nearest(self, x: float, y: float) -> tuple[float, float]:
-        """The place of the road nearest to (x, y) in tiles, 0 to N, and how far (x, y) is to the left of it, units."""
+        """The place of the road nearest to (x, y) in tiles, 0 to N, and the distance of (x, y) to its left in units."""
         offset = (x, y) - self._places
         share = np.clip((offset * self._steps).sum(axis=1) / (self._steps**2).sum(axis=1), 0, 1)
         away = offset - share[:, None] * self._steps
@@ -71,7 +71,7 @@ class Road:
         return i + float(share[i]), math.copysign(distance[i], left)
 
     def direction(self, place: float) -> float:
-        """Where the road goes at a place, rad: between two tiles in between their directions, and one turn a lap."""
+        """The road's direction at a place in rad, interpolated between tiles; each lap adds a full turn."""
         lap, tile = divmod(place, len(self._places))
         turn = self._directions[-1] - self._directions[0]
         return float(np.interp(tile, self._tiles, self._directions) + lap * turn)
@@ -81,7 +81,7 @@ def true_state(road: Road, hull: Any) -> Array:
     """The state of the car, a Box2D body, on a road: f64[8], in the order of `TARGETS`.
 
     lateral: distance from the centre line. heading: angle to the road's direction, -pi to pi. speed, slip: velocity
-    along and across the car. bend: by how much the road's direction changes from here to so many tiles ahead.
+    along and across the car. bend: change of the road's direction from here to this number of tiles ahead.
     """
     (x, y), (v_x, v_y), angle = hull.position, hull.linearVelocity, hull.angle
     sin, cos = math.sin(angle), math.cos(angle)
@@ -93,17 +93,17 @@ def true_state(road: Road, hull: Any) -> Array:
 
 
 class Record(NamedTuple):
-    """An episode: `features` f32[T,Z+H], as C was given them, and `states` f64[T,8] at the same moments."""
+    """An episode: `features` f32[T,F], C's inputs, and `states` f64[T,8] at the same moments."""
 
     features: NDArray[np.float32]
     states: Array
 
 
 class Recorder:
-    """Lets a policy drive CarRacing with an agent, and notes at each step what the agent sees and what is true."""
+    """Wraps a policy in CarRacing and records at each step the agent's features and the true state."""
 
     def __init__(self, env: gym.Env[Any, Any], policy: Policy, agent: Agent) -> None:
-        """Takes the environment, who drives, and the agent in it that sees."""
+        """Takes the environment, the policy that drives, and the agent inside it whose features are recorded."""
         self._car_racing: Any = env.unwrapped
         self._policy, self._agent = policy, agent
 
@@ -135,11 +135,11 @@ def make_prober(
         env_id: Gymnasium id of a CarRacing.
         models: V and M, as `wm.agent.load_acting` gives them with `theta`.
         theta: C's weights.
-        max_steps: Longest episode.
+        max_steps: Maximum length of an episode.
         seed: The run's seed.
 
     Returns:
-        The function that drives the episode of an index; track and bursts follow from seed and index.
+        A function that drives the episode of an index. Seed and index determine the track and the bursts.
     """
     env = make_env(env_id)
     agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
@@ -155,10 +155,10 @@ def make_prober(
 
 
 def ridge(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
-    """Ridge regression of y f64[N,K] on x f64[N,F]: weights f64[F,K] and biases f64[K], so that y is about x @ w + b.
+    """Ridge regression of y f64[N,K] on x f64[N,F]: weights w f64[F,K] and biases b f64[K], with y ≈ x @ w + b.
 
-    Least is the squared error, summed over the N rows, plus `penalty` times the squared weights of features that are
-    brought to mean 0 and variance 1. Biases cost nothing.
+    It minimises the squared error summed over the N rows plus `penalty` times the squared weights of the features
+    standardised to mean 0 and variance 1. Biases are not penalised.
     """
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6  # a unit of h may be constant
     standard = (x - mean) / scale
@@ -168,30 +168,30 @@ def ridge(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
 
 
 def split(episodes: int, share: float) -> int:
-    """How many of at least two episodes are fitted to: all but `share` of them, with one at least on each side."""
+    """Number of episodes to fit, of at least two: all but the fraction `share`, with at least one on each side."""
     return min(max(round(episodes * (1 - share)), 1), episodes - 1)
 
 
 def counting(states: Array, config: ProbeConfig) -> NDArray[np.bool_]:
-    """Which steps of an episode, bool[T], are fitted to or tested on: past the zoom, near the road, not backwards."""
+    """Mask bool[T] of the steps to fit or test: after the zoom, near the road, not facing backwards."""
     counts: NDArray[np.bool_] = (np.abs(states[:, 0]) < config.off_road) & (np.abs(states[:, 1]) < BACKWARDS)
     counts[: config.start_after] = False
     return counts
 
 
 def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, Any]:
-    """Fits to the first of the episodes and tests on the last ones, on z, on h and on both.
+    """Fits the regression to the first episodes and tests it on the last ones: on z, on h and on both.
 
     Args:
         records: At least two episodes.
-        z: Size of z; the rest of the features is h.
-        config: What counts, the split and the penalty.
+        z: Z, size of z; the rest of the features is h.
+        config: Which steps count, the split and the penalty.
 
     Returns:
-        As plain values what docs/formats.md says of probe.json: `episodes`, `steps`, `targets`.
+        The fields `episodes`, `steps` and `targets` of probe.json as plain values (see docs/formats.md).
 
     Raises:
-        UserError: No step of one side counts.
+        UserError: No step of the fit or of the test counts.
     """
     fitted = split(len(records), config.validation)
     counts = [counting(record.states, config) for record in records]
@@ -239,14 +239,14 @@ PROBE: Shape = {
     ],
     "made_from": {...: str},
 }
-"""What probe.json holds that is read again; stage probe writes it."""
+"""Schema of the fields of probe.json that are read again. Stage probe writes it."""
 
 HEADER = ("what", "unit", "std", "R²: z", "h", "[z; h]", "error: z", "h", "[z; h]")
-"""Of the table that `rows` makes."""
+"""Header of the table of `rows`."""
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
-    """What `probe` found as a table: R² and root mean square error of each target; "-" where R² cannot be told."""
+    """The result of `probe` as a table: R² and root mean square error of each target; "-" where R² is undefined."""
     return [
         [
             *(target["name"], target["unit"], f"{target['std']:.3g}"),
@@ -258,11 +258,11 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """What was fitted, tested and left out, in one sentence."""
+    """The numbers of fitted, tested and left-out steps, in one sentence."""
     episodes, steps = found["episodes"], found["steps"]
     return (
         f"Fitted to {steps['fitted']:,} steps (episodes: {episodes['fitted']}), tested on {steps['tested']:,} (other "
-        f"episodes: {episodes['tested']}); {steps['left_out']:,} are left out: the first "
+        f"episodes: {episodes['tested']}); {steps['left_out']:,} steps are left out: the first "
         f"{found['config']['start_after']} of each episode, and those {found['config']['off_road']:g} units or more "
         "from the centre line or facing backwards."
     )

@@ -1,4 +1,4 @@
-"""The one environment loop: collection, evolution, selection, evaluation and replays all drive through `play`."""
+"""The environment loop: collection, evolution, selection, evaluation and replays all use `play`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Action = Any
 
 
 class Policy(Protocol):
-    """What acts: `wm.agent.Agent` and the policies of `wm.policies`."""
+    """Interface of everything that acts: `wm.agent.Agent` and the policies of `wm.policies`."""
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
         """Starts an episode; `rng` is the episode's source of randomness."""
@@ -29,13 +29,13 @@ class Step(NamedTuple):
     """One environment step.
 
     Attributes:
-        number: 1 for the first step of the episode.
-        observation: What was acted on.
-        action: What was done.
-        reward: What it earned.
-        terminated: The episode ended by the environment's rules.
-        truncated: It was ended by a time limit, the environment's or `max_steps`.
-        cut: It was given up after `cut_after` steps without a reward.
+        number: Number of the step, 1 for the first of the episode.
+        observation: The observation before the action.
+        action: The action.
+        reward: The reward of the action.
+        terminated: The environment's rules ended the episode.
+        truncated: A time limit ended it, the environment's or `max_steps`.
+        cut: It was ended after `cut_after` steps without a positive reward.
         following: The observation after the action.
     """
 
@@ -51,12 +51,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an episode.
+    """The outcome of an episode.
 
     Attributes:
         ret: The return, the sum of rewards.
-        steps: Environment steps it took.
-        cut: Whether it was cut short as hopeless.
+        steps: Number of environment steps.
+        cut: Whether it was cut after `cut_after` steps without a positive reward.
     """
 
     ret: float
@@ -76,12 +76,12 @@ def play(
     """Plays one episode and yields its steps; the last one is terminated, truncated or cut.
 
     Args:
-        env: Environment; it is reset with `seed`.
-        policy: What acts; it is reset with `rng`.
+        env: The environment; it is reset with `seed`.
+        policy: The policy; it is reset with `rng`.
         seed: The environment's seed, for CarRacing the track.
-        max_steps: Longest episode, >= 1.
+        max_steps: Maximum length of the episode, >= 1.
         rng: The policy's source of randomness.
-        cut_after: Give up after so many steps in a row without a positive reward; 0: never.
+        cut_after: End the episode after this many steps in a row without a positive reward; 0: never.
     """
     observation, _ = env.reset(seed=seed)
     policy.reset(rng)
@@ -109,7 +109,7 @@ def score(
     cut_after: int = 0,
     rng: np.random.Generator | None = None,
 ) -> Outcome:
-    """Plays one episode as `play` does and keeps its outcome only."""
+    """Plays one episode as `play` does and returns its outcome."""
     ret = 0.0
     for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng, cut_after=cut_after):
         ret += step.reward

@@ -1,10 +1,10 @@
-"""The run folder: its paths, lock, manifest, metrics and atomic files; progress lines and errors of all stages.
+"""The run folder: paths, lock, manifest, metrics and atomic files; also the progress lines and errors of all stages.
 
     RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz starts.npz dream.npz score.json scores.jsonl
         probe.json videos/ play/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/
 
-A stage does all its work within `Run.stage(...)`: it locks the folder, and writes down in the manifest what
-was run with which versions, for how long and in how much memory.
+A stage works inside `Run.stage(...)`. It locks the folder and records in the manifest the config, the versions, the
+time and the memory of the stage.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PACKAGES = ("torch", "gymnasium", "box2d", "cma", "numpy", "h5py", "opencv-python-headless", "onnxruntime")
-"""Packages whose versions go into the manifest and beside every score."""
+"""Packages whose versions are recorded in the manifest and with every score."""
 
 Shape = Any
-"""What a value of JSON has to be: a type, a tuple of shapes of which one fits, a list of the shape of its items, an
-object: a dict of the shapes of its fields by name ("name?": it may be missing), or by `...` of whatever is in it; or
-what a function says."""
+"""Schema of a JSON value. One of: a type; a tuple of schemas, of which one must fit; a list with the schema of its
+items; a dict with the schemas of an object's fields by name ("name?": optional), or with `...` as the key for all
+fields; a function that returns a bool."""
 
 NUMBER = (int, float)
 LARGEST = 1e100
-"""A number beyond is none that anybody has counted or measured."""
+"""Largest absolute value that counts as a plausible number."""
 
 
 def is_histogram(value: Any) -> bool:
-    """Whether a value of JSON is counts between ascending edges."""
+    """Whether a JSON value is a histogram: counts between ascending edges."""
     if not fits(value, {"edges": [NUMBER], "counts": [NUMBER]}):
         return False
     edges = value["edges"]
@@ -80,7 +80,7 @@ RECORD: Shape = {
     "seconds": NUMBER,
     "peak_memory_mb": NUMBER,
 }
-"""What the manifest holds of each stage; `Run.stage` writes it."""
+"""Schema of the manifest's record of a stage, which `Run.stage` writes."""
 
 SCORE: Shape = {
     **dict.fromkeys(("mean", "std"), float),
@@ -93,7 +93,7 @@ SCORE: Shape = {
     "made_from": {...: str},
     "versions": {"gymnasium": str},
 }
-"""What a score holds that is read again; stage evaluate writes it."""
+"""Schema of the fields of a score that are read again. Stage evaluate writes it."""
 
 SUMMARY: Shape = {
     **dict.fromkeys(("episodes", "frames"), int),
@@ -103,7 +103,7 @@ SUMMARY: Shape = {
     "actions": [is_histogram],
     "returns?": is_histogram,
 }
-"""What the summary of a collection holds that is read again; stage collect writes it."""
+"""Schema of the fields of summary.json that are read again. Stage collect writes it."""
 
 EVOLVED = ("env_steps", "seconds", "mean")
 SELECTED = ("select_std", "select_steps")
@@ -113,23 +113,23 @@ REQUIRED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     "controller": {"step": (*EVOLVED, "best", "worst"), "select": SELECTED},
     "dream": {"step": EVOLVED, "select": (*SELECTED, "dream")},
 }
-"""What a line of a stage's metrics holds that is read again, beside another number."""
+"""By stage: fields that a line of its metrics must have if it has the named one, since they are read together."""
 
 NOTICE_SECONDS = 20.0
-"""Without a terminal, a progress line is printed this often."""
+"""Seconds between progress lines when stderr is not a terminal."""
 
 
 LOCKS: list[int] = []
-"""Descriptors of the locks that this process holds. A stage that it calls inherits them: whoever is killed alone leaves
-the folder locked for as long as the called one works in it."""
+"""File descriptors of the locks that this process holds. A called stage inherits them, so that the folder stays locked
+while that stage works, even if only the caller is killed."""
 
 
 class UserError(Exception):
-    """What the user can mend: one sentence naming the file or option and the way out; exit code 2."""
+    """An error that the user can correct: one sentence with the file or option and the way out. Exit code 2."""
 
 
 class MachineError(UserError):
-    """What the machine refuses (room, rights, memory): the options are not at fault, and the same command goes on."""
+    """A refusal of the machine (disk space, permissions, memory). The options are valid, so the command can resume."""
 
 
 UNWRITABLE = {
@@ -158,7 +158,10 @@ UNREADABLE = {
 
 @contextmanager
 def writing(path: Path | None) -> Iterator[None]:
-    """Within it, an OSError of writing `path`, or for None whatever the error names, becomes one sentence.
+    """Context manager that turns an OSError of writing into one sentence.
+
+    Args:
+        path: The file to name; None: the file that the error names.
 
     Raises:
         MachineError: That sentence.
@@ -180,11 +183,11 @@ def writing(path: Path | None) -> Iterator[None]:
 
 
 def check_read(path: Path, error: BaseException) -> None:
-    """Raises what it is when `error` kept a file from being read and is no sign of damage to it.
+    """Raises an error if `error` prevented a file from being read but is no sign of damage to the file.
 
     Raises:
-        MemoryError: There was none.
-        MachineError: The system refused.
+        MemoryError: There was not enough memory.
+        MachineError: The system refused to read.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -195,25 +198,25 @@ def check_read(path: Path, error: BaseException) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, else removed.
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed.
 
-    The temporary name keeps the suffix, since writers choose formats by it. So `path` is whole or absent.
+    So `path` is either complete or absent. The temporary name has the same suffix, since writers choose formats by it.
 
     Raises:
-        MachineError: There is no room, or no right to write there.
+        MachineError: There is no disk space, or no permission to write there.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
         temporary = Path(name)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # as long as this is held, `remove_leftovers` lets it be
+            fcntl.flock(handle, fcntl.LOCK_EX)  # `remove_leftovers` skips a locked file
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             mask = os.umask(0)
             os.umask(mask)
-            temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
+            temporary.chmod(0o666 & ~mask)  # mkstemp creates files that only their owner can read
             temporary.replace(path)
             _flush_folder(path.parent)
         finally:
@@ -222,7 +225,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flushes a folder's names to disk, where its file system can."""
+    """Flushes a folder's directory entries to disk, where the file system supports it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -232,24 +235,24 @@ def _flush_folder(folder: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file, whole or not at all."""
+    """Copies a file atomically."""
     with atomic(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def share(source: Path, target: Path) -> None:
-    """Gives another folder a file that is never written into again, without a second copy; one that is there stays."""
+    """Hard-links a file that is never modified again into another folder; an existing target stays."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         copy(source, target)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what `atomic` leaves in a folder when its process is killed; files that are being written stay."""
+    """Removes temporary files that a killed process left in a folder; files that are being written stay."""
     for leftover in folder.rglob(".*.tmp*"):
         with suppress(FileNotFoundError, BlockingIOError), leftover.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -257,11 +260,11 @@ def remove_leftovers(folder: Path) -> None:
 
 
 CHECKSUM = "crc32"
-"""The last field of every JSON object that is written: the CRC-32 of the others. Objects of before have none."""
+"""Last field of every JSON object that is written: the CRC-32 of the other fields. Older files have none."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, whole or not at all; an object with its checksum."""
+    """Writes `value` atomically as indented JSON; an object gets its checksum."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(_checked(value), indent=2, allow_nan=False) + "\n")
 
@@ -271,7 +274,7 @@ def read_json(path: Path, **fields: Shape) -> Any:
 
     Args:
         path: The file.
-        **fields: Shapes of what it has to hold, by name; any make it an object.
+        **fields: Schemas of its required fields, by name. If any are given, it must be an object.
 
     Raises:
         UserError: It is damaged, or lacks one of `fields`.
@@ -284,7 +287,7 @@ def read_json(path: Path, **fields: Shape) -> Any:
 
 
 def read_score(path: Path) -> dict[str, Any]:
-    """A score; UserError when it is damaged or none."""
+    """Reads a score; UserError when it is damaged or not a score."""
     score: dict[str, Any] = read_json(path, **SCORE)
     columns = [score[name] for name in ("returns", "lengths", "seeds")]
     if len({len(column) for column in columns}) > 1 or not columns[0]:
@@ -293,9 +296,10 @@ def read_score(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Adds an object with its checksum to a file of one JSON object a line; what a kill left of a line goes first.
+    """Appends an object with its checksum to a file with one JSON object per line.
 
-    It is flushed to disk: no checkpoint that is written later may be there without it.
+    A partial line that a kill left is removed first. The line is flushed to disk, so that a checkpoint that is written
+    later never exists without it.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -311,13 +315,13 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path, **fields: Shape) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; [] when it is missing.
+    """Reads the objects of a file with one JSON object per line; [] when it is missing.
 
-    A line counts once its end is written: what a kill cut off is left out.
+    A line without a line end, which a kill cut off, is left out.
 
     Args:
         path: The file.
-        **fields: Shapes of what each object has to hold, by name.
+        **fields: Schemas of the required fields of each object, by name.
 
     Raises:
         UserError: A line is damaged, or lacks one of `fields`.
@@ -355,11 +359,11 @@ def _checksum(value: dict[str, Any]) -> str:
 
 
 def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
-    """The value of JSON text without its checksum; ValueError when it is none, or not what it was."""
+    """Parses JSON and removes the checksum; ValueError when it is not JSON or the checksum does not match."""
     value = json.loads(content, parse_constant=_no_number)
     if isinstance(value, dict):
         last = value.popitem() if value else ("", None)
-        # By its value, since the name may be what is damaged.
+        # Recognised by its value, since its name may be damaged.
         if re.fullmatch("[0-9a-f]{8}", str(last[1])):
             if last != (CHECKSUM, _checksum(value)):
                 raise ValueError(f"its {CHECKSUM} does not match, so it was changed after it was written")
@@ -374,7 +378,7 @@ def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
 
 
 def fits(value: Any, shape: Shape) -> bool:
-    """Whether a value of JSON is of a shape; what an object has beside its fields does not matter."""
+    """Whether a JSON value has a schema; additional fields of an object are allowed."""
     if isinstance(shape, tuple):
         return any(fits(value, one) for one in shape)
     if isinstance(shape, list):
@@ -398,18 +402,18 @@ def _no_number(name: str) -> float:
 
 
 def in_short(error: BaseException) -> str:
-    """What an exception says, in a part of one line; its kind if it says nothing."""
+    """The first line of an exception's message, at most 200 characters; its type if it has no message."""
     lines = str(error).splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 def check_archive(path: Path) -> None:
-    """Compares every member of a zip archive (*.npz, *.pt) with the checksum that the archive holds of it.
+    """Checks every member of a zip archive (*.npz, *.pt) against its checksum in the archive.
 
-    numpy and torch read only what the archive's own headers tell them to, and torch checks nothing.
+    It is needed since numpy and torch read only the bytes that the headers name, and torch checks no checksums.
 
     Raises:
-        Exception: Of some kind, when it is no whole archive.
+        Exception: Of various types, when the archive is not complete.
     """
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
@@ -440,7 +444,7 @@ def file_hash(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
+    """Versions of Python and of the `PACKAGES` that a result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -454,7 +458,7 @@ def commit() -> str:
     """The commit of this code, with '-dirty' when tracked files differ from it; 'unknown' outside of git."""
 
     def git(*arguments: str) -> str:
-        # Without its optional locks: a kill would leave .git/index.lock behind, and every commit would be refused.
+        # Without optional locks: after a kill, a leftover .git/index.lock would block every commit.
         return subprocess.run(
             ["git", "--no-optional-locks", *arguments],
             cwd=Path(__file__).parent.parent,
@@ -471,7 +475,7 @@ def commit() -> str:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size so far of this process and of its largest finished child, added, in MB."""
+    """Peak resident memory in MB: of this process plus its largest finished child, so far."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return round((own + children) / 1024, 1)
@@ -481,9 +485,9 @@ def peak_memory_mb() -> float:
 
 
 class Progress:
-    """A progress bar with rate and time left; without a terminal, a line now and then.
+    """A progress bar with rate and remaining time. Without a terminal: a line every `NOTICE_SECONDS`.
 
-    Use as a context manager; `update(n, **shown)` advances it by n and shows `shown` behind it.
+    Use as a context manager. `update(n, **shown)` advances it by n and shows the values `shown` behind it.
     """
 
     def __init__(self, name: str, total: int, initial: int = 0, unit: str = "it") -> None:
@@ -506,7 +510,7 @@ class Progress:
         self._bar.close()
 
     def update(self, n: int = 1, **shown: float | str) -> None:
-        """Advances by `n`; `shown` are values to print behind the bar."""
+        """Advances by `n`; `shown`: values to print behind the bar."""
         self._n += n
         if shown:
             self._shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
@@ -534,11 +538,10 @@ class Progress:
 
 
 class Metrics:
-    """One stage's numbers: lines of metrics.jsonl, and TensorBoard event files beside them.
+    """Logs one stage's metrics: lines of metrics.jsonl, and TensorBoard event files.
 
-    Each line is {"stage", "step", "time", name: value, ...}; `step` is the stage's own count (updates,
-    generations). `resume_at` drops everything logged after that step, so that an interrupted and resumed run
-    logs what an uninterrupted one does.
+    Each line is {"stage", "step", "time", name: value, ...}; `step` is the stage's own count (updates, generations).
+    `resume_at` drops all lines after that step, so that a resumed run logs the same as an uninterrupted one.
     """
 
     def __init__(self, run: Run, stage: str, resume_at: int = 0) -> None:
@@ -564,12 +567,12 @@ class Metrics:
                 self._board.close()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends `values` (plain numbers) at `step`."""
+        """Appends a line with `values` (plain numbers) at `step`."""
         plain = {name: float(value) for name, value in values.items()}
         append_line(self._path, {"stage": self._stage, "step": step, "time": round(time.time(), 3), **plain})
         with writing(self._folder):
             if self._board is None:
-                # Imports torch: seconds that a stage without numbers to log need not pay.
+                # Imported only here: it imports torch, which takes seconds.
                 from torch.utils.tensorboard import SummaryWriter
 
                 self._board = SummaryWriter(str(self._folder), purge_step=self._resume_at + 1, flush_secs=10)
@@ -578,7 +581,7 @@ class Metrics:
 
 
 def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
-    """The lines of one stage in metrics.jsonl, in order; [] when the file is missing; UserError when one is none."""
+    """Reads one stage's lines of metrics.jsonl in order; [] when the file is missing, UserError when it is damaged."""
     found = [line for line in read_lines(path, stage=str, step=int) if line["stage"] == stage]
     for line in found:
         wanted = line.keys() - {"stage"}
@@ -597,7 +600,7 @@ def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
 
 
 class Run:
-    """A run folder. Paths are fixed; nothing is created until something is written."""
+    """A run folder. The paths are fixed; nothing is created before something is written."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -623,7 +626,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest, or a new one; UserError when it is damaged or of another format version."""
+        """Reads the manifest, or returns an empty one; UserError when it is damaged or of another format version."""
         if not self.manifest.exists():
             return {"format": RUN_FORMAT, "stages": {}}
         manifest = read_json(self.manifest)
@@ -643,13 +646,13 @@ class Run:
         write_json(self.manifest, manifest)
 
     def sweep(self) -> None:
-        """Removes what killed commands left half written. `lock` does; commands that only look on take no lock."""
+        """Removes partial files of killed commands. `lock` does the same; read-only commands take no lock."""
         with writing(self.folder):
             remove_leftovers(self.folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other commands off this folder; UserError when one is at work. The kernel frees it at any death."""
+        """Locks the folder; UserError when another command has locked it. The kernel frees it when the process ends."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / ".lock").open("w")
@@ -678,20 +681,20 @@ class Run:
 
     @contextmanager
     def stage(self, stage: str, config: Any, seed: int, restart: bool = False) -> Iterator[Callable[[], None]]:
-        """Locks the folder for a stage, which is recorded in the manifest once it begins to work.
+        """Locks the folder for a stage and records the stage in the manifest once its work begins.
 
         Args:
             stage: Its name.
-            config: The stage's config dataclass. A change since an earlier call (but for totals) is refused.
+            config: The stage's config dataclass. A change since an earlier call (except of totals) is refused.
             seed: The run's seed; a change is refused, too.
-            restart: Forget the earlier record instead of refusing.
+            restart: Ignore the earlier record instead of refusing a change.
 
         Yields:
-            begin(), to be called as soon as it is known that there is something to do, and after a restart has thrown
-            the earlier work away. Who finds nothing to do does not call it: the record stays that of the work.
+            begin(), to be called when there is work to do, and after a restart has deleted the earlier results. A
+            stage without work to do does not call it, so that the record of the work stays.
 
         Raises:
-            UserError: Config or seed are not those of the work that is already there.
+            UserError: The config or the seed differs from that of the existing results.
         """
         with self.lock():
             entry = self.read_manifest()["stages"].get(stage, {})
@@ -733,7 +736,7 @@ class Run:
                 refused = not isinstance(error, MachineError)
                 raise
             finally:
-                if begun and refused and not entry:  # its first work: the next call need not keep to its options
+                if begun and refused and not entry:  # no earlier work: the next call may have other options
                     manifest = self.read_manifest()
                     del manifest["stages"][stage]
                     write_json(self.manifest, manifest)
@@ -749,7 +752,7 @@ def now() -> str:
 
 
 def began_with(path: Path | None) -> dict[str, str]:
-    """What a stage is made from beside, when it begins with another artifact; UserError when that is not there."""
+    """The hash of the artifact that a stage starts from, as an entry of made_from; UserError when it is missing."""
     if path is None:
         return {}
     if not path.is_file():
@@ -760,13 +763,13 @@ def began_with(path: Path | None) -> dict[str, str]:
 def check_made_from(
     path: Path, recorded: Mapping[str, str], current: Mapping[str, str], stage: str | None = None
 ) -> None:
-    """UserError when the artifact `path` was made from other inputs than those that are there now.
+    """UserError when the artifact `path` was made from other inputs than the current ones.
 
     Args:
         path: The artifact.
-        recorded: Hash by input name, as the artifact recorded it when it was made.
-        current: The hashes now.
-        stage: The stage that redoes it; None when the artifact is named after it.
+        recorded: Hash by input name, as recorded in the artifact.
+        current: The current hashes by input name.
+        stage: The stage that makes it; None when the artifact is named after its stage.
     """
     for name, value in current.items():
         if recorded.get(name) != value:

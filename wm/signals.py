@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C of a command: out at once while it only imports, later by unwinding, once nobody holds it."""
+"""SIGTERM and Ctrl-C: a command that still imports exits at once; later an exception unwinds it, unless `held`."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ RESTARTED = "interrupted: run the same command without --restart to resume."
 """The same for a command with --restart whose new work has begun, since --restart would delete that work."""
 
 EXIT_CODE = 130
-"""Its exit code, as shells give it for Ctrl-C."""
+"""Exit code of an interrupted command, the same that shells give for Ctrl-C."""
 
 
 class Interrupted(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that everything open is closed and what is saved stays whole.
+    """SIGTERM as an exception. It unwinds like Ctrl-C, so that open files are closed and saved files stay complete.
 
-    No `Exception`, as KeyboardInterrupt is none: who reads a file takes whatever goes wrong for damage.
+    Like KeyboardInterrupt it is not an `Exception`, since readers of files treat any `Exception` as damage.
     """
 
 
 def leave_at_once() -> None:
-    """From here on a signal says `INTERRUPTED` and ends the process, without a traceback through half-made modules."""
+    """From now on a signal prints `INTERRUPTED` and ends the process, without a traceback through partial imports."""
     _handle(_leave, _leave)
 
 
 def unwind() -> None:
-    """From here on SIGTERM raises Interrupted and SIGINT KeyboardInterrupt, wherever the main thread is."""
+    """From now on SIGTERM raises Interrupted and SIGINT raises KeyboardInterrupt, wherever the main thread is."""
     _handle(_raise, _raise)
 
 
 def ignore() -> None:
-    """From here on a signal comes too late: all is done, and an interpreter that closes down must not die of it."""
+    """From now on signals are ignored: all work is done, and a signal must not break the interpreter's shutdown."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -47,7 +47,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 def _handle(terminate: Handler, interrupt: Handler) -> None:
     signal.signal(signal.SIGTERM, terminate)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background commands are deaf to Ctrl-C
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's background commands ignore Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
 
 
@@ -58,10 +58,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within it a signal waits: for what must not be left half-done, and takes less than a second or so.
+    """Context manager in which signals wait, for work of at most about a second that must not be left incomplete.
 
-    A library that calls back into Python may swallow what is raised there, as HDF5 does, and go on with what is broken.
-    Signals reach the main thread only, so that other threads need not hold them.
+    A library that calls back into Python, such as HDF5, may swallow an exception raised there and continue with broken
+    data. Signals reach only the main thread, so that other threads need not hold them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -77,23 +77,23 @@ def held() -> Iterator[None]:
 
 
 def work_begins() -> None:
-    """From here on what --restart was to throw away is gone, and there is new work to go on with."""
+    """Notes that --restart has deleted the earlier results and that there is new work to resume."""
     _Work.begun = True
 
 
 def farewell(restart: bool) -> str:
-    """What a command says last that was interrupted; `restart`: it was called with --restart."""
+    """The last line of an interrupted command; `restart`: it was called with --restart."""
     return RESTARTED if restart and _Work.begun else INTERRUPTED
 
 
 class _Work:
-    """Whether it has begun."""
+    """Whether the new work of a --restart has begun."""
 
     begun = False
 
 
 class _Waiting:
-    """How many `held` are open, and what has come meanwhile."""
+    """How many `held` contexts are open, and the exception of a signal that came meanwhile."""
 
     depth = 0
     error: BaseException | None = None

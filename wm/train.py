@@ -1,12 +1,12 @@
-"""The one gradient loop of V and M: Adam, validation, the best weights kept, and a resume that is exact.
+"""The gradient loop of V and M: Adam, validation, the best weights, exact resume.
 
-A training that diverges goes back to its best weights once, and on from there with a lower learning rate; the second
-time it ends with a diagnosis.
+When a training diverges for the first time, it returns to its best weights and continues with a lower learning rate.
+The second time it ends with a diagnosis.
 
-A checkpoint holds weights, optimiser, update count, the best weights and the running sums of the log.
-Nothing else is random or remembered: the noise of update n is seeded by (stage, seed, n), and batch n is a
-function of the data, the seed and n. So a run that was killed anywhere goes on to the same numbers, bit for
-bit on one CPU with one number of threads (which sets the order of additions).
+A checkpoint holds the weights, the optimiser, the update count, the best weights and the running sums of the log. There
+is no other state: the noise of update n is seeded by (stage, seed, n), and batch n is a function of the data, the seed
+and n. So a run that was killed anywhere resumes to the same numbers, bit for bit on one CPU with the same number of
+threads (which determines the order of additions).
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ Model = TypeVar("Model", bound=nn.Module)
 Weights = dict[str, Tensor]
 
 LOG_EVERY = 50
-"""Updates between lines of metrics; a line holds the means over the updates since the one before."""
+"""Updates between lines of metrics. A line holds the means over the updates since the previous line."""
 
 LOWERED = 1 / 3
-"""Factor on the learning rate after a training has diverged and gone back."""
+"""Factor on the learning rate after a training has diverged and returned to its best weights."""
 
 GROWN = 2.0
-"""A training has diverged, too, when its mean loss since the line before is so many times that of the first update, and
-1 or more above it, since a loss may be around 0: it is far worse than a network that has learnt nothing."""
+"""A training has also diverged when the mean loss since the previous line is this many times the loss of the first
+update, and at least 1 above it (a loss may be around 0): it is then far worse than an untrained network."""
 
 SAVE_SECONDS = 60.0
-"""Seconds between checkpoints, so what a kill costs at most."""
+"""Seconds between checkpoints, the most that a kill can lose."""
 
 
 class TrainConfig(Protocol):
-    """What the loop reads of a stage's config dataclass; the whole of it is stored and compared on resume."""
+    """The fields of a stage's config dataclass that the loop reads. All fields are stored and compared on resume."""
 
     @property
     def updates(self) -> int:
-        """Updates in all."""
+        """Total number of updates."""
 
     @property
     def validate_every(self) -> int:
@@ -65,10 +65,10 @@ class Best:
 
     Attributes:
         weights: state_dict on the CPU.
-        update: The update they are from.
-        metrics: What `validate` said of them; "loss" is what makes them the best.
-        done: Updates done in all when training ended.
-        made_from: Hash by name of what it was trained on, and of what it began with.
+        update: The update after which they were validated.
+        metrics: The numbers of `validate` for them; the lowest "loss" is the best.
+        done: Total number of updates when the training ended.
+        made_from: Hashes of the inputs by name, including initial weights.
     """
 
     weights: Weights = field(default_factory=dict)
@@ -80,15 +80,15 @@ class Best:
 
 @dataclass
 class _State:
-    """What a checkpoint holds beside model and optimiser.
+    """The state in a checkpoint beside model and optimiser.
 
     Attributes:
-        update: Updates done.
-        best: The best so far.
+        update: Number of updates done.
+        best: The best weights so far.
         sums: Sums for the next line of metrics.
-        summed: Updates in them.
-        first: The loss of the first update, of a network that has learnt nothing.
-        retreat: The update at which it had diverged and went back; 0: it has not.
+        summed: Number of updates in the sums.
+        first: The loss of the first update, of an untrained network.
+        retreat: The update at which the training diverged and returned to its best weights; 0: none.
     """
 
     update: int = 0
@@ -100,7 +100,7 @@ class _State:
 
 
 class _Diverged(Exception):
-    """A number that says that training has gone wrong."""
+    """The training has diverged: a number is not finite, or the loss has grown too much."""
 
     def __init__(self, what: str, value: float) -> None:
         super().__init__(f"the {what} is {value:.4g}")
@@ -110,16 +110,16 @@ class _Diverged(Exception):
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one, else the CPU. What a GPU convolves is told to be the same each time, and float32."""
-    torch.backends.cudnn.deterministic = True  # an interrupted training is to give the same weights
-    torch.backends.cudnn.allow_tf32 = False  # latents are to be those that the agents see; V trains in bfloat16 anyway
+    """The GPU if there is one, else the CPU. It also makes a GPU's convolutions deterministic and float32."""
+    torch.backends.cudnn.deterministic = True  # a resumed training must give the same weights
+    torch.backends.cudnn.allow_tf32 = False  # latents must equal those of the agent; V trains in bfloat16 anyway
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: on GPUs, and on CPUs with AVX512-BF16 or AMX.
+    """Whether bfloat16 is faster than float32 on the device: on GPUs, and on CPUs with AVX512-BF16 or AMX.
 
-    It is decided by the machine's abilities and not by a timing, since results must not depend on a race.
+    The capabilities decide, and not a timing, since results must not depend on one.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -128,31 +128,31 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which matrix products and convolutions run in bfloat16 where that is faster."""
+    """Context manager in which matrix products and convolutions run in bfloat16 where it is faster."""
     return torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of `parts` alone, unrelated for different ones."""
+    """A 63-bit seed that is a function of `parts` only; different parts give unrelated seeds."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seeded(make: Callable[[], Model], seed: int) -> Model:
-    """Builds a network with initial weights that follow from `seed`; torch's global state stays as it was."""
+    """Builds a network with initial weights from `seed`; torch's global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def check_updates(updates: int, start: Path | None) -> None:
-    """UserError when a training would leave a network as random as it began."""
+    """UserError when a training has no updates and no initial weights."""
     if not updates and not start:
         raise UserError("--updates 0 leaves random weights: give --start with trained weights, or more updates.")
 
 
 def begin_with(model: nn.Module, path: Path, stage: str) -> None:
-    """Gives a network the weights of another artifact of its stage; UserError when they are damaged or do not fit."""
+    """Loads the weights of another artifact of the stage; UserError when they are damaged or do not fit."""
     way_out = "give the sizes of --start, or leave --start out"
     fill(model, load_artifact(path, stage)["model"], path, stage, way_out)
 
@@ -161,11 +161,11 @@ def begin_with(model: nn.Module, path: Path, stage: str) -> None:
 
 
 def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from: Mapping[str, str]) -> bool:
-    """Whether the artifact at `path` is there and trained for as many updates as `config` wants.
+    """Whether the artifact at `path` exists and has as many updates as `config` asks for.
 
     Raises:
-        UserError: The artifact is damaged, made from other inputs than those that are there now, or needs
-            more updates while its checkpoint is gone.
+        UserError: The artifact is damaged or made from other inputs than the current ones, or it needs more updates
+            but its checkpoint is missing.
     """
     if not path.exists():
         return False
@@ -183,7 +183,7 @@ def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from
 
 
 def forget(run: Run, stage: str, path: Path) -> None:
-    """Throws a stage's artifact and checkpoint away (--restart)."""
+    """Deletes a stage's artifact and checkpoint (--restart)."""
     path.unlink(missing_ok=True)
     _checkpoint(run, stage).unlink(missing_ok=True)
 
@@ -208,33 +208,33 @@ def train(
     unit: str = "updates",
     per_update: int = 1,
 ) -> Best:
-    """Trains until `config.updates` are done; goes on from RUN/checkpoints/<stage>.pt when that is there.
+    """Trains until `config.updates` are done, resuming from RUN/checkpoints/<stage>.pt if it exists.
 
     Args:
         run: The run folder, locked.
-        stage: Its name: of the checkpoint, the metrics and the progress line.
+        stage: Name of the stage, for the checkpoint, the metrics and the progress line.
         model: The network with its initial weights; it is moved to `device` and trained in place.
         config: The stage's config dataclass.
         seed: The run's seed.
-        made_from: Hash by name of what it is trained on; a checkpoint made from something else is refused. What the
-            checkpoint names beside, such as a start that is not there any more, is kept.
-        batches: batches(n) yields batch n, n + 1, ... without end, a function of n alone.
-        loss: loss(model, batch, generator) gives the scalar loss, and numbers to log. All its randomness must
-            come from the generator, which is on `device`.
-        validate: validate(model), called in eval mode without gradients, gives numbers to log as val_<name>;
-            the lowest "loss" is the best.
+        made_from: Hashes of the inputs by name. A checkpoint with other hashes is refused; its further entries, such
+            as initial weights that were deleted since, are carried over.
+        batches: batches(n) yields batch n, n + 1, ... without end, as a function of n only.
+        loss: loss(model, batch, generator) gives the scalar loss, and numbers to log. All its randomness must come from
+            the generator, which is on `device`.
+        validate: validate(model), called in eval mode without gradients, gives numbers to log as val_<name>; the
+            lowest "loss" is the best.
         lr: Learning rate of an update, counted from 0.
-        device: Where to train.
-        clip: Largest norm of the gradient; None for no limit.
-        unit: Name of what is counted for the speed metric <unit>_per_second.
-        per_update: Number of them in an update.
+        device: Device of the training.
+        clip: Maximum norm of the gradient; None: no limit.
+        unit: Unit of the speed metric <unit>_per_second.
+        per_update: Number of units per update.
 
     Returns:
-        The best weights on validation; without updates those that it began with, and what `validate` says of them.
+        The best weights on validation; without updates the initial weights, with the numbers of `validate`.
 
     Raises:
-        UserError: It has diverged a second time (nothing of that is saved), or the checkpoint is damaged, or made with
-            other options or from other inputs.
+        UserError: The training has diverged a second time (nothing of that is saved), or the checkpoint is damaged, or
+            it was made with other options or from other inputs.
     """
     model.to(device).train()
     initial = _copy(model)
@@ -245,9 +245,9 @@ def train(
         given = made_from
         state, made_from = _resume(path, stage, model, optimizer, config, made_from)
         if made_from != given:
-            initial = {}  # it began with weights that this call does not know
+            initial = {}  # the initial weights of this training are unknown to this call
     if not config.updates and not state.update:
-        with Metrics(run, stage, resume_at=-1) as metrics:  # a line at 0 is of a call that was killed
+        with Metrics(run, stage, resume_at=-1) as metrics:  # drops a line at 0 of a call that was killed
             metrics.log(0, _validate(model, validate, state))
         return replace(state.best, made_from=dict(made_from))
     if state.update > config.updates or (state.update == config.updates and not state.best.weights):
@@ -256,7 +256,7 @@ def train(
     generator = torch.Generator(device)
     source = batches(state.update)
     timed, timed_at = 0, time.monotonic()
-    whole = True  # False while model, optimiser and state are not of one and the same update
+    whole = True  # False while model, optimiser and state belong to different updates
 
     with (
         Metrics(run, stage, resume_at=state.update) as metrics,
@@ -281,7 +281,7 @@ def train(
                     last = state.update + 1 == config.updates
                     validating = last or (state.update + 1) % config.validate_every == 0
                     whole = False
-                    with nullcontext() if validating else held():  # a validation may take longer than a signal waits
+                    with nullcontext() if validating else held():  # a validation is too long for a signal to wait
                         optimizer.param_groups[0]["lr"] = rate
                         optimizer.step()
                         state.update += 1
@@ -301,12 +301,12 @@ def train(
                             timed, timed_at = 0, time.monotonic()
                         whole = not validating
                 except _Diverged as trouble:
-                    update = state.update + whole  # the one that went wrong, which may not be counted yet
+                    update = state.update + whole  # the update that diverged, which may not be counted yet
                     back = state.best.weights or initial
                     if state.retreat or update == config.updates or not back:
                         raise _given_up(stage, trouble, update, rate, state) from trouble
                     whole = False
-                    # A function of what a checkpoint holds; batch and noise of this update are not met again.
+                    # It depends only on the checkpoint's state. Batch and noise of this update are not used again.
                     model.load_state_dict(back)
                     model.train()
                     optimizer = _optimizer(model, rate)
@@ -332,7 +332,7 @@ def train(
 
 
 def _copy(model: nn.Module) -> Weights:
-    """The state_dict on the CPU: clones, since the optimiser writes into the weights; contiguous, as they are kept."""
+    """The state_dict on the CPU: cloned, since the optimiser changes weights in place; contiguous, as saved."""
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
@@ -345,7 +345,7 @@ def _optimizer(model: nn.Module, rate: float) -> torch.optim.Adam:
 
 
 def _validate(model: nn.Module, validate: Callable[[Any], Mapping[str, float]], state: _State) -> dict[str, float]:
-    """Validates, keeps the weights if they are the best so far, and returns the numbers as val_<name>."""
+    """Validates, stores the weights if they are the best so far, and returns the numbers as val_<name>."""
     model.eval()
     with torch.no_grad():
         found = {name: float(value) for name, value in validate(model).items()}
@@ -362,7 +362,7 @@ def _check_finite(what: str, value: float) -> None:
 
 
 def _check_growth(loss: float, first: float | None) -> None:
-    """Diverged when the mean loss is far above that of the first update; None: an older checkpoint does not know it."""
+    """Raises _Diverged when the mean loss is far above that of the first update (None: unknown, older checkpoint)."""
     if first is not None and loss > first + max(1.0, (GROWN - 1) * abs(first)):
         raise _Diverged(f"mean loss, {first:.4g} at the first update,", loss)
 
@@ -412,7 +412,7 @@ def _resume(
     config: Any,
     made_from: Mapping[str, str],
 ) -> tuple[_State, dict[str, str]]:
-    """Loads a checkpoint into model and optimiser and returns where it was, and all that it was made from."""
+    """Loads a checkpoint into model and optimiser; returns its state and the hashes of all its inputs."""
     way_out = f"redo the stage with `make {stage} ARGS=--restart`"
     checkpoint = read_tensors(path, way_out)
     if checkpoint.get("kind") != f"{stage} checkpoint" or checkpoint.get("format") != RUN_FORMAT:
@@ -435,7 +435,7 @@ def _resume(
 
 
 def _check_state(state: _State, model: nn.Module) -> None:
-    """TypeError or ValueError when a checkpoint's parts are not of their kinds."""
+    """TypeError or ValueError when the parts of a checkpoint have wrong types, shapes or values."""
     counts = (state.update, state.summed, state.retreat, state.best.update, state.best.done)
     numbers = (*state.sums.values(), *state.best.metrics.values(), *([] if state.first is None else [state.first]))
     if not all(isinstance(count, int) and count >= 0 for count in counts):

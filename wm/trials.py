@@ -1,4 +1,4 @@
-"""A trial: one controller on one track. What workers do in the evolution, in selection and for the final score."""
+"""A trial: one controller on one track. Workers play trials for the evolution, the selection and the final score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from wm.workers import Workers
 
 @dataclass(frozen=True)
 class Trial:
-    """One rollout to make: flat weights of C, the track's seed, the limits, and the chance a step of a disturbance."""
+    """One rollout to play.
+
+    Attributes:
+        theta: f[N], flat weights of C.
+        seed: The track's seed.
+        max_steps: Maximum length in steps.
+        cut_after: End it after this many steps without a positive reward; 0: never.
+        disturb: Probability per step that a burst of brownian actions begins.
+    """
 
     theta: NDArray[np.floating]
     seed: int
@@ -29,7 +37,7 @@ class Trial:
 
 
 def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32]]) -> Callable[[Trial], Outcome]:
-    """Builds what a worker needs once: the environment, V and M.
+    """Builds a worker that plays trials: it loads the environment, V and M once.
 
     Args:
         env_id: Gymnasium id of a CarRacing.
@@ -37,7 +45,7 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
         cell: M's weights as `wm.memory.cell.LSTMCell` takes them.
 
     Returns:
-        The function that plays a trial.
+        A function that plays a trial.
     """
     env = make_env(env_id)
     encoder, memory = Encoder(graph), LSTMCell(cell)
@@ -45,7 +53,7 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
     def play(trial: Trial) -> Outcome:
         agent = Agent(encoder, memory, trial.theta)
         policy: Policy = Driven(env.action_space, agent, trial.disturb) if trial.disturb else agent
-        # The bursts follow from the track: all candidates of a generation meet the same ones.
+        # The track's seed fixes the bursts, so that all candidates of a generation get the same ones.
         rng = np.random.default_rng(trial.seed)
         return score(env, policy, seed=trial.seed, max_steps=trial.max_steps, cut_after=trial.cut_after, rng=rng)
 
@@ -53,14 +61,14 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
 
 
 def fitness(outcome: Outcome, max_steps: int, step_cost: float) -> float:
-    """A trial's worth in the evolution: its return; a cut one is charged for the steps that it was not given."""
+    """Fitness of a trial: its return, minus `step_cost` for each step that a cut trial did not drive."""
     return outcome.ret - (step_cost * (max_steps - outcome.steps) if outcome.cut else 0.0)
 
 
 def select(
     workers: Workers, theta: NDArray[np.floating], tracks: Sequence[int], max_steps: int
 ) -> tuple[NDArray[np.float64], int]:
-    """Plays one controller on each of the tracks, uncut: returns f64[tracks], and the steps it took."""
+    """Plays one controller on each of the tracks, uncut: returns f64[tracks], and the number of steps."""
     outcomes = dict(workers.run([Trial(theta, track, max_steps) for track in tracks]))
     returns = np.array([outcomes[i].ret for i in range(len(tracks))])
     return returns, sum(outcome.steps for outcome in outcomes.values())

@@ -1,8 +1,8 @@
-"""What a state is worth: the return that the record shows after states like it. It stands for what follows a dream.
+"""The value of a state: the expected return of the next steps, fitted to recorded returns. It is added to a dream.
 
-A dream is true to the world for about two seconds, and the skid that a state makes likely may come later. So a dream is
-short, and a small network, fitted to recorded returns, adds what the next steps would have earned (as in Feinberg et
-al., "Model-Based Value Estimation", 2018).
+A dream is accurate for about two seconds, but a skid that a state makes likely may come later. So dreams are short, and
+a small network, fitted to recorded returns, adds the return of the steps after them (as in Feinberg et al.,
+"Model-Based Value Estimation", 2018).
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from wm.memory.mdnrnn import MDNRNN
 from wm.store.latents import LatentEpisode
 
 UNITS = 48
-"""Of the hidden layer."""
+"""Units of the hidden layer."""
 
 UPDATES, BATCH, RATE, DECAY = 500, 512, 2e-3, 0.05
-"""Of AdamW. They are few: it is fitted anew whenever M or the record has changed."""
+"""AdamW's updates, batch, learning rate and weight decay. Updates are few, since any new M or data needs a new fit."""
 
 EVERY = 3
-"""Steps between the moments of an episode that it is fitted to; neighbours are alike."""
+"""Steps between the moments of an episode that are fitted; neighbouring moments are alike."""
 
 AFTER = 60
-"""First such moment: CarRacing zooms in for 50 steps."""
+"""First step that is fitted: CarRacing zooms in for 50 steps."""
 
 IDLE = 50
-"""An episode without a reward in its last so many steps would have gone on like that: the car is lost."""
+"""An episode without a positive reward in its last 50 steps would have continued like that: the car is lost."""
 
 UNIT = 100.0
-"""Points that the network's output counts in."""
+"""Points per unit of the network's output."""
 
 Floats = NDArray[np.float32]
 
 
 class Value(nn.Module):
-    """[z; h] to the return of the steps from there on.
+    """Maps [z; h] to the expected return of the next steps.
 
     Attributes:
-        mean: f32[Z+H] of the features that it was fitted to.
-        std: f32[Z+H], their standard deviations.
+        mean: f32[F], mean of the features in the fit, F = Z+H.
+        std: f32[F], their standard deviations.
     """
 
     mean: Tensor
@@ -57,8 +57,8 @@ class Value(nn.Module):
         self.register_buffer("std", torch.ones(features))
 
     def forward(self, features: Tensor) -> Tensor:
-        """f32[...,Z+H] to f32[...], in points."""
-        value: Tensor = self.net((features - self.mean) / self.std)[..., 0]
+        """f32[...,F] to the return f32[...], in points."""
+        value: Tensor = self.net((features - self.mean) / self.std)[..., 0]  # [...,1] to [...]
         return value * UNIT
 
 
@@ -70,17 +70,17 @@ def fit_value(
     steps: int,
     seed: int,
 ) -> tuple[Value, float]:
-    """Fits it to recorded returns.
+    """Fits the value to recorded returns.
 
     Args:
         model: M, on the CPU.
-        training: Episodes to fit it to.
-        held_out: Episodes that say how good it is.
-        steps: Length of the returns.
+        training: Episodes to fit.
+        held_out: Episodes for R².
+        steps: Length of the returns in steps.
         seed: Seed of the weights and the batches.
 
     Returns:
-        The network, and the share of the variance of held-out returns that it explains (nan without any).
+        The network, and R² on held-out returns (nan without any).
 
     Raises:
         ValueError: No training episode is long enough.
@@ -110,29 +110,29 @@ def fit_value(
 
 @torch.inference_mode()
 def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int) -> tuple[Tensor, Tensor]:
-    """Of moments whose next `steps` steps are known: [z; h] f32[N,Z+H], and what these steps earned f32[N]."""
+    """Features [z; h] f32[N,F] of all moments whose next `steps` steps are known, and their returns f32[N]."""
     found = [(np.empty((0, model.z + model.hidden), np.float32), np.empty(0, np.float32))]
     for episode in episodes:
         moments, returns = recorded_returns(episode, steps)
         inputs = torch.from_numpy(np.concatenate([episode.mu[:-1], episode.actions], axis=1))
-        h, _ = model.lstm(inputs[None])
-        # The agent's h at a frame is that of the frame before and its action.
-        features = np.concatenate([episode.mu[1:], h[0].numpy()], axis=1)
+        h, _ = model.lstm(inputs[None])  # [1,T,H]
+        # The agent's h at a frame comes from the previous frame and its action.
+        features = np.concatenate([episode.mu[1:], h[0].numpy()], axis=1)  # [T,F]
         found.append((features[moments - 1], returns))
     states, earned = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
     return states, earned
 
 
 def _fallen(episode: LatentEpisode) -> bool:
-    """Whether it ended with a charge."""
+    """Whether the episode terminated with a negative reward."""
     return bool(episode.terminated[-1]) and bool(episode.rewards[-1] < 0)
 
 
 def recorded_returns(episode: LatentEpisode, steps: int) -> tuple[NDArray[np.int64], Floats]:
-    """Moments of an episode whose next `steps` steps are known, and what they earned.
+    """Moments i64[N] of an episode whose next `steps` steps are known, and their returns f32[N].
 
-    What follows the end is known where the car was lost, or the episode terminated with a charge: nothing more would
-    have come, but for what its last step cost where it was idle.
+    Steps after the end are known in two cases. After a termination with a negative reward they earn nothing. After an
+    idle end, where the car is lost, each costs the same as the last step.
     """
     rewards, length = episode.rewards, len(episode.rewards)
     idle = length > IDLE and not (rewards[-IDLE:] > 0).any()

@@ -1,8 +1,8 @@
 """Runs tasks on persistent worker processes, or inline: one small interface for collection and evolution.
 
-`Inline` and `ProcessPool` have the same `run`, and give the same results; a cluster engine can join as a third.
-A worker is built once, by a top-level function that is handed plain data (arrays and bytes), and is then called
-with one task after the other. Workers are spawned, compute on one thread, and do not import torch.
+`Inline` and `ProcessPool` have the same `run` and give the same results; a cluster engine can be added as a third. A
+worker is built once, by a top-level function that gets plain data (arrays and bytes), and then called with one task
+after another. Workers are spawned, compute on one thread, and do not import torch.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ Result = Any
 Work = Callable[[Task], Result]
 
 MOST_DEATHS = 5
-"""Deaths of workers in a row, without a finished task between them, after which a run is given up."""
+"""Number of workers' deaths in a row, without a finished task between them, after which `run` raises WorkersDied."""
 
 
 class WorkersDied(MachineError):
-    """Workers die again and again without finishing anything, for want of memory perhaps."""
+    """Workers died repeatedly without finishing a task, perhaps for lack of memory."""
 
 
 class Workers(Protocol):
-    """What `Inline` and `ProcessPool` have in common."""
+    """The interface of `Inline` and `ProcessPool`."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """Yields (position in `tasks`, result) in order of completion; an exception in a task is raised here."""
@@ -58,13 +58,13 @@ class Workers(Protocol):
 
 
 def make_workers(workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> Workers:
-    """`workers` processes, or for 0 the same work inline.
+    """Makes a pool of processes, or the inline equivalent.
 
     Args:
-        workers: Number of processes, >= 0.
-        make: Top-level function; make(*args) builds a worker's state and returns what is called with each task.
+        workers: Number of processes, >= 0; 0: inline.
+        make: Top-level function; make(*args) builds a worker's state and returns the function to call with each task.
         *args: Plain data, pickled to each process once.
-        recycle: Tasks a worker after which the processes are replaced (Box2D may leak over long runs).
+        recycle: Tasks per worker after which the processes are replaced (Box2D may leak memory over long runs).
     """
     if workers == 0:
         return Inline(make, *args)
@@ -72,7 +72,7 @@ def make_workers(workers: int, make: Callable[..., Work], *args: Any, recycle: i
 
 
 class Inline:
-    """Runs tasks in this process, in order: for debugging, and as the reference that the pool is tested against."""
+    """Runs tasks in this process, in order: for debugging, and as the reference in tests of the pool."""
 
     def __init__(self, make: Callable[..., Work], *args: Any) -> None:
         self._work = make(*args)
@@ -90,10 +90,10 @@ class Inline:
 
 
 class ProcessPool:
-    """Spawned processes behind concurrent.futures, which notices a dead worker and breaks the executor.
+    """Spawned processes behind concurrent.futures, whose executor breaks when a worker dies.
 
-    A broken executor is replaced and what it had not finished is run again; tasks hold all their randomness, so
-    the result is the same. An exception in a worker reaches the caller with the worker's traceback.
+    A broken executor is replaced and its unfinished tasks are run again. A task contains all its randomness, so the
+    results are the same. An exception in a worker reaches the caller with the worker's traceback.
     """
 
     def __init__(self, workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> None:
@@ -111,7 +111,7 @@ class ProcessPool:
         self._payload.close()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        """See `Workers.run`. Raises WorkersDied when workers die again and again."""
+        """See `Workers.run`. Raises WorkersDied when workers die repeatedly."""
         todo = dict(enumerate(tasks))
         deaths = 0
         while todo:
@@ -125,7 +125,7 @@ class ProcessPool:
                 pending = set(futures)
                 while pending:
                     finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    # All of a batch are looked at before a death is handled: what is finished is not redone.
+                    # Results come before a death in the same batch, so that finished tasks are not repeated.
                     for future in sorted(finished, key=lambda f: isinstance(f.exception(), BrokenProcessPool)):
                         result = future.result()
                         deaths = 0
@@ -161,7 +161,7 @@ class ProcessPool:
         if self._executor is None:
             return
         if kill:
-            # Of all, since the executor does not know of one whose start was interrupted.
+            # All of them, since the executor does not know a worker whose start was interrupted.
             workers = [process for process in multiprocessing.active_children() if isinstance(process, _Worker)]
             for process in workers:
                 process.kill()
@@ -174,9 +174,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 @contextmanager
 def _spawning() -> Iterator[None]:
-    """What processes started in here inherit: one compute thread, and deafness to Ctrl-C (the parent's business).
+    """Processes started inside inherit one compute thread and a blocked SIGINT (the parent handles Ctrl-C).
 
-    Both have to be there before a process imports its modules, which is before any code of ours runs in it.
+    Both must be set before a process imports its modules, which is before any code of ours runs in it.
     """
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -193,11 +193,11 @@ def _spawning() -> Iterator[None]:
 
 
 class WorkerPayload:
-    """What workers are made of, in a nameless file that they inherit.
+    """The arguments of the workers, in an unnamed file that they inherit.
 
-    multiprocessing hands a process its arguments through a pipe of which it holds both ends meanwhile. More than the
-    64 kB that a pipe takes would keep the parent waiting until the worker has imported nearly everything, and for ever
-    if it dies before.
+    multiprocessing sends a process its arguments through a pipe, and the parent holds both ends of it meanwhile. With
+    more than the 64 kB of a pipe's buffer, the parent would wait until the worker has imported nearly everything, or
+    for ever if the worker dies before.
     """
 
     def __init__(self, make: Callable[..., Work], args: tuple[Any, ...]) -> None:
@@ -211,18 +211,18 @@ class WorkerPayload:
         self._file.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """In the worker it becomes what it holds."""
+        """Unpickles in the worker as its content, (make, args)."""
         return _unpacked, (DupFd(self._file.fileno()),)
 
 
 def _unpacked(inherited: Any) -> tuple[Callable[..., Work], tuple[Any, ...]]:
-    # Mapped and not read, since all workers share one position in the file.
+    # Mapped instead of read, since all workers share one file position.
     with open(inherited.detach(), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return pickle.loads(content)
 
 
 class _Worker(SpawnProcess):
-    """A spawned process that a signal finds started or not: half started, it dies with a traceback."""
+    """A spawned process whose start holds signals, since a partly started process dies with a traceback."""
 
     def start(self) -> None:
         with held(), _spawning():
@@ -230,7 +230,7 @@ class _Worker(SpawnProcess):
 
 
 class _Context(SpawnContext):
-    """Spawns such processes."""
+    """A spawn context that makes `_Worker` processes."""
 
     Process = _Worker
 
@@ -240,7 +240,7 @@ _work: Work | None = None
 
 
 def _start(payload: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
-    """Sets a worker process up, to be gone with its parent."""
+    """Sets up a worker process, which ends with its parent."""
     global _make
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -260,11 +260,11 @@ def _leave_with_parent() -> None:
 
 def _call(task: Task) -> Result:
     global _work
-    if _work is None:  # made here and not in `_start`, so that an exception reaches the caller as a task's does
+    if _work is None:  # made here and not in `_start`, so that an exception reaches the caller like a task's
         assert _make is not None
         _work = _make()
-        # The collector walks all that was ever imported again and again, a fifth of an environment step's time. What
-        # lives as long as the worker is taken from its sight, and it looks between tasks only.
+        # The garbage collector would visit all imported objects repeatedly, which takes a fifth of an environment
+        # step's time. Permanent objects are frozen, and it runs between tasks only.
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -1,4 +1,4 @@
-"""The evolution of C by ask and tell; it knows neither the task nor the policy.
+"""Evolution strategies with ask and tell. They know neither the task nor the policy.
 
 Candidates maximise here. pycma minimises: the sign changes in `CMAES._update`, and nowhere else.
 """
@@ -22,10 +22,10 @@ Array = NDArray[np.float64]
 
 
 class EvolutionStrategy(ABC):
-    """What all strategies have in common: ask and tell, the means so far, and a state for an exact resume.
+    """Base class of all strategies: ask and tell, the means so far, and a state for exact resume.
 
-    The state is small: the settings and the fitness of every candidate so far. `restored` replays them (for CMA-ES
-    about 0.02 s a generation), and checks that it arrives at the same mean.
+    The state is small: the settings and the fitness of every candidate so far. `restored` replays them (about 0.02 s a
+    generation for CMA-ES) and checks that the mean is the same.
     """
 
     def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int) -> None:
@@ -33,8 +33,8 @@ class EvolutionStrategy(ABC):
 
         Args:
             start: f64[N], the first mean.
-            sigma0: First step size.
-            popsize: Candidates a generation, >= 4.
+            sigma0: Initial step size.
+            popsize: Candidates per generation, >= 4.
             seed: Seed of all sampling, >= 0.
         """
         self._start = start.copy()
@@ -45,13 +45,13 @@ class EvolutionStrategy(ABC):
 
     @property
     def generation(self) -> int:
-        """Generations told so far."""
+        """Number of finished generations."""
         return len(self._fitness)
 
     @property
     @abstractmethod
     def mean(self) -> Array:
-        """f64[N], the mean of the distribution: what to keep (a lucky best sample's fitness is biased)."""
+        """f64[N], the mean of the distribution. It is the result, since the best sample's fitness is biased by luck."""
 
     @property
     @abstractmethod
@@ -67,7 +67,7 @@ class EvolutionStrategy(ABC):
         """Moves the distribution by the fitness f64[P] of `_asked`."""
 
     def average(self, generations: int) -> Array:
-        """f64[N], the average of the means of the last so many generations, 1 to 1000, or of all if there are fewer."""
+        """f64[N], the average of the means of the last `generations` (1 to 1000), or of all if there are fewer."""
         last = list(self._means)[-generations:]
         return np.mean(last, axis=0) if last else self.mean
 
@@ -80,7 +80,10 @@ class EvolutionStrategy(ABC):
         """Ends a generation.
 
         Args:
-            fitness: f64[P], larger is better, in the order of `ask`. ValueError when it does not fit or is not finite.
+            fitness: f64[P], larger is better, in the order of `ask`.
+
+        Raises:
+            ValueError: The fitness has another length or is not finite.
         """
         if fitness.shape != (len(self._asked),) or not np.isfinite(fitness).all():
             raise ValueError(f"fitness {fitness} is not one finite number for each of {len(self._asked)} candidates")
@@ -90,7 +93,7 @@ class EvolutionStrategy(ABC):
         self._means.append(self.mean)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Plain arrays from which `restored` goes on as if nothing had happened."""
+        """Plain arrays from which `restored` rebuilds the strategy exactly."""
         return {
             "es": np.array(next(name for name, kind in STRATEGIES.items() if kind is type(self))),
             "start": self._start.copy(),
@@ -101,7 +104,7 @@ class EvolutionStrategy(ABC):
 
 
 def restored(state: Mapping[str, NDArray[Any]]) -> EvolutionStrategy:
-    """Replays a `state`; ArithmeticError when this machine's arithmetic does not arrive at the same mean."""
+    """Rebuilds a strategy by replaying its `state`; ArithmeticError when this machine computes another mean."""
     settings = {name: value.item() for name, value in state.items() if name not in ("es", "start", "fitness", "mean")}
     es = STRATEGIES[str(state["es"])](state["start"], **settings)
     for fitness in state["fitness"]:
@@ -116,7 +119,7 @@ class TwoPointAdaptation(CMAAdaptSigmaTPA):
     """pycma's two-point adaptation without its self-check, which draws from numpy's global random state."""
 
     def check_consistency(self, es: cma.CMAEvolutionStrategy) -> None:
-        """Does nothing; pycma's own only ever warns."""
+        """Does nothing; pycma's own method only warns."""
 
 
 class CMAES(EvolutionStrategy):
@@ -136,8 +139,8 @@ class CMAES(EvolutionStrategy):
             sigma0,
             {
                 "popsize": popsize,
-                # Two-point adaptation compares two candidates along the last step of the mean on the same tracks;
-                # the choice is made here since pycma's own default depends on the number of parameters.
+                # Two-point adaptation compares two candidates along the last step of the mean on the same tracks. It
+                # is set here since pycma's default depends on the number of parameters.
                 "AdaptSigma": TwoPointAdaptation,
                 "CMA_diagonal": self.DIAGONAL,
                 "randn": lambda *shape: rng.standard_normal(shape),
@@ -146,7 +149,7 @@ class CMAES(EvolutionStrategy):
                 "verb_log": 0,
             },
         )
-        # The number of BLAS threads changes the last bits of the eigenvectors, and so every later candidate.
+        # The number of BLAS threads changes the last bits of the eigenvectors, and so all later candidates.
         self._one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 
     @property
@@ -164,12 +167,12 @@ class CMAES(EvolutionStrategy):
 
     def _update(self, fitness: Array) -> None:
         self._one_thread(self._es.tell)(list(self._asked), list(-fitness))
-        # Not pycma's "maxstd": that bounds each coordinate in a Python loop, 1.5 s for 867, and lets sigma grow on.
+        # Not pycma's "maxstd": it bounds each coordinate in a Python loop (1.5 s for 867), and sigma still grows.
         self._es.sigma = min(max(self._es.sigma, self._settings["sigma_min"]), self._settings["sigma_max"])
 
 
 class SeparableCMAES(CMAES):
-    """CMA-ES that learns a scale for each weight and no correlations, in far fewer generations (Ros & Hansen, 2008)."""
+    """CMA-ES with a diagonal covariance, which learns in far fewer generations (Ros & Hansen, 2008)."""
 
     DIAGONAL = True
 
@@ -177,14 +180,15 @@ class SeparableCMAES(CMAES):
 class OpenES(EvolutionStrategy):
     """OpenAI's evolution strategy (Salimans et al., 2017): mirrored samples, ranks, Adam on the estimated gradient.
 
-    With ranks every generation pulls alike. With the fitness itself those pull more in which candidates differ more,
-    as the gradient of the expected fitness has it: a track that is lost by some, and not one that all drive as well.
+    With ranks every generation has the same weight. With the fitness itself, a generation has more weight if its
+    candidates differ more, as in the gradient of the expected fitness: a track on which some candidates fail counts
+    more than one that all drive well.
     """
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
     def __init__(self, start: Array, *, sigma0: float, popsize: int, seed: int, lr: float, ranks: bool = True) -> None:
-        """As any strategy; sigma stays, `lr` is Adam's learning rate, `popsize` has to be even, `ranks` or fitness."""
+        """As any strategy. sigma stays sigma0, `lr` is Adam's learning rate, `popsize` must be even."""
         if popsize % 2:
             raise ValueError(f"popsize {popsize} is not even: the samples are mirrored")
         super().__init__(start, sigma0=sigma0, popsize=popsize, seed=seed)
@@ -210,7 +214,7 @@ class OpenES(EvolutionStrategy):
     def _update(self, fitness: Array) -> None:
         weights = fitness - fitness.mean()
         if self._settings["ranks"]:
-            # Equal fitness gets equal rank, so that candidates that all fail pull nowhere.
+            # Equal fitness gets equal rank, so that the gradient is zero when all candidates fail.
             _, place, count = np.unique(fitness, return_inverse=True, return_counts=True)
             weights = (np.cumsum(count) - (count + 1) / 2)[place] / (len(fitness) - 1) - 0.5
         gradient = weights @ (self._asked - self._mean) / (len(fitness) * self.sigma**2)
@@ -237,7 +241,7 @@ def make_es(
     lr: float,
     ranks: bool,
 ) -> EvolutionStrategy:
-    """A strategy of `STRATEGIES` with the settings of `ControllerConfig`, of which each takes what it knows."""
+    """Makes a strategy of `STRATEGIES` from the settings of `EvolutionConfig`; each uses only its own settings."""
     own: dict[str, float] = (
         {"lr": lr, "ranks": ranks} if name == "openes" else {"sigma_max": sigma_max, "sigma_min": sigma_min}
     )

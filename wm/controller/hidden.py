@@ -1,4 +1,4 @@
-"""C with one hidden layer, which the paper compares the linear one with (section 3.4); told apart by its length."""
+"""C with one hidden layer, the paper's comparison with the linear C (section 3.4). The length of theta tells which."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Vector = NDArray[np.float32]
 
 
 def hidden_count(features: int, units: int) -> int:
-    """Length of theta with so many hidden units: 1443 for z alone (32 features) and 40 units."""
+    """Length of theta with `units` hidden units: 1443 for z alone (32 features) and 40 units."""
     return units * (features + 1) + parameter_count(units)
 
 
@@ -21,13 +21,14 @@ class HiddenController:
     """a = squash(W2 tanh(W1 x + b1) + b2). theta: W1 [U,F] row by row, b1 [U], W2 [3,U] row by row, b2 [3]."""
 
     def __init__(self, theta: NDArray[np.floating], features: int) -> None:
-        """Builds C from flat weights; ValueError when their number fits no number of hidden units >= 1."""
+        """Builds C from flat weights; ValueError when their number does not match any number of hidden units >= 1."""
         units, rest = divmod(len(theta) - ACTIONS, features + 1 + ACTIONS)
         if rest or units < 1:
             raise ValueError(f"theta has {len(theta)} numbers, which fit no hidden layer on {features} features")
         first, second = np.split(theta.astype(np.float32), [units * (features + 1)])
-        self._weights, self._bias = first[: units * features].reshape(units, features), first[units * features :]
-        self._out = second[: ACTIONS * units].reshape(ACTIONS, units)
+        self._weights = first[: units * features].reshape(units, features)  # [U,F]
+        self._bias = first[units * features :]  # [U]
+        self._out = second[: ACTIONS * units].reshape(ACTIONS, units)  # [A,U]
         self._out_bias = second[ACTIONS * units :]
 
     def __call__(self, features: Vector) -> Vector:
@@ -36,7 +37,7 @@ class HiddenController:
 
 
 def make_controller(theta: NDArray[np.floating], features: int) -> Callable[[Vector], Vector]:
-    """The controller that so many weights are: a linear one, or one with a hidden layer; ValueError for neither."""
+    """Makes a linear controller, or one with a hidden layer, by the length of theta; ValueError when neither fits."""
     if theta.shape == (parameter_count(features),):
         return LinearController(theta, features)
     if theta.ndim != 1:

@@ -29,7 +29,7 @@ class LinearController:
         if theta.shape != (parameter_count(features),):
             raise ValueError(f"theta has shape {theta.shape}, {features} features need ({parameter_count(features)},)")
         theta = theta.astype(np.float32)
-        self._weights = theta[: ACTIONS * features].reshape(ACTIONS, features)
+        self._weights = theta[: ACTIONS * features].reshape(ACTIONS, features)  # [A,F]
         self._bias = theta[ACTIONS * features :]
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -46,19 +46,19 @@ def squash(raw: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 META = {"config": dict, "generations": int, "env_steps": int}
-"""Types of what is read again of a controller's meta, as far as it is there."""
+"""Types of the fields of a controller's meta that are read again, where they exist."""
 
 
 def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:
-    """Writes a controller: theta as f32 and `meta` (plain JSON values; made_from, config, ...) as a string."""
+    """Writes a controller atomically: theta as f32[N], and `meta` (plain JSON values; made_from, config, ...)."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, theta=theta.astype(np.float32), meta=np.array(json.dumps({"format": RUN_FORMAT, **meta})))
 
 
 def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Reads what `save_controller` wrote: theta f32[N] and meta; UserError when it is missing or damaged.
+    """Reads a controller of `save_controller`: theta f32[N] and meta; UserError when it is missing or damaged.
 
-    The file is named after the stage that makes it, dream-latest.npz after dream.
+    The file has the name of its stage; dream-latest.npz belongs to stage dream.
     """
     stage = path.stem.removesuffix("-latest")
     if not path.exists():
@@ -68,7 +68,7 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
-    except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
+    except Exception as error:  # a damaged file can raise anything in numpy, zipfile or json
         check_read(path, error)
         raise UserError(f"{path} is damaged or not a controller ({in_short(error)}): {redo}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:

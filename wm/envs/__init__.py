@@ -16,7 +16,7 @@ gymnasium.register(
     max_episode_steps=1000,
     reward_threshold=900,
 )
-# The dream needs torch, which comes with what these names lead to, when a dream is made and not before.
+# The dream needs torch, which these entry points import only when a dream is made.
 gymnasium.register(
     id=DREAM_ENV,
     entry_point="wm.dream:make_dream_env",
@@ -25,7 +25,7 @@ gymnasium.register(
 
 
 def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """Make an environment as the agent meets it.
+    """Make an environment with the observations of the agent.
 
     Args:
         env_id: Gymnasium's name, such as "CarRacing-v3" or "wm/CarRacing-v3".
@@ -33,7 +33,7 @@ def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
 
     Returns:
         The environment, without Gymnasium's passive checker. CarRacing, stock or fast, observes u8[64, 64, 3]
-        (`preprocess`), for which the fast one need not draw the dashboard; any other is left as it is.
+        (`preprocess`), and the fast one then does not draw the dashboard. Any other environment is not changed.
     """
     if env_id == FAST_ENV:
         kwargs = {"dashboard": False, **kwargs}

@@ -1,7 +1,7 @@
-"""The dream as an environment: CarRacing's actions in, M's next latents and rewards out; no frame is ever drawn.
+"""The dream as an environment: CarRacing's actions in, M's next latents and rewards out. No simulator is involved.
 
-The environments know neither torch nor run folders: they are handed a `World`. `wm.dream` makes one of a run, and
-is what "wm/Dream-v0" is registered with.
+The environments use neither torch nor run folders, but a `World`. `wm.dream` makes the `World` of a run; its functions
+are the entry points of "wm/Dream-v0".
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Frames = NDArray[np.uint8]
 Observe = Literal["features", "pixels"]
 
 LOW, HIGH = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
-"""CarRacing's actions: steering, gas, brake. What is outside of them was never seen by M and is cut."""
+"""Bounds of CarRacing's actions: steering, gas, brake. Actions are clipped to them, since M was not trained beyond."""
 
 
 @dataclass(frozen=True)
 class World:
-    """What a dream is made of.
+    """The models and starts of a dream as plain functions and arrays.
 
     Attributes:
         step: One step of M: (z, h, c, a, uniform, noise, head_mask) to (z, h, c, reward, probability of terminating),
@@ -36,8 +36,8 @@ class World:
             f32[N,H] multiplies the h that M's heads read (dropout), or is None.
         decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
         z: f32[S,Z], latents of the S starts.
-        h: f32[S,H], M's outputs there.
-        c: f32[S,H], M's cells there.
+        h: f32[S,H], M's recurrent outputs at the starts.
+        c: f32[S,H], M's LSTM cells at the starts.
         end: Reward of a step that terminates.
     """
 
@@ -52,12 +52,12 @@ class World:
 
 
 def draw_head_mask(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> Floats:
-    """Factors of dropout, f32 of a shape: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
+    """Dropout factors, f32 of the given shape: 0 with probability `dropout`, else 1 / (1 - dropout)."""
     return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
 
 
 class _Dreams:
-    """N dreams side by side: the one owner of M's state, which advances once a step."""
+    """The state of N parallel dreams; M advances once per step."""
 
     def __init__(
         self, world: World, dreams: int, horizon: int, start: int | None, observe: Observe, dropout: float
@@ -70,23 +70,23 @@ class _Dreams:
             raise ValueError(f"dropout is {dropout}, not at least 0 and below 1")
         self._world, self._horizon, self._observe = world, horizon, observe
         self._start = self._checked(start)
-        # Copies: rows are written into where dreams begin.
+        # Copies, since `begin` writes into their rows. [N,Z] and twice [N,H]
         self._z, self._h, self._c = (np.repeat(part[:1], dreams, axis=0) for part in (world.z, world.h, world.c))
         self._steps = np.zeros(dreams, np.int64)
         self._dropout, self._head_mask = dropout, np.ones_like(self._h) if dropout else None
 
     def space(self) -> spaces.Box:
-        """What one dream observes."""
+        """The observation space of one dream."""
         if self._observe == "pixels":
             return spaces.Box(0, 255, self._world.decode(self._z[:1]).shape[1:], np.uint8)
         z, h = self._z.shape[1], self._h.shape[1]
-        bound = np.concatenate([np.full(z, np.inf), np.ones(h)]).astype(np.float32)
+        bound = np.concatenate([np.full(z, np.inf), np.ones(h)]).astype(np.float32)  # [F]
         return spaces.Box(-bound, bound, dtype=np.float32)
 
     def begin(self, row: int, rng: np.random.Generator, start: int | None = None) -> int:
-        """Starts the dream in `row` anew; returns the number of its start."""
+        """Begins an episode in `row`; returns the number of its start."""
         start = self._start if start is None else self._checked(start)
-        drawn = int(rng.integers(len(self._world.z)))  # drawn even if not wanted: what follows is then the same
+        drawn = int(rng.integers(len(self._world.z)))  # always drawn, so that later draws do not depend on `start`
         chosen = drawn if start is None else start
         self._z[row], self._h[row], self._c[row] = (
             part[chosen] for part in (self._world.z, self._world.h, self._world.c)
@@ -99,11 +99,11 @@ class _Dreams:
     def advance(
         self, actions: Floats, rngs: Sequence[np.random.Generator | None]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Advances all dreams by one step, each with noise of its own generator.
+        """Advances all dreams by one step, each with noise from its own generator.
 
         Args:
-            actions: [N,3].
-            rngs: For each dream its generator; None where the step does not count, since the dream begins anew.
+            actions: f32[N,A].
+            rngs: The generator of each dream; None for a dream that is reset instead of stepped.
 
         Returns:
             Rewards f64[N], terminated bool[N] and truncated bool[N].
@@ -117,7 +117,8 @@ class _Dreams:
             raise ValueError(f"actions are of shape {actions.shape}, not {(count, len(LOW))}")
         if not np.isfinite(actions[[rng is not None for rng in rngs]]).all():
             raise ValueError("actions are not finite")
-        uniform, noise = np.zeros((count, z + 1), np.float32), np.zeros((count, z), np.float32)
+        # The last column of `uniform` decides about termination.
+        uniform, noise = np.zeros((count, z + 1), np.float32), np.zeros((count, z), np.float32)  # [N,Z+1], [N,Z]
         for row, rng in enumerate(rngs):
             if rng is not None:
                 rng.random(out=uniform[row], dtype=np.float32)
@@ -132,10 +133,10 @@ class _Dreams:
         return np.where(terminated, self._world.end, reward).astype(np.float64), terminated, truncated
 
     def observe(self) -> NDArray[Any]:
-        """What the dreams observe now, in new memory: [z, h] f32[N,Z+H], or decoded frames u8[N,64,64,3]."""
+        """The current observations, in new memory: [z, h] f32[N,F], or decoded frames u8[N,64,64,3]."""
         if self._observe == "pixels":
             return self.frames()
-        return np.concatenate([self._z, self._h], axis=1)
+        return np.concatenate([self._z, self._h], axis=1)  # [N,F]
 
     def frames(self) -> Frames:
         """The decoded latents, u8[N,64,64,3]."""
@@ -148,7 +149,7 @@ class _Dreams:
 
 
 class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
-    """One dream. Its reward is what M expects of a step; `reset(options={"start": i})` chooses where it begins."""
+    """One dream. Its reward is M's expected reward of a step; `reset(options={"start": i})` chooses the start."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  Gymnasium's own form
 
@@ -165,15 +166,15 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         """Takes a world.
 
         Args:
-            world: What is dreamt.
-            horizon: Steps after which a dream is truncated, >= 1.
-            start: Number of the start that every dream begins at; None draws one each time.
-            observe: "features" [z, h] f32[Z+H], or "pixels", decoded u8[64,64,3].
-            dropout: Chance that M's heads do not see a unit of h in a dream, drawn as it begins; 0 <= dropout < 1.
-            render_mode: "rgb_array" for `render` to decode u8[64,64,3].
+            world: The models and starts.
+            horizon: Steps after which an episode is truncated, >= 1.
+            start: Number of the start of every episode; None: drawn for each episode.
+            observe: "features": [z, h] f32[F]. "pixels": decoded frames u8[64,64,3].
+            dropout: Probability that a unit of h is hidden from M's heads, drawn per episode; in [0, 1).
+            render_mode: "rgb_array": `render` returns decoded frames u8[64,64,3]; or None.
 
         Raises:
-            ValueError: One of them makes no sense.
+            ValueError: An argument is out of range.
         """
         _check_render_mode(render_mode, self.metadata)
         self.render_mode = render_mode
@@ -184,7 +185,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Begins a dream; info["start"] is the number of its start."""
+        """Begins an episode; info["start"] is the number of its start."""
         super().reset(seed=seed)
         start = self._dreams.begin(0, self.np_random, (options or {}).get("start"))
         return self._dreams.observe()[0], {"start": start}
@@ -200,9 +201,9 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
 
 
 class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[Any]]):
-    """N dreams as one batch of M. Dream i of seed s is the single dream of seed s + i.
+    """N dreams as one batch of M. Dream i with seed s equals `DreamEnv` with seed s + i.
 
-    A dream that has ended begins anew in the next step, whose action is not looked at (autoreset mode NEXT_STEP).
+    An ended dream is reset in the next step, which ignores its action (autoreset mode NEXT_STEP).
     """
 
     metadata = {  # noqa: RUF012
@@ -244,8 +245,8 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         """Begins all dreams.
 
         Args:
-            seed: s for the seeds s, s + 1, ...; or one for each dream; None goes on with the generators.
-            options: "start": the number of a start, the same for all.
+            seed: s for the seeds s, s + 1, ...; or one seed per dream; None: continue with the current generators.
+            options: "start": the number of a start, the same for all dreams.
 
         Returns:
             The observations, and infos with "start", the number of each dream's start.
@@ -264,7 +265,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
     def step(
         self, actions: Floats
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Dreams one step in all dreams, or begins those anew that the step before has ended."""
+        """Dreams one step in all dreams; those that ended in the previous step are reset instead."""
         rngs = [None if ended else rng for ended, rng in zip(self._ended, self._rngs, strict=True)]
         reward, terminated, truncated = self._dreams.advance(actions, rngs)
         begun = np.flatnonzero(self._ended)

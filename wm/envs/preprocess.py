@@ -1,4 +1,4 @@
-"""Frames as V takes them: CarRacing's 96x96 picture without its dashboard, resized to 64x64."""
+"""Preprocessing of frames for V: CarRacing's 96x96 frame without its dashboard, resized to 64x64."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ DASHBOARD_ROW = 84  # rows 84..95 are the dashboard
 def preprocess(frame: np.ndarray) -> np.ndarray:
     """Cut off the dashboard and resize to V's input.
 
-    The resize is bilinear. Shrinking by 1.5 across and 1.31 down, each output pixel's two taps reach every input
-    pixel, so nothing is skipped as it would be at factors above 2: the weights are at most 0.1 from an
-    area average's, which would take four times as long.
+    The resize is bilinear. At factors of 1.5 across and 1.31 down, the two taps of each output pixel reach every input
+    pixel; only factors above 2 would skip some. The weights differ by at most 0.1 from those of an area average, which
+    takes four times as long.
 
     Args:
         frame: u8[96, 96, 3], RGB, 0..255, as CarRacing returns it.

@@ -12,65 +12,65 @@ State = tuple[Vector, Vector]
 
 
 class LSTMCell:
-    """One layer of LSTM, one step at a time (paper, appendix A.2); the state is passed in and returned.
+    """One LSTM layer, one step at a time (paper, appendix A.2). The state is passed in and returned.
 
-    sigmoid(x) = (tanh(x/2) + 1)/2, so one call of tanh serves all four gates, and no exponential can overflow
-    however large the weights are; the halving is folded into the weights, which is exact. Its scratch memory
-    makes an instance usable by one thread at a time.
+    sigmoid(x) = (tanh(x/2) + 1)/2, so that one call of tanh computes all four gates, and no exponential can overflow
+    for any weights. The factor 1/2 is folded into the weights, which is exact. An instance has scratch memory, so only
+    one thread at a time can use it.
 
     Attributes:
         hidden: H, the size of h and of c.
     """
 
     def __init__(self, weights: Mapping[str, NDArray[np.floating]]) -> None:
-        """Takes the weights over (as a copy).
+        """Copies the weights.
 
         Args:
-            weights: By the names of M's state_dict, gates in torch's order (i, f, g, o): "lstm.weight_ih_l0"
-                [4H, Z+A], "lstm.weight_hh_l0" [4H, H], "lstm.bias_ih_l0" [4H], "lstm.bias_hh_l0" [4H].
+            weights: By the names of M's state_dict, gates in torch's order (i, f, g, o): "lstm.weight_ih_l0" [4H,Z+A],
+                "lstm.weight_hh_l0" [4H,H], "lstm.bias_ih_l0" [4H], "lstm.bias_hh_l0" [4H].
 
         Raises:
-            ValueError: Their shapes do not fit one another.
+            ValueError: Their shapes do not fit together.
         """
         w_ih, w_hh = weights["lstm.weight_ih_l0"], weights["lstm.weight_hh_l0"]
         bias = weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"]
         h = self.hidden = w_hh.shape[1]
         if w_hh.shape[0] != 4 * h or w_ih.shape[0] != 4 * h or bias.shape != (4 * h,):
             raise ValueError(f"LSTM weights of shapes {w_ih.shape}, {w_hh.shape} and {bias.shape} do not fit")
-        # The three sigmoid gates side by side: rows i, f, o, g.
+        # The three sigmoid gates first: rows i, f, o, g.
         order = np.concatenate([np.arange(2 * h), np.arange(3 * h, 4 * h), np.arange(2 * h, 3 * h)])
         half = np.where(np.arange(4 * h) < 3 * h, np.float32(0.5), np.float32(1.0))
-        stacked = np.concatenate([w_ih, w_hh], axis=1).astype(np.float32)
+        stacked = np.concatenate([w_ih, w_hh], axis=1).astype(np.float32)  # [4H,Z+A+H]
         self._weights: NDArray[np.float32] = np.ascontiguousarray(stacked[order] * half[:, None])
         self._bias: Vector = bias.astype(np.float32)[order] * half
         self._x = np.zeros(self._weights.shape[1], np.float32)  # [z, a, h]
         self._gates = np.empty(4 * h, np.float32)
-        # Views of the scratch memory, made once: slicing anew costs as much as the arithmetic.
-        self._x_h = self._x[-h:]
-        self._sigmoids, self._g = self._gates[: 3 * h], self._gates[3 * h :]
-        self._i, self._f, self._o = self._gates[:h], self._gates[h : 2 * h], self._gates[2 * h : 3 * h]
+        # Views of the scratch memory, made once, since slicing costs as much as the arithmetic.
+        self._x_h = self._x[-h:]  # [H]
+        self._sigmoids, self._g = self._gates[: 3 * h], self._gates[3 * h :]  # [3H], [H]
+        self._i, self._f, self._o = self._gates[:h], self._gates[h : 2 * h], self._gates[2 * h : 3 * h]  # [H] each
 
     def initial(self) -> State:
-        """The state (h, c) at the start of an episode: two new f32[H] of zeros."""
+        """The state (h, c) at the start of an episode: two new arrays f32[H] of zeros."""
         return np.zeros(self.hidden, np.float32), np.zeros(self.hidden, np.float32)
 
     def step(self, z: Vector, a: Vector, state: State) -> State:
         """Advances over one environment step.
 
         Args:
-            z: f32[Z], the latent of the frame that was acted on.
-            a: f32[A], the action that was taken.
-            state: (h, c) before it, each f32[H]; it is left as it is.
+            z: f32[Z], the latent of the frame before the action.
+            a: f32[A], the action.
+            state: (h, c) before the step, each f32[H]; it is not changed.
 
         Returns:
-            (h, c) after it: two new arrays, h in (-1, 1).
+            (h, c) after the step: two new arrays f32[H], h in (-1, 1).
         """
         h, c = state
         self._x[: len(z)] = z
         self._x[len(z) : -self.hidden] = a
         self._x_h[:] = h
         gates, sigmoids = self._gates, self._sigmoids
-        np.dot(self._weights, self._x, out=gates)
+        np.dot(self._weights, self._x, out=gates)  # [4H,Z+A+H] by [Z+A+H] to [4H]
         gates += self._bias
         np.tanh(gates, out=gates)
         sigmoids *= 0.5

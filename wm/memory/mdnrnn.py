@@ -2,9 +2,10 @@
 
     [z_t, a_t], (h, c) ─LSTM→ (h, c);  h ─→ K Gaussians for each dimension of z_{t+1}, r_t, terminated_t, outlook_t
 
-r_t and terminated_t are what the environment answered to a_t, together with the frame of z_{t+1}. outlook_t (ours,
-optional) is what the steps after that bring. Nothing reads that prediction: it is there for what h must hold to make it
-by a linear map, such as the speed and the bend ahead, since C is a linear map of h as well.
+r_t and terminated_t are the environment's answer to a_t, together with the frame of z_{t+1}. outlook_t (not in the
+paper, optional) is the mean rate of tiles or the mean reward of the following steps. Nothing reads this prediction. It
+makes h hold, in a linear form, what the outlook depends on, such as the speed and the bend ahead, since C is linear in
+h as well.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ State = tuple[Tensor, Tensor]
 
 
 class Prediction(NamedTuple):
-    """What M says about the next step, after each of T steps.
+    """M's predictions of the next step, after each of T steps.
 
     Attributes:
         logmix: f32[B,T,Z,K], log weights of the mixtures, normalised over K.
         mu: f32[B,T,Z,K], means.
         logsigma: f32[B,T,Z,K], log standard deviations, above the floor.
-        reward: f32[B,T]: the logit of touching a new tile in this step; for a value head the reward itself.
-        terminated: f32[B,T], logit of the episode's terminating with this step.
-        outlook: f32[B,T,N], for each of N horizons of n steps: new tiles touched a step on average over the n steps
-            after this one; for a value head their mean reward.
+        reward: f32[B,T], logit of touching a new tile in this step; for a value head the reward itself.
+        terminated: f32[B,T], logit of terminating the episode with this step.
+        outlook: f32[B,T,N], for each of N horizons of n steps: mean number of new tiles per step over the n steps after
+            this one; for a value head their mean reward.
     """
 
     logmix: Tensor
@@ -49,9 +50,9 @@ class Prediction(NamedTuple):
 
 
 class MDNRNN(nn.Module):
-    """The paper's M, with two heads more, and a third for the outlook if there are horizons.
+    """The paper's M with heads for reward and termination, and one for the outlook if it has horizons.
 
-    One forward serves whole sequences and single steps.
+    `forward` takes whole sequences as well as single steps.
 
     Attributes:
         reward: "tile" or "value", what the reward head predicts (see `wm.config.MDNRNNConfig`).
@@ -100,8 +101,8 @@ class MDNRNN(nn.Module):
 
         Args:
             z: f32[B,T,Z], latents.
-            a: f32[B,T,A], the actions taken there.
-            state: (h, c) before the first step; None: zeros, the start of an episode.
+            a: f32[B,T,A], the actions at these latents.
+            state: (h, c) before the first step, each f32[1,B,H]; None: zeros, the start of an episode.
             head_mask: f32[B,1,H], factors on the h that the heads read (dropout). The recurrent h is not masked. None:
                 1.
 
@@ -110,15 +111,15 @@ class MDNRNN(nn.Module):
         """
         h, state = self.lstm(torch.cat([z, a], dim=-1), state)  # [B,T,H]
         h = h if head_mask is None else h * head_mask
-        # Z lies innermost in memory, so that sums over the few K components run over whole rows of Z. What the
-        # products of matrices gave in bfloat16, under autocast, is float32 from here on: logs want the digits.
-        raw = self.mixture_head(h).float().unflatten(-1, (3, self.mixtures, self.z)).transpose(-1, -2)
+        # Z lies innermost in memory, so that sums over the few K components run over whole rows of Z. The bfloat16
+        # results of matrix products under autocast become float32 here, since logarithms need the precision.
+        raw = self.mixture_head(h).float().unflatten(-1, (3, self.mixtures, self.z)).transpose(-1, -2)  # [B,T,3,Z,K]
         logits, mu, logsigma = raw.unbind(2)  # [B,T,Z,K] each
         return (
             Prediction(
                 logmix=logits - logits.logsumexp(-1, keepdim=True),
                 mu=mu,
-                # A clamp would have no gradient below the floor, and what fell there would stay there.
+                # Unlike softplus, a clamp has no gradient below the floor, and values would stay there.
                 logsigma=self.logsigma_floor + softplus(logsigma - self.logsigma_floor),
                 reward=self.reward_head(h)[..., 0].float(),
                 terminated=self.terminated_head(h)[..., 0].float(),
@@ -132,44 +133,44 @@ class MDNRNN(nn.Module):
 
 
 def draw(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws z ~ N(mu, exp(logvar)), of the shape of `mu`; the noise comes from `generator`, on its device."""
+    """Draws z ~ N(mu, exp(logvar)), with the shape of `mu`. The noise comes from `generator`, on its device."""
     noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
     return mu + (0.5 * logvar).exp() * noise
 
 
 def draw_head_mask(shape: Sequence[int], dropout: float, generator: torch.Generator) -> Tensor:
-    """Factors of dropout on the generator's device: 0 with the chance `dropout`, else 1 / (1 - dropout)."""
+    """Dropout factors f32 on the generator's device: 0 with probability `dropout`, else 1 / (1 - dropout)."""
     uniform = torch.rand(tuple(shape), generator=generator, device=generator.device)
     return (uniform >= dropout).float() / (1 - dropout)
 
 
 def gaussian_nll(x: Tensor, mu: Tensor, logsigma: Tensor) -> Tensor:
-    """-log N(x; mu, sigma²) in nats, element by element."""
+    """-log N(x; mu, sigma²) in nats, elementwise."""
     return 0.5 * ((x - mu) * (-logsigma).exp()).square() + logsigma + HALF_LOG_TWO_PI
 
 
 def mixture_nll(prediction: Prediction, z: Tensor) -> Tensor:
     """-log p(z) in nats for each latent dimension: f32[B,T,Z] for targets f32[B,T,Z]."""
-    components = gaussian_nll(z[..., None], prediction.mu, prediction.logsigma)
-    return -torch.logsumexp(prediction.logmix - components, dim=-1)
+    components = gaussian_nll(z[..., None], prediction.mu, prediction.logsigma)  # [B,T,Z,K]
+    return -torch.logsumexp(prediction.logmix - components, dim=-1)  # [B,T,Z]
 
 
 def mixture_moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation of the mixtures, each f32[B,T,Z].
 
-    The Gaussian that has them is the best single Gaussian for what the mixture describes.
+    The Gaussian with these moments is the best single Gaussian for the mixture.
     """
-    weights = prediction.logmix.exp()
-    mean = (weights * prediction.mu).sum(-1)
-    spread = (2 * prediction.logsigma).exp() + (prediction.mu - mean[..., None]).square()
+    weights = prediction.logmix.exp()  # [B,T,Z,K]
+    mean = (weights * prediction.mu).sum(-1)  # [B,T,Z]
+    spread = (2 * prediction.logsigma).exp() + (prediction.mu - mean[..., None]).square()  # [B,T,Z,K]
     return mean, 0.5 * (weights * spread).sum(-1).log()
 
 
 class StepLosses(NamedTuple):
-    """The parts of the loss: at each step f32[B,T], or their means.
+    """The parts of the loss at each step, f32[B,T], or their means.
 
     Attributes:
-        nll: Nats per latent dimension, a mean over the dimensions.
+        nll: Nats per latent dimension, averaged over the dimensions.
         reward: Cross-entropy in nats of touching a tile; for a value head the squared error of the reward.
         terminated: Cross-entropy in nats.
     """
@@ -180,15 +181,15 @@ class StepLosses(NamedTuple):
 
 
 def tile_hit(r: Tensor) -> Tensor:
-    """1.0 where a reward tells of a new tile, else 0.0: a step costs 0.1, a tile pays 1000/N (about 3)."""
+    """f32: 1 where the reward is positive (a new tile), else 0. A step costs 0.1, a tile pays 1000/N (about 3)."""
     return (r > 0).float()
 
 
 def step_losses(prediction: Prediction, z: Tensor, r: Tensor, terminated: Tensor, reward: str) -> StepLosses:
-    """Compares predictions with what came.
+    """The loss of predictions at each step.
 
     Args:
-        prediction: Of M, after (z_t, a_t).
+        prediction: M's prediction after (z_t, a_t).
         z: f32[B,T,Z], z_{t+1}.
         r: f32[B,T], r_t, the environment's own rewards.
         terminated: bool[B,T], terminated_t.
@@ -206,21 +207,21 @@ def step_losses(prediction: Prediction, z: Tensor, r: Tensor, terminated: Tensor
 
 
 def outlook_targets(r: Tensor, mask: Tensor, horizons: Sequence[int], reward: str) -> tuple[Tensor, Tensor]:
-    """What the outlook is compared with, and where: only a step whose whole horizon lies in the clip has a target.
+    """The targets of the outlook. Only a step whose whole horizon lies in the clip has a target.
 
     Args:
         r: f32[B,T], the environment's own rewards.
-        mask: bool[B,T], where there are steps; what comes after them is padding.
+        mask: bool[B,T], True at real steps, False at the padding after them.
         horizons: N numbers of steps.
         reward: "tile" or "value", what the reward head predicts.
 
     Returns:
-        f32[B,T,N], means over the steps t+1 to t+n, and bool[B,T,N], where they are known.
+        f32[B,T,N], means over the steps t+1 to t+n, and bool[B,T,N], True where they are known.
     """
     steps = r.shape[1]
     paid = torch.where(mask, tile_hit(r) if reward == "tile" else r, 0)
     before = torch.nn.functional.pad(paid.cumsum(1), (1, 0))  # [B,T+1]: the sum of all steps before t
-    targets, known = r.new_zeros(*r.shape, len(horizons)), mask.new_zeros(*r.shape, len(horizons))
+    targets, known = r.new_zeros(*r.shape, len(horizons)), mask.new_zeros(*r.shape, len(horizons))  # [B,T,N] each
     for i, n in enumerate(horizons):
         if n < steps:
             targets[:, : steps - n, i] = (before[:, n + 1 :] - before[:, 1 : steps - n + 1]) / n
@@ -238,37 +239,38 @@ def clip_losses(
     generator: torch.Generator,
     dropout: float = 0.0,
 ) -> tuple[StepLosses, Prediction, Tensor]:
-    """Runs M over clips and compares what it predicts at each step with what came one step later.
+    """Runs M over clips and compares its prediction at each step with the next step.
 
-    Each z is drawn anew from V's posterior, once, as the input of its own step and as the target of the step
-    before: M then cannot fit V's one guess of a frame (paper, appendix A.2).
+    Each z is drawn anew from V's posterior, once, as the input of its own step and as the target of the step before. So
+    M cannot overfit to a single z of a frame (paper, appendix A.2).
 
     Args:
         model: M.
         mu: f32[B,T+1,Z], posterior means; one frame more than actions.
         logvar: f32[B,T+1,Z], log variances.
         a: f32[B,T,A], the action at each frame but the last.
-        r: f32[B,T], the reward for it.
-        terminated: bool[B,T], whether the episode terminated with it.
+        r: f32[B,T], the reward of the action.
+        terminated: bool[B,T], whether the episode terminated with the action.
         generator: Source of the draws.
-        dropout: Chance that a clip's heads do not see a unit of h, at all of its steps.
+        dropout: Probability that a unit of h is hidden from the heads, the same units at all steps of a clip.
 
     Returns:
-        The losses, the predictions that they are of, and the targets z f32[B,T,Z].
+        The losses f32[B,T], the predictions, and the targets z f32[B,T,Z].
     """
-    z = draw(mu, logvar, generator)
+    z = draw(mu, logvar, generator)  # [B,T+1,Z]
+    # [B,1,H]
     head_mask = draw_head_mask((len(z), 1, model.hidden), dropout, generator).to(z.device) if dropout else None
     prediction, _ = model(z[:, :-1], a, head_mask=head_mask)
     return step_losses(prediction, z[:, 1:], r, terminated, model.reward), prediction, z[:, 1:]
 
 
 def mean_losses(losses: StepLosses, mask: Tensor) -> StepLosses:
-    """Means over the steps where bool[B,T] `mask` is set: padding has no part in them."""
+    """Means over the real steps, where `mask` bool[B,T] is True."""
     return StepLosses(*(each.where(mask, 0).sum() / mask.sum() for each in losses))
 
 
 def total_loss(means: StepLosses, head_weight: float) -> Tensor:
-    """What M is trained on: nats a latent dimension, plus the heads' losses times `head_weight`."""
+    """M's training loss: nats per latent dimension, plus `head_weight` times the heads' losses."""
     return means.nll + head_weight * (means.reward + means.terminated)
 
 
@@ -285,51 +287,51 @@ def sample(prediction: Prediction, temperature: float, generator: torch.Generato
     """Draws the next latents f32[B,T,Z] at a temperature tau: logits/tau and sigma·sqrt(tau) (paper, 4).
 
     Args:
-        prediction: Of M.
-        temperature: tau > 0; 1 draws from the mixtures as they are, less makes the world more certain.
-        generator: Source of the two draws: the component, then the noise.
+        prediction: M's prediction.
+        temperature: tau > 0; 1 draws from the mixtures as they are, less makes the dream more certain.
+        generator: Source of the two draws: first the component, then the noise.
 
     Raises:
         ValueError: The temperature is not above 0 and finite.
     """
     check_temperature(temperature)
-    shape, device = prediction.logmix.shape[:-1], prediction.logmix.device
+    shape, device = prediction.logmix.shape[:-1], prediction.logmix.device  # [B,T,Z]
     uniform = torch.rand(shape, generator=generator, device=generator.device).to(device)
     noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
-    component = chosen((prediction.logmix / temperature).softmax(-1), uniform)
-    mu = prediction.mu.gather(-1, component)[..., 0]
-    logsigma = prediction.logsigma.gather(-1, component)[..., 0]
+    component = chosen((prediction.logmix / temperature).softmax(-1), uniform)  # [B,T,Z,1]
+    mu = prediction.mu.gather(-1, component)[..., 0]  # [B,T,Z]
+    logsigma = prediction.logsigma.gather(-1, component)[..., 0]  # [B,T,Z]
     return mu + logsigma.exp() * math.sqrt(temperature) * noise
 
 
 def chosen(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The component i64[...,1] that a number in [0, 1), f32[...], chooses by weights f32[...,K] whose sum is 1."""
-    # It is the number of cumulative weights that the uniform draw has reached; the last of them, which is 1, is left
-    # out, so that rounding cannot lead past the last component.
+    """The component i64[...,1] that `uniform` f32[...] in [0, 1) chooses by weights f32[...,K] with sum 1."""
+    # It is the number of cumulative weights <= the uniform draw. The last weight, which is 1, is left out, so that
+    # rounding cannot give an index past the last component.
     return (uniform[..., None] >= weights.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
 
 
 def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The chance under which M draws what came: `sample`, given it at temperature 1, would give z.
+    """Abduction: the noise with which M would have drawn z at temperature 1 (Buesing et al., 2019).
 
-    It is drawn from its posterior: which component it was can only be guessed, by how likely each was to give z.
+    The noise is drawn from its posterior: the component is sampled by the probability that it gave z.
 
     Args:
-        prediction: Of M.
-        z: f32[B,T,Z], what came.
-        generator: Source of the guesses.
+        prediction: M's prediction.
+        z: f32[B,T,Z], the recorded latents.
+        generator: Source of the draws.
 
     Returns:
-        f32[B,T,Z] in [0, 1), which chooses the components, and f32[B,T,Z], how far z is from their means in their
-        standard deviations.
+        uniform f32[B,T,Z] in [0, 1), which chooses the components, and noise f32[B,T,Z], the distance of z from their
+        means in standard deviations.
     """
-    noise = (z[..., None] - prediction.mu) * (-prediction.logsigma).exp()
-    guesses = torch.rand((2, *z.shape), generator=generator, device=generator.device).to(z.device)
-    likely = (prediction.logmix - prediction.logsigma - 0.5 * noise.square()).softmax(-1)
-    component = chosen(likely, guesses[0])
+    noise = (z[..., None] - prediction.mu) * (-prediction.logsigma).exp()  # [B,T,Z,K]
+    guesses = torch.rand((2, *z.shape), generator=generator, device=generator.device).to(z.device)  # [2,B,T,Z]
+    likely = (prediction.logmix - prediction.logsigma - 0.5 * noise.square()).softmax(-1)  # [B,T,Z,K]
+    component = chosen(likely, guesses[0])  # [B,T,Z,1]
     weight = prediction.logmix.exp()
-    upper, share = (each.gather(-1, component)[..., 0] for each in (weight.cumsum(-1), weight))
-    # Not at the very edges of the component's interval, where rounding could choose its neighbour.
+    upper, share = (each.gather(-1, component)[..., 0] for each in (weight.cumsum(-1), weight))  # [B,T,Z] each
+    # Not at the edges of the component's interval, where rounding could choose its neighbour.
     uniform = upper - share * (0.01 + 0.98 * guesses[1])
     return uniform.clamp(0, 1 - 2**-24), noise.gather(-1, component)[..., 0]
 
@@ -345,9 +347,9 @@ def save_mdnrnn(
     Args:
         path: The file.
         model: M's state_dict; float32, or float16 to halve the file.
-        config: Must hold what M is rebuilt from: "z", "actions", "hidden", "mixtures", "reward", "logsigma_floor" and,
-            if it has one, "outlook".
-        made_from: Hashes: "rollouts" and "vae.pt".
+        config: Must hold the fields from which M is rebuilt: "z", "actions", "hidden", "mixtures", "reward",
+            "logsigma_floor" and, if it has one, "outlook".
+        made_from: Hashes of "rollouts" and "vae.pt".
     """
     save_artifact(path, "mdnrnn", model, config, made_from)
 
@@ -356,7 +358,7 @@ def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
     """Reads mdnrnn.pt: M on the CPU in eval mode, and {"config", "made_from", ...}.
 
     Raises:
-        UserError: It is missing, damaged, foreign, or not an M.
+        UserError: The file is missing, damaged, foreign, or not an M.
     """
     meta = load_artifact(path, "mdnrnn")
     weights, config = meta.pop("model"), meta["config"]
@@ -367,10 +369,10 @@ def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
     floor = config.get("logsigma_floor")
     if config.get("reward") not in ("tile", "value") or not isinstance(floor, float):
         raise damaged
-    outlook = config.get("outlook", ())  # before there was one: none
+    outlook = config.get("outlook", ())  # older files have none
     if not isinstance(outlook, list | tuple) or not all(isinstance(n, int) and 1 <= n <= 65536 for n in outlook):
         raise damaged
-    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+    with torch.random.fork_rng(devices=[]):  # initial weights must not change the caller's random state
         model = MDNRNN(**sizes, reward=config["reward"], logsigma_floor=floor, outlook=outlook)
     fill(model, weights, path, "mdnrnn")
     return model.eval(), meta

@@ -1,1 +1,1 @@
-"""The data: episodes, the HDF5 shards they are kept in, latents, and samplers of frames and clips. Numpy only."""
+"""The data: episodes, their HDF5 shards, latents, and samplers of frames and clips. Numpy only."""

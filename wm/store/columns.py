@@ -1,10 +1,10 @@
-"""The HDF5 layout that rollouts and latents share: episodes end to end in columns, and a small table of them.
+"""The HDF5 layout of rollouts and latents: concatenated episodes in columns, and a small table of the episodes.
 
-    episodes            one row an episode: what is known of it as a whole, and its number of steps
-    frame/<name>        [sum of T+1, ...]: one row for each observation
-    step/<name>         [sum of T, ...]: one row for each step
+    episodes            one row per episode: its metadata and its number of steps
+    frame/<name>        [sum of T+1, ...]: one row per observation
+    step/<name>         [sum of T, ...]: one row per step
 
-Every dataset is chunked and has fletcher32 checksums, so that a flipped bit is an error and not a number.
+Every dataset is chunked and has fletcher32 checksums, so that a flipped bit is an error and not a wrong number.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "sh
 
 
 SUM = np.dtype(np.uint32)
-"""Of an episode's checksum."""
+"""dtype of an episode's checksum."""
 
 
 MOST_PACKED = 2000
-"""gzip makes a thousandth of data at best: what claims to be more than this times as large as it lies there is not."""
+"""Upper bound of a plausible compression ratio: gzip reaches about 1000. A column beyond it is not complete."""
 
 
 class _Output(io.FileIO):
-    """A file that HDF5 writes through; it keeps the first failure for `check` and lets what follows go nowhere.
+    """A file through which HDF5 writes. It stores the first failure for `check` and drops all writes after it.
 
-    Whoever makes HDF5 write holds signals: what is raised in here is lost, or ends the process within the library.
+    Callers hold signals while HDF5 writes, since an exception raised in here is lost or ends the process inside the
+    library.
 
-    HDF5's own driver loses a full disk: h5py meets the error while it closes objects, where it can only be printed, the
-    file passes for whole, and the library may crash later.
+    HDF5's own driver hides a full disk: h5py meets the error while it closes objects, where it is only printed. The
+    file then looks complete, and the library may crash later.
     """
 
     failure: OSError | None = None
@@ -75,7 +76,7 @@ class _Output(io.FileIO):
         return size or 0
 
     def check(self) -> None:
-        """Raises what a write has met."""
+        """Raises the first failure of a write."""
         if self.failure is not None:
             raise self.failure
 
@@ -85,15 +86,19 @@ class ColumnWriter:
 
     @held()
     def __init__(self, path: Path, kind: str, attributes: Mapping[str, str], compression: Mapping[str, Any]) -> None:
-        """Opens `path` for writing; `kind` says what the file is, `attributes` are kept beside it.
+        """Opens `path` for writing.
 
-        `compression` is `COMPRESSION`, or empty where nothing is to be gained.
+        Args:
+            path: The file.
+            kind: What the file holds, such as "rollouts".
+            attributes: Further attributes of the file.
+            compression: `COMPRESSION`, or empty for data that does not compress.
         """
         self._compression = compression
         self._output = _Output(path, "wb+")
         self._file = h5py.File(self._output, "w", libver="v110")
-        # Strings of a fixed length lie in the header, which has a checksum; others in a heap that has none, and whose
-        # damage can keep HDF5 busy for ever.
+        # Strings of fixed length are stored in the header, which has a checksum. Other strings are in a heap without a
+        # checksum, and a damaged heap can make HDF5 loop for ever.
         self._file.attrs.update({"format": RUN_FORMAT, "kind": np.bytes_(kind)})
         self._file.attrs.update({name: np.bytes_(value) for name, value in attributes.items()})
         self._rows: list[Array] = []
@@ -149,12 +154,12 @@ class ColumnWriter:
 
 
 class ColumnFile:
-    """Reads a file of episodes; only the table is read at once.
+    """Reads a file of episodes; only the table is read on opening.
 
     Attributes:
         path: The file.
-        table: One row an episode, with its number of steps in "length".
-        attributes: What was kept beside it.
+        table: One row per episode, with its number of steps in "length".
+        attributes: The file's attributes by name.
         columns: (shape of a row, dtype) by "frame/<name>" and "step/<name>".
     """
 
@@ -163,9 +168,9 @@ class ColumnFile:
 
         Args:
             path: The file.
-            kind: What it must say that it is.
+            kind: The expected kind of the file.
             row: dtype of the table.
-            way_out: Ends the sentence of every error.
+            way_out: End of the sentence of every error.
 
         Raises:
             UserError: It is damaged, foreign or empty, or of another format.
@@ -183,7 +188,7 @@ class ColumnFile:
             raise
 
     def _opened(self) -> h5py.File:
-        """The file, opened again after a `close`."""
+        """The open file; it is reopened after a `close`."""
         if self._file is None:
             self._file = h5py.File(self.path, "r", locking=False)
         return self._file
@@ -194,7 +199,7 @@ class ColumnFile:
             raise UserError(f"{self.path} is no file of {kind}: {self._way_out}.")
         if attributes.get("format") != str(RUN_FORMAT):
             raise UserError(f"{self.path} is not of format {RUN_FORMAT}, which this version reads: {self._way_out}.")
-        # The low-level interface opens thousands of shards in a third of the time.
+        # The low-level interface takes a third of the time, which counts for thousands of shards.
         file = opened.id
         if b"episodes" not in file:
             raise UserError(f"{self.path} holds no episodes: {self._way_out}.")
@@ -202,7 +207,7 @@ class ColumnFile:
         if not len(table) or (table["length"] < 1).any():
             raise ValueError("its table of episodes is not one")
         self.attributes, self.table = attributes, table
-        # Files of before have none.
+        # Older files have no checksums.
         self._sums = _whole(file, b"checksums", SUM) if b"checksums" in file else None
         if self._sums is not None and self._sums.shape != table.shape:
             raise ValueError("its checksums are none")
@@ -222,7 +227,7 @@ class ColumnFile:
                 self.columns[f"{group}/{name.decode()}"] = (tuple(shape), column.dtype)
 
     def check_columns(self, wanted: Mapping[str, tuple[int, str]]) -> None:
-        """UserError unless the columns are these: number of dimensions of a row, and dtype, by name."""
+        """UserError unless the columns are `wanted`: number of dimensions of a row, and dtype, by name."""
         found = {name: (len(shape), dtype.str.lstrip("<|=")) for name, (shape, dtype) in self.columns.items()}
         if found != dict(wanted):
             raise self._damaged(ValueError(f"its columns are {found}"))
@@ -246,15 +251,15 @@ class ColumnFile:
         return values
 
     def check_episode(self, row: int, *columns: Array) -> None:
-        """UserError unless these are all columns of the episode in row `row` as they were written.
+        """UserError unless these columns of the episode in row `row` match its checksum.
 
-        HDF5's own checksum cannot tell 0 from 0xffff, nor some shifts of regular data.
+        It is needed since HDF5's own checksum does not distinguish 0 from 0xffff, nor some shifts of regular data.
         """
         if self._sums is not None and checksum(*columns) != self._sums[row]:
             raise self._damaged(ValueError(f"episode {self.table['index'][row]} does not fit its checksum"))
 
     def close(self) -> None:
-        """Closes the file; the table stays, and who reads on opens it again."""
+        """Closes the file; the table stays, and a later read reopens the file."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -264,7 +269,7 @@ class ColumnFile:
 
 
 def checksum(*columns: Array) -> int:
-    """CRC-32 of the bytes of an episode's columns, frames first, in the order that they are written in."""
+    """CRC-32 of the bytes of an episode's columns in the order of writing, frames first."""
     found = 0
     for values in columns:
         found = zlib.crc32(np.ascontiguousarray(values).data, found)
@@ -272,9 +277,9 @@ def checksum(*columns: Array) -> int:
 
 
 def _whole(file: Any, name: bytes, dtype: np.dtype[Any]) -> Array:
-    """All rows of the column `name` of an open file; ValueError when it is no column of such rows."""
+    """All rows of the column `name` of an open file; ValueError when its rows have another dtype."""
     column = h5py.h5d.open(file, name)
-    # Types are compared as HDF5 has them: to make a structured dtype of one takes as long as to open the file.
+    # HDF5 types are compared, since a conversion to a structured dtype takes as long as opening the file.
     if not column.get_type().equal(_type(dtype)) or len(column.shape) != 1:
         raise ValueError(f"its {name.decode()} are none")
     if column.get_storage_size() < column.shape[0] * dtype.itemsize:  # rows that nobody wrote, perhaps beyond count
@@ -286,7 +291,7 @@ def _whole(file: Any, name: bytes, dtype: np.dtype[Any]) -> Array:
 
 @cache
 def _type(dtype: np.dtype[Any]) -> Any:
-    """What HDF5 calls a dtype."""
+    """The HDF5 type of a dtype."""
     return h5py.h5t.py_create(dtype, logical=True)
 
 
@@ -295,20 +300,20 @@ def _text(value: Any) -> str:
 
 
 def split(episodes: int, validation: float, seed: int, earlier: Sequence[int] = ()) -> tuple[Array, Array]:
-    """Splits episodes 0..n-1 in training and validation, at least one each.
+    """Splits episodes 0..n-1 into training and validation, at least one each.
 
     Args:
         episodes: n.
-        validation: Share of validation, in (0, 1).
+        validation: Fraction of validation episodes, in (0, 1).
         seed: Seed of the choice.
-        earlier: How many there were when they were split before, ascending: those stay on their sides, so that who
-            goes on from what was trained then is not validated on what that was trained on.
+        earlier: Numbers of episodes at earlier splits, ascending. Those episodes keep their sides, so that a network
+            that continues from an earlier training is never validated on its training data.
 
     Returns:
         i64 numbers of the training and of the validation episodes, each in ascending order.
 
     Raises:
-        UserError: There are fewer than two episodes, or `validation` is no share, or `earlier` no such counts.
+        UserError: There are fewer than two episodes, or `validation` or `earlier` is not valid.
     """
     if not 0 < validation < 1:
         raise UserError(f"--validation {validation} is out of range: give a fraction between 0 and 1.")

@@ -1,4 +1,4 @@
-"""Episode: the record of one rollout, the only currency between collection, disk and training."""
+"""Episode: the record of one rollout, used by collection, disk and training alike."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Episode:
     """One rollout of T >= 1 steps, of any environment.
 
     Attributes:
-        index: Its place in the collection, >= 0.
+        index: Index in the collection, >= 0.
         seed: The environment's seed.
         policy: Name of the policy that acted.
         env_id: Gymnasium id of the environment.
-        env_version: Version of Gymnasium, which decides the environment's inner workings.
-        observations: [T+1, ...], any shape and dtype; the last one, which was not acted on, counts.
+        env_version: Version of Gymnasium, which determines the environment's behaviour.
+        observations: [T+1, ...], any shape and dtype, including the last one, which has no action.
         actions: [T, ...], any shape and dtype.
         rewards: f32[T].
         terminated: Ended by the environment's rules.
         truncated: Ended by a time limit.
-        on_road: Share of the steps with a wheel on the road, 0 to 1; nan where that means nothing.
+        on_road: Fraction of the steps with a wheel on the road, 0 to 1; nan in environments without a road.
     """
 
     index: int
@@ -43,7 +43,7 @@ class Episode:
     on_road: float = float("nan")
 
     def __post_init__(self) -> None:
-        """ValueError when lengths do not fit one another or a number is not finite."""
+        """ValueError when lengths do not fit together or a number is not finite."""
         steps = len(self.rewards)
         if steps < 1:
             raise ValueError("an episode needs at least one step")
@@ -74,7 +74,7 @@ class Episode:
         return float(self.rewards.sum(dtype=np.float64))
 
     def digest(self) -> str:
-        """SHA-256 over everything that the episode holds, in hex."""
+        """SHA-256 of all fields but `on_road`, in hex."""
         found = hashlib.sha256()
         plain = (self.index, self.seed, self.policy, self.env_id, self.env_version, self.terminated, self.truncated)
         found.update(repr(plain).encode())

@@ -1,4 +1,4 @@
-"""Frames for V: shuffled batches that stream from disk in bounded memory, and a fixed validation set."""
+"""Frames for V: shuffled batches streamed from disk in bounded memory, and a fixed validation set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wm.store.columns import Array
 from wm.store.shards import Rollouts
 
 BLOCK = 16
-"""Neighbouring frames that are read together, two or three chunks; the shuffle buffer then parts them."""
+"""Number of neighbouring frames that are read together (two or three chunks); the shuffle buffer separates them."""
 
 
 def frame_batches(
@@ -19,17 +19,17 @@ def frame_batches(
 ) -> Iterator[Array]:
     """Endless batches of shuffled frames, epoch after epoch.
 
-    An epoch takes blocks of neighbouring frames in random order, fills a buffer with them, and deals the buffer's
-    frames in random order. What does not fill a batch goes on into the next epoch. Batch n depends on the
-    episodes and the seed only, so that a resume with `start` n gives what an uninterrupted run would see; whole
-    buffers before it are not read.
+    An epoch takes blocks of neighbouring frames in random order, fills a buffer with them, and yields the buffer's
+    frames in random order. Frames that do not fill a batch move to the next epoch. Batch n depends on the episodes and
+    the seed only, so that a resume with `start` n gives the same batches as an uninterrupted run; whole buffers before
+    it are not read.
 
     Args:
         rollouts: The data.
-        episodes: Which episodes to take.
-        batch: Frames a batch, >= 1.
+        episodes: i64[N], places of the episodes.
+        batch: Frames per batch, >= 1.
         seed: Seed of all orders.
-        start: Number of the first batch to give.
+        start: Number of the first batch to yield.
         shuffle_frames: Frames in the buffer, which bounds the memory.
 
     Yields:

@@ -22,16 +22,16 @@ WAY_OUT = "redo it with `make mdnrnn ARGS=--restart`"
 ROW = np.dtype([("index", "i8"), ("length", "i8"), ("terminated", "?")])
 
 COLUMNS = {"frame/mu": (1, "f4"), "frame/logvar": (1, "f4"), "step/actions": (1, "f4"), "step/rewards": (0, "f4")}
-"""Dimensions of a row, and dtype."""
+"""Number of dimensions of a row, and dtype, by column."""
 
 CACHE_BYTES = 512 * 2**20
-"""Episodes kept in memory, for a batch of clips is hundreds of small reads; about 2 million steps of z 32."""
+"""Size of the cache of episodes, since a batch of clips is hundreds of small reads; about 2 million steps of z 32."""
 
 Floats = NDArray[np.float32]
 
 
 class LatentsWriter:
-    """Writes latents.h5 episode by episode, whole or not at all. Use as a context manager."""
+    """Writes latents.h5 atomically, episode by episode. Use as a context manager."""
 
     def __init__(self, path: Path, made_from: Mapping[str, str]) -> None:
         """`made_from` are the hashes of the rollouts and of vae.pt."""
@@ -40,7 +40,7 @@ class LatentsWriter:
     def __enter__(self) -> LatentsWriter:
         self._stack = ExitStack()
         temporary = self._stack.enter_context(atomic(self._path))
-        # Latents do not compress (gzip: by 5%), and reading them would take longer than training on them.
+        # Not compressed: gzip saves only 5%, and reading would take longer than training.
         attributes = {f"made_from {name}": value for name, value in self._made_from.items()}
         self._writer = self._stack.enter_context(ColumnWriter(temporary, KIND, attributes, {}))
         return self
@@ -57,7 +57,7 @@ class LatentsWriter:
         self._writer.append(row, {"mu": mu, "logvar": logvar}, step)
 
     def append_latents(self, row: Array, episode: LatentEpisode) -> None:
-        """Adds an episode of another latents.h5 as it is: its row of the table there, and what it holds."""
+        """Adds an episode of another latents.h5 unchanged: its row of the table there, and its columns."""
         step = {"actions": episode.actions, "rewards": episode.rewards}
         self._writer.append(np.array([row], ROW), {"mu": episode.mu, "logvar": episode.logvar}, step)
 
@@ -71,7 +71,7 @@ class LatentEpisode:
         logvar: f32[T+1,Z].
         actions: f32[T,A].
         rewards: f32[T].
-        terminated: bool[T]; only the last one can be set.
+        terminated: bool[T]; only the last one can be True.
     """
 
     mu: Floats
@@ -88,15 +88,15 @@ class LatentEpisode:
 
 @dataclass(frozen=True)
 class Clips:
-    """Stretches of L steps, each within one episode; what is past an episode's end is zero and masked.
+    """B clips of L steps, each within one episode; steps past an episode's end are zero and masked.
 
     Attributes:
         mu: f32[B,L+1,Z], posterior means; one frame more than steps.
         logvar: f32[B,L+1,Z], their log variances.
         a: f32[B,L,A], the action at each frame but the last.
-        r: f32[B,L], the reward for it.
-        terminated: bool[B,L], whether the episode terminated with it.
-        mask: bool[B,L], which steps are real.
+        r: f32[B,L], the reward of the action.
+        terminated: bool[B,L], whether the episode terminated with the action.
+        mask: bool[B,L], True for real steps.
     """
 
     mu: Floats
@@ -111,10 +111,10 @@ class Latents:
     """Reader of latents.h5. Episodes are addressed by their place, the same as in `Rollouts`.
 
     Attributes:
-        table: One row an episode, of dtype `ROW`.
-        made_from: Hashes of what it was made from.
-        z: Latent size.
-        actions: Length of an action vector.
+        table: One row per episode, of dtype `ROW`.
+        made_from: Hashes of its inputs by name.
+        z: Z, latent size.
+        actions: A, length of an action vector.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,7 +143,7 @@ class Latents:
         return split(len(self), validation, seed, earlier)
 
     def episode(self, episode: int) -> LatentEpisode:
-        """The whole of one episode; read it, but do not write into it."""
+        """One whole episode. Its arrays are cached and must not be changed."""
         episode = int(episode)
         if episode in self._cache:
             self._cache.move_to_end(episode)
@@ -166,7 +166,7 @@ class Latents:
         return found
 
     def clips(self, addresses: Array, length: int) -> Clips:
-        """Reads clips at addresses i64[B,3]: episode, first step, step after the last; at most `length` steps each."""
+        """Reads clips at addresses i64[B,3] (episode, first step, step after the last), at most `length` steps each."""
         shape = (len(addresses), length)
         clips = Clips(
             mu=np.zeros((shape[0], length + 1, self.z), np.float32),
@@ -190,24 +190,24 @@ class Latents:
 def clip_batches(
     latents: Latents, episodes: Array, *, batch: int, length: int, seed: int, start: int
 ) -> Iterator[Clips]:
-    """Endless batches of clips in random order, pass after pass over the episodes.
+    """Endless batches of clips in random order, epoch after epoch.
 
-    A pass cuts each episode that is longer than a clip at a random place and every `length` steps from there, so that
-    the cuts differ from pass to pass and every step is seen once in each; the pieces at its ends are shorter and
+    An epoch cuts each episode that is longer than a clip at a random step and every `length` steps from there. So the
+    cuts differ between epochs, and each epoch contains every step once; the clips at an episode's ends are shorter and
     masked. Batch n depends on the episodes and the seed only.
 
     Args:
         latents: The data.
-        episodes: Which episodes to take.
-        batch: Clips a batch, >= 1.
-        length: Steps of a clip, >= 1.
+        episodes: i64[N], places of the episodes.
+        batch: Clips per batch, >= 1.
+        length: Steps per clip, >= 1.
         seed: Seed of all choices.
-        start: Number of the first batch to give.
+        start: Number of the first batch to yield.
     """
     steps = latents.table["length"][episodes]
 
     def addresses(number: int) -> Array:
-        """All addresses of pass `number`, in random order."""
+        """All addresses of epoch `number`, in random order."""
         rng = np.random.default_rng([seed, number])
         found = []
         for episode, count in zip(episodes.tolist(), steps.tolist(), strict=True):
@@ -235,7 +235,7 @@ def clip_batches(
 def fresh_batches(
     latents: Latents, episodes: Array, *, fresh: int, batch: int, length: int, seed: int, start: int
 ) -> Iterator[Clips]:
-    """As `clip_batches`, but half of each batch, rounded down, is of the last `fresh` of the episodes; 0: none is."""
+    """As `clip_batches`, but half of each batch, rounded down, comes from the newest `fresh` episodes; 0: no half."""
     sizes = {"length": length, "seed": seed, "start": start}
     if not fresh or batch < 2:
         yield from clip_batches(latents, episodes, batch=batch, **sizes)
@@ -246,7 +246,7 @@ def fresh_batches(
 
 
 def validation_clips(latents: Latents, episodes: Array, *, length: int, most: int) -> Clips:
-    """At most `most` clips, evenly spread over the episodes cut from their start on."""
+    """At most `most` clips, evenly spread over the episodes, which are cut from their first step on."""
     steps = latents.table["length"][episodes]
     addresses = np.array(
         [

@@ -1,4 +1,4 @@
-"""Rollouts on disk: HDF5 shards of a few episodes each, read as one sequence in the order of episode indices."""
+"""Rollouts on disk: HDF5 shards of a few episodes each, read as one sequence in order of the episode index."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ ROW = np.dtype(
 """A shard's table of episodes; see `Episode` for the meanings."""
 
 FRAME = (64, 64, 3)
-"""What V sees of CarRacing."""
+"""Shape of CarRacing's frames for V."""
 
 OPEN_FILES = 128
-"""Shards kept open at a time; there may be thousands."""
+"""Maximum number of open shards; there may be thousands."""
 
 
 def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
-    """Writes episodes to a shard, which appears whole or not at all; memory is bounded by one episode."""
+    """Writes episodes to a shard atomically; memory is bounded by one episode."""
     with atomic(path) as temporary, ColumnWriter(temporary, KIND, {}, COMPRESSION) as writer:
         for e in episodes:
             row = (e.index, e.seed, e.length, e.ret, e.on_road, e.terminated, e.truncated)
@@ -56,7 +56,7 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
 
 
 def read_episode(shard: ColumnFile, row: int) -> Episode:
-    """The episode in a row of a shard; UserError when it is not what its digest says."""
+    """The episode in a row of a shard; UserError when it does not match its digest."""
     about = shard.table[row]
     index, steps = int(about["index"]), int(about["length"])
     try:
@@ -81,7 +81,7 @@ def read_episode(shard: ColumnFile, row: int) -> Episode:
 
 
 def share_shards(source: Path, target: Path) -> None:
-    """Gives the folder `target` the shards of `source`."""
+    """Links the shards of `source` into the folder `target`."""
     for shard in source.glob("[!.]*.h5"):
         share(shard, target / shard.name)
 
@@ -92,7 +92,7 @@ class Rollouts:
     Episodes are addressed by their place in `table`, 0 to len - 1. Only the tables are in memory.
 
     Attributes:
-        table: One row an episode, of dtype `ROW`.
+        table: One row per episode, of dtype `ROW`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,7 +108,7 @@ class Rollouts:
         self._open = OrderedDict[int, None]()
         for path in paths:
             shard = ColumnFile(path, KIND, ROW, WAY_OUT)
-            shard.close()  # many open files make each call of h5py slow
+            shard.close()  # h5py is slow with many open files
             self._shards.append(shard)
             if shard.columns != self._shards[0].columns:
                 raise UserError(f"{path} has other observations or actions than {paths[0]}: {WAY_OUT}.")
@@ -130,7 +130,7 @@ class Rollouts:
         return len(self.table)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the episodes' digests, in hex: the same for the same episodes in whatever shards."""
+        """SHA-256 over the episodes' digests, in hex; it does not depend on their distribution over shards."""
         return hashlib.sha256(self.table["digest"].tobytes()).hexdigest()
 
     def split(self, validation: float, seed: int, earlier: Sequence[int] = ()) -> tuple[Array, Array]:
@@ -164,7 +164,7 @@ class Rollouts:
         return self._shard(int(self._shard_of[episode])).read(column, int(self._row_of[episode]), start, stop)
 
     def _shard(self, number: int) -> ColumnFile:
-        """A shard to read from; the one that was read longest ago is closed when too many are open."""
+        """A shard to read from; the least recently used one is closed when too many are open."""
         self._open[number] = None
         self._open.move_to_end(number)
         if len(self._open) > OPEN_FILES:

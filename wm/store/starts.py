@@ -1,4 +1,4 @@
-"""Starts of dreams: moments of recorded episodes with M's state there, and what rewards are worth in that record."""
+"""Starts of dreams: moments of recorded episodes with M's state there, and the mean rewards of the record."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STATES = ("z", "h", "c")
 
 @dataclass(frozen=True)
 class Starts:
-    """N moments that dreams begin at, as a controller meets them in the real environment.
+    """N moments at which dreams start, with the state that a controller has there in the real environment.
 
     Attributes:
-        z: f32[N,Z], V's mean for the frame there.
-        h: f32[N,H], M's output over the real steps before it.
-        c: f32[N,H], M's cell.
+        z: f32[N,Z], V's mean of the frame at the moment.
+        h: f32[N,H], M's recurrent output after the real steps before it.
+        c: f32[N,H], M's LSTM cell.
         episode: i64[N], index of the recorded episode.
-        step: i64[N], how many of its steps came before.
+        step: i64[N], number of its steps before the moment.
         rewards: f32[3], mean reward of the recorded steps that touched no tile, that touched one, and that terminated
             the episode; for CarRacing about -0.1, 3 and -100.
         made_from: Hashes of vae.pt and mdnrnn.pt.
@@ -49,7 +49,7 @@ class Starts:
 
 
 def save_starts(path: Path, starts: Starts) -> None:
-    """Writes starts.npz; z, h and c are rounded to half precision, which is finer than V and M know them."""
+    """Writes starts.npz; z, h and c are rounded to float16, whose error is below that of V and M."""
     with atomic(path) as temporary:
         temporary.write_bytes(_packed(starts))
 
@@ -70,7 +70,7 @@ def _packed(starts: Starts) -> bytes:
 
 
 def load_starts(path: Path) -> Starts:
-    """Reads what `save_starts` wrote; UserError when it is missing or damaged."""
+    """Reads a file of `save_starts`; UserError when it is missing or damaged."""
     way_out = "remove it and remake it with `make dream`"
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make dream`.")
@@ -91,7 +91,7 @@ def load_starts(path: Path) -> Starts:
             and all(arrays[name].dtype.kind == "i" and (arrays[name] >= 0).all() for name in ("episode", "step"))
             and arrays["rewards"].dtype.kind == "f"
         )
-    except Exception as error:  # whatever a damaged file leads numpy, zipfile or json to
+    except Exception as error:  # a damaged file can raise anything in numpy, zipfile or json
         check_read(path, error)
         raise UserError(f"{path} is damaged or holds no starts ({in_short(error)}): {way_out}.") from error
     if meta.get("format") != RUN_FORMAT:

@@ -1,9 +1,8 @@
-"""V's encoder for acting: one frame to one latent vector by ONNX Runtime on one thread, without torch.
+"""V's encoder for acting: one frame to one latent vector with ONNX Runtime on one thread, without torch.
 
-There are two graphs of it. `encoder_graph` computes in float32, as V does. `quantised_graph` computes its convolutions
-in 8-bit integers, which takes less than half the time. Measured against the alternatives by `python -m
-tests.bench_encoder`; tests hold the first equal to `VAE.encode`, the second to the same integers in torch, and bound
-what lies between the two.
+There are two graphs. `encoder_graph` computes in float32, as V does. `quantised_graph` computes the convolutions in
+8-bit integers, in less than half the time. `python -m tests.bench_encoder` measures both against alternatives. Tests
+check that the first equals `VAE.encode`, that the second equals the same integers in torch, and bound their difference.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ STRIDE = 2
 LAYERS = ("conv1", "conv2", "conv3", "conv4")
 
 WEIGHT_STEPS = 64
-"""Quantised weights are -64..64: twice 255 * 64 fits 16 bits, in which processors without VNNI add up products in
-pairs. So the integers, and with them a score, are the same on every machine; 127 would saturate there."""
+"""Quantised weights are in -64..64. Processors without VNNI add pairs of products in 16 bits, and twice 255 * 64 fits.
+So the integers, and with them a score, are the same on every machine; with 127 they would saturate there."""
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -29,15 +28,15 @@ def encoder_graph(weights: Weights) -> bytes:
 
     Args:
         weights: f32 arrays by the names of `VAE.state_dict()`: conv1 to conv4 and mu, each .weight and .bias.
-            Others are not looked at.
+            Other entries are ignored.
 
     Returns:
-        The graph with its weights, as `Encoder` takes it: plain bytes to hand to worker processes.
+        The graph with its weights as bytes, for `Encoder` and for worker processes.
     """
-    from onnx import TensorProto, helper  # only who builds a graph pays for this import
+    from onnx import TensorProto, helper  # imported only to build a graph
 
     arrays = {f"{name}.{part}": weights[f"{name}.{part}"] for name in LAYERS for part in ("weight", "bias")}
-    # The graph takes bytes 0..255: what divides them by 255 is the first layer's weights.
+    # The graph takes bytes 0..255; the division by 255 is folded into the first layer's weights.
     arrays["conv1.weight"] = arrays["conv1.weight"] / np.float32(255)
     nodes = [
         helper.make_node("Cast", ["frame"], ["float"], to=TensorProto.FLOAT),
@@ -53,21 +52,21 @@ def encoder_graph(weights: Weights) -> bytes:
 
 
 def quantised_graph(weights: Weights, ranges: Sequence[float]) -> bytes:
-    """The same with the convolutions in integers: u8 activations, weights of 8 bits with a scale for each channel.
+    """The same with integer convolutions: u8 activations, and 8-bit weights with one scale per channel.
 
-    A layer's output y is kept as the byte rint(255 y / range), cut off at 0 (which is its relu) and at 255. The input
-    is bytes already; mu is computed in float32 from the last layer's bytes.
+    A layer's output y is stored as the byte rint(255 y / range), clipped to 0 (its relu) and 255. The input is bytes
+    already; mu is computed in float32 from the last layer's bytes.
 
     Args:
-        weights: As `encoder_graph` takes them.
-        ranges: The largest activation of each of the `LAYERS`, of `wm.vision.vae.activation_ranges`.
+        weights: As for `encoder_graph`.
+        ranges: The largest activation of each of the `LAYERS`, from `wm.vision.vae.activation_ranges`.
 
     Returns:
         As `encoder_graph`.
     """
     from onnx import helper
 
-    # A frame's byte b stands for b / 255. Scales are float32, as ONNX Runtime computes with them.
+    # A frame's byte b means b / 255. Scales are float32, as in ONNX Runtime.
     scales = [np.float32(1 / 255), *(np.float32(r / 255) for r in ranges)]
     arrays: dict[str, NDArray[np.generic]] = {"zero": np.array(0, np.uint8), "x.scale": np.array(scales[0])}
     nodes = [helper.make_node("Transpose", ["frame"], ["x"], perm=[0, 3, 1, 2])]
@@ -75,7 +74,7 @@ def quantised_graph(weights: Weights, ranges: Sequence[float]) -> bytes:
     for name, before, after in zip(LAYERS, scales[:-1], scales[1:], strict=True):
         weight = weights[f"{name}.weight"]
         step = np.abs(weight).max(axis=(1, 2, 3)) / np.float32(WEIGHT_STEPS)
-        step[step == 0] = 1  # a channel of zeros: any step will do
+        step[step == 0] = 1  # for a channel of zeros any step is right
         arrays[f"{name}.weight"] = np.rint(weight / step[:, None, None, None]).astype(np.int8)
         arrays[f"{name}.step"] = step
         arrays[f"{name}.zeros"] = np.zeros(len(step), np.int8)
@@ -106,16 +105,16 @@ def _graph(nodes: list, features: str, arrays: Mapping[str, NDArray[np.generic]]
         [helper.make_tensor_value_info("mu", TensorProto.FLOAT, [1, len(weights["mu.bias"])])],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in arrays.items()],
     )
-    # Versions that this and older releases of ONNX Runtime read; newer ones add nothing that is needed here.
+    # Versions that older releases of ONNX Runtime read, too; newer ones add nothing that is needed here.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
 
 
 class Encoder:
-    """The one inference function of V in acting.
+    """V's encoder for acting.
 
     Attributes:
-        z: Size of the latent vector.
+        z: Z, size of the latent vector.
     """
 
     z: int
@@ -124,11 +123,11 @@ class Encoder:
         """Makes a session on one thread for a graph of `encoder_graph` or `quantised_graph`."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only: warnings about the machine are none of the user's business
+        options.log_severity_level = 3  # errors only; warnings about the machine do not help the user
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.z = self._session.get_outputs()[0].shape[1]
 
     def __call__(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One frame u8[64,64,3] to mu f32[Z], the mean of V's posterior."""
-        mu: NDArray[np.float32] = self._session.run(None, {"frame": frame[None]})[0]
+        mu: NDArray[np.float32] = self._session.run(None, {"frame": frame[None]})[0]  # [1,Z]
         return mu[0]

@@ -22,14 +22,14 @@ PARAMETERS = 4_348_547
 """Parameters of V with z 32, as the paper's table counts them."""
 
 DEAD_NATS = 0.01
-"""A latent dimension whose mean KL is below this many nats is dead: it says nothing of the frame."""
+"""A latent dimension with a mean KL below this many nats is dead: it holds no information about the frame."""
 
 GRASS_GREENER = 0.2
-"""A pixel in [0, 1] of CarRacing's field is at least so much greener than red or blue; road, curbs and car are less."""
+"""A grass pixel has green at least this much above red and blue, in [0, 1]; road, curbs and car have less."""
 
 
 class VAE(nn.Module):
-    """The paper's V. Nothing in it is random after construction: who samples z brings the noise."""
+    """The paper's V. It is deterministic after construction: the caller samples z."""
 
     def __init__(self, z: int = 32) -> None:
         """Builds V for latents of size `z`, with initial weights that torch's global seed fixes."""
@@ -62,14 +62,15 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Latents f32[B,Z] to frames f32[B,3,64,64] in [0,1]."""
         features = self.fc(z)  # [B,1024]; the paper has no relu here
-        # deconv1 sees one pixel, and there it is a matrix product, which is faster: training gains a fifth.
+        # deconv1 has a single input pixel, so it is a matrix product, which makes training a fifth faster.
         weight = self.deconv1.weight.permute(0, 2, 3, 1)  # [1024,128,5,5] -> [1024,5,5,128]
+        # [B,1024] to [B,3200] to [B,5,5,128] to [B,128,5,5]
         features = (features @ weight.flatten(1)).unflatten(1, weight.shape[1:]).permute(0, 3, 1, 2)
         bias = self.deconv1.bias[:, None, None]  # type: ignore[index]
         features = relu(features + bias)  # [B,128,5,5]
-        features = relu(self.deconv3(relu(self.deconv2(features))))
+        features = relu(self.deconv3(relu(self.deconv2(features))))  # [B,32,30,30]
         # Under autocast the last layer gives bfloat16, whose steps near 1 are as coarse as those of a byte.
-        return self.deconv4(features).float().sigmoid()
+        return self.deconv4(features).float().sigmoid()  # [B,3,64,64]
 
 
 def as_input(frames: Tensor) -> Tensor:
@@ -85,9 +86,9 @@ def as_frames(x: Tensor) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def activation_ranges(model: VAE, frames: NDArray[np.uint8]) -> list[float]:
-    """The largest activation of each of V's four convolutions on frames u8[N,64,64,3], by which acting quantises them.
+    """The largest activation of each of V's four convolutions on frames u8[N,64,64,3], for the int8 encoder.
 
-    Computed in float32, a hundred frames at a time.
+    Computed in float32 in batches of a hundred frames.
     """
     device = model.conv1.weight.device
     ranges = torch.zeros(len(model.convolutions), device=device)
@@ -105,11 +106,11 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def pixel_weights(x: Tensor, road_weight: float) -> Tensor:
-    """What each pixel of CarRacing counts in the error: f32[B,1,64,64], 1 on grass, `road_weight` elsewhere.
+    """Weights f32[B,1,64,64] of CarRacing's pixels in the error: 1 on grass, `road_weight` elsewhere.
 
-    Rewards come from the road; grass, most of the picture, is what is clearly greener than red or blue.
+    Rewards come from the road. Grass covers most of the frame; its pixels are clearly greener than red or blue.
     """
-    grass = x[:, 1:2] - torch.maximum(x[:, 0:1], x[:, 2:3]) > GRASS_GREENER
+    grass = x[:, 1:2] - torch.maximum(x[:, 0:1], x[:, 2:3]) > GRASS_GREENER  # [B,1,64,64]
     return torch.where(grass, 1.0, road_weight)
 
 
@@ -121,26 +122,26 @@ def vae_loss(
     kl_weight: float = 1.0,
     road_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the paper's code, squared error of each image, summed, plus max(KL, free_nats · Z), with weights.
+    """The loss of the paper's code with weights: summed squared error per image plus max(KL, free_nats · Z).
 
-    Both terms are sums over an image's numbers, then means over the batch: an error averaged over the pixels
-    would weigh the KL twelve thousandfold, and V would collapse.
+    Both terms are sums over an image, then means over the batch. An error averaged over the pixels would increase the
+    weight of the KL twelve thousand times, and V would collapse.
 
     Args:
         x: f32[B,3,64,64] in [0,1].
         reconstruction: The same, decoded.
-        kl: f32[B,Z] nats, of `kl_per_dimension`.
-        free_nats: Nats per dimension below which an image's KL does not push.
+        kl: f32[B,Z] nats, from `kl_per_dimension`.
+        free_nats: Nats per dimension; an image's KL below free_nats · Z has no gradient.
         kl_weight: Weight of the KL.
-        road_weight: Weight of the squared errors off the grass.
+        road_weight: Weight of the squared error on pixels that are not grass.
 
     Returns:
-        The loss and the unweighted squared error an image, both means over the batch.
+        The loss, and the unweighted squared error per image; both scalars are means over the batch.
     """
     square = (x - reconstruction).square()
-    error = square.flatten(1).sum(1)
-    weighted = error if road_weight == 1 else (square * pixel_weights(x, road_weight)).flatten(1).sum(1)
-    free = kl.sum(1).clamp(min=free_nats * kl.shape[1])
+    error = square.flatten(1).sum(1)  # [B,12288] to [B]
+    weighted = error if road_weight == 1 else (square * pixel_weights(x, road_weight)).flatten(1).sum(1)  # [B]
+    free = kl.sum(1).clamp(min=free_nats * kl.shape[1])  # [B]
     return (weighted + kl_weight * free).mean(), error.mean()
 
 
@@ -153,14 +154,14 @@ def load_vae(path: Path) -> tuple[VAE, dict[str, Any]]:
     """Reads vae.pt: V on the CPU in eval mode, and {"config", "made_from", ...}.
 
     Raises:
-        UserError: It is missing, damaged, foreign, or not a V.
+        UserError: The file is missing, damaged, foreign, or not a V.
     """
     meta = load_artifact(path, "vae")
     weights = meta.pop("model")
     z = meta["config"].get("z")
     if not isinstance(z, int) or not 1 <= z <= 4096:
         raise UserError(f"{path} is damaged (z is {z!r}): redo it with `make vae ARGS=--restart`.")
-    with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+    with torch.random.fork_rng(devices=[]):  # initial weights must not change the caller's random state
         model = VAE(z)
     fill(model, weights, path, "vae")
     return model.eval(), meta
