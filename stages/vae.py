@@ -153,7 +153,7 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
 def report(config: VAEConfig, best: Best) -> None:
     """Prints V's validation numbers, and a warning when V is not good enough to drive by."""
     error, kl, dead = (best.metrics[name] for name in ("error", "kl", "dead"))
-    numbers = f"squared error {error:.1f} an image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
+    numbers = f"squared error {error:.1f} per image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
     print(f"V is trained, best at update {best.update} (validation): {numbers}.")
     if error > config.warn_error or dead > config.z / 2:
         print(

@@ -196,11 +196,11 @@ def test_of_a_whole_run_everything_is_there(reader: RunReader) -> None:
     assert len(page.all("video")) == 1
     for words in (
         *("750 ± 50 on 2 tracks", "on which nothing is trained or selected", "400 ± 20 on the real selection tracks"),
-        *("8 episodes, 900 frames", "Squared error 20.0 an image", "1.000 nats a latent dimension"),
+        *("8 episodes, 900 frames", "Squared error 20.0 per image", "1.000 nats per latent dimension"),
         *("90 s", "1.15", "600", "tile_error", "at 2 of 4", "All stages together took 7.5 min"),
     ):
         assert words in page.words, words
-    assert "not these" not in page.words
+    assert "than the current ones" not in page.words
     plots = [a for a in page.all("svg") if a.get("role") == "img"]
     assert len(plots) == 4 + 3 + 4 + 5 + 1 + 7  # data, V, M, C, score, dream
     assert all(a.get("viewbox") for a in plots)
@@ -209,7 +209,7 @@ def test_of_a_whole_run_everything_is_there(reader: RunReader) -> None:
 def test_a_stage_under_way_says_so_and_shows_what_there_is(reader: RunReader) -> None:
     reader.run.vae.unlink()
     page = check(render(reader, [], []))
-    assert "It is under way or was interrupted: vae.pt is not there yet." in page.words
+    assert "It is running or was interrupted: vae.pt does not exist yet." in page.words
     assert "Squared error 20.0" in page.words
 
 
@@ -218,7 +218,7 @@ def test_a_published_run_without_its_data_says_so(reader: RunReader) -> None:
     reader.run.metrics.unlink()
     page = check(render(reader, [], []))
     assert "a published run leaves them out" in page.words
-    assert page.words.count("metrics.jsonl has no line of it") == 4
+    assert page.words.count("metrics.jsonl has no line of this stage") == 4
 
 
 def test_rounds_are_a_table_of_the_dream(reader: RunReader) -> None:
@@ -238,7 +238,7 @@ def test_rounds_are_a_table_of_the_dream(reader: RunReader) -> None:
     assert "Options of iterate" in words
     (reader.run.folder / "rounds" / "1").mkdir(parents=True)
     words = page_words(render(open_run(reader.run, "whole"), [], []))
-    assert "those of round 1, the best on the real selection tracks: make report RUN=whole/rounds/1 tells" in words
+    assert "those of round 1, the best on the real selection tracks: make report RUN=whole/rounds/1 shows" in words
 
 
 def add_variant(run: Run, stage: str, name: str, seed: int, tau: float, *points: tuple[float, float]) -> None:
@@ -292,7 +292,7 @@ def test_ablations_are_a_table_of_c(tmp_path: Path) -> None:
     text = render(open_run(run, "run"), [], [])
     check(text)
     last = ["1.51", "871 ± 101"]
-    assert table_of(text, "What each part")[1:] == [
+    assert table_of(text, "Variants of the recipe")[1:] == [
         ["V + M", "867", *last, "± 20", "910", "5 of 100"],
         ["V only", "99", *last, "", "910", "5 of 100"],
     ]
@@ -336,24 +336,24 @@ def test_the_histogram_of_a_score_shows_how_the_tracks_differ(
 
 
 def test_calibration_that_is_missing_is_named(reader: RunReader) -> None:
-    assert "How far M's heads can be believed" not in page_words(render(reader, [], []))
+    assert "The calibration of M's heads" not in page_words(render(reader, [], []))
     lines = [line for line in reader.run.metrics.read_text().splitlines() if "calibration" not in line]
     reader.run.metrics.write_text("\n".join(lines) + "\n")
-    assert "How far M's heads can be believed is not measured yet: make dream." in page_words(render(reader, [], []))
+    assert "The calibration of M's heads is not measured yet: make dream." in page_words(render(reader, [], []))
 
 
 def test_a_score_of_another_controller_is_told(reader: RunReader) -> None:
     save_controller(reader.run.controller, np.ones(867), {"made_from": {}})
-    assert page_words(render(reader, [], [])).count("The files that were scored are not these") == 1
+    assert page_words(render(reader, [], [])).count("The score belongs to other files") == 1
 
 
 def test_what_was_probed_is_told(reader: RunReader, tmp_path: Path) -> None:
     words = page_words(render(reader, [], []))
     for number in ("0.79", "8.25", "Fitted to 4,000 steps (episodes: 45)", "12 units or more from the centre line"):
         assert number in words
-    assert "The models that were probed are not these" not in words
+    assert "The probe belongs to other models" not in words
     reader.run.vae.write_bytes(b"another")
-    assert "The models that were probed are not these" in page_words(render(reader, [], []))
+    assert "The probe belongs to other models" in page_words(render(reader, [], []))
     reader.run.probe.unlink()
     assert "is not probed yet: make probe" in page_words(render(reader, [], []))
     # A probe of RUN=pretrained lies beside the report and not beside the models.

@@ -101,7 +101,7 @@ def weights(run: Run) -> Tensor:
 def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage(run, "--updates", "6", "--validate-every", "3", picture=True)
     said = capsys.readouterr().out
-    assert "nats a dimension" in said
+    assert "nats per dimension" in said
     model, meta = load_mdnrnn(run.mdnrnn)
     assert (model.z, model.actions, model.hidden, model.mixtures, model.reward) == (4, 3, 24, 5, "tile")
     assert meta["made_from"] == {"rollouts": Rollouts(run.rollouts).fingerprint(), "vae.pt": file_hash(run.vae)}

@@ -212,7 +212,7 @@ def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> N
 def test_warns_with_the_numbers(error: float, dead: float, warned: bool, capsys: pytest.CaptureFixture[str]) -> None:
     report(VAEConfig(), Best({}, 100, {"error": error, "kl": 16.04, "dead": dead}))
     found = capsys.readouterr()
-    numbers = f"squared error {error:.1f} an image, KL 16.0 nats, {dead} of 32 dimensions dead"
+    numbers = f"squared error {error:.1f} per image, KL 16.0 nats, {dead} of 32 dimensions dead"
     assert found.out == f"V is trained, best at update 100 (validation): {numbers}.\n"
     assert (f"warning: V is not good enough to drive by ({numbers}; " in found.err) == warned
     assert bool(found.err) == warned

@@ -1,1 +1,1 @@
-"""Pictures and videos of what a run made; used by stages only."""
+"""Plots, videos and pages of a run's results; used by stages only."""

@@ -1,4 +1,4 @@
-"""What the frames of a replay look like: pictures with captions, action bars, readings and growing curves."""
+"""The layout of a replay's frames: pictures with captions, action bars, readings and growing curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 FPS = 50
-"""Frames a second, CarRacing's own: a second of the video is a second of the drive."""
+"""Frames per second, the same as CarRacing's, so that videos play in real time."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Moment:
-    """All that a replay shows of one step.
+    """The content of a replay at one step.
 
     Attributes:
         panes: The pictures, the most important one first.

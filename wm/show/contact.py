@@ -1,4 +1,4 @@
-"""The contact sheet: what the collected frames look like."""
+"""The contact sheet: an overview of the collected frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wm.run import atomic
 from wm.store.shards import Rollouts
 
 ROWS, COLUMNS = 10, 12
-"""Episodes, and frames of each."""
+"""Number of episodes, and of frames per episode."""
 GAP = 2
 """Pixels between pictures."""
 FRAME = 64
@@ -37,5 +37,5 @@ def plot_contact_sheet(path: Path, rollouts: Rollouts) -> None:
             top, left = row * cell + GAP, column * cell + GAP
             sheet[top : top + FRAME, left : left + FRAME] = frame
     _, content = cv2.imencode(path.suffix, cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    with atomic(path) as temporary:  # cv2.imwrite would keep a full disk to itself
+    with atomic(path) as temporary:  # cv2.imwrite does not report a full disk
         temporary.write_bytes(content.tobytes())

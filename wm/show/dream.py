@@ -1,4 +1,4 @@
-"""Pictures of the dream: its score against the real one, and how far M's heads can be believed."""
+"""Plots of the dream: dream score against real score, and the calibration of M's heads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plot_dream(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     Args:
         path: The PNG to write.
-        rows: The stage's lines of metrics.jsonl, one a generation, in order.
+        rows: The stage's lines of metrics.jsonl, one per generation, in order.
     """
     selected = [row for row in rows if "select" in row]
     figure = Figure(figsize=(15, 4.5), layout="constrained")
@@ -69,27 +69,27 @@ def plot_dream(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def plot_calibration(path: Path, heads: Mapping[str, Reliability], clips: ClipRewards) -> None:
-    """Draws a reliability diagram for each head, one clip's rewards as they were and as dreamt, and all clips' returns.
+    """Draws a reliability diagram per head, the real and dreamt rewards of one clip, and the returns of all clips.
 
     Args:
         path: The PNG to write.
         heads: Reliability by head.
-        clips: Real and dreamt rewards; the clip that is shown is the one of the largest real return.
+        clips: Real and dreamt rewards; the clip shown is that with the largest real return.
     """
     figure = Figure(figsize=(5 * (len(heads) + 2), 4.5), layout="constrained")
     axes = figure.subplots(1, len(heads) + 2)
     for plot, (name, found) in zip(axes, heads.items(), strict=False):
         spread = 2 * np.sqrt(found.observed * (1 - found.observed) / found.count)
-        bars = [np.minimum(spread, found.observed), spread]  # a share is not below 0
+        bars = [np.minimum(spread, found.observed), spread]  # a rate is not below 0
         plot.errorbar(found.predicted, found.observed, bars, fmt="o-", markersize=4, elinewidth=0.8)
         _diagonal(plot)
         plot.locator_params(nbins=5)
-        plot.set_xlabel("probability, by M")
-        plot.set_ylabel("share of steps (± 2 standard errors)")
+        plot.set_xlabel("predicted probability")
+        plot.set_ylabel("observed rate (± 2 standard errors)")
         steps, came = found.count.sum(), round(float(found.observed @ found.count))
         predicted, observed = found.rates
         plot.set_title(
-            f"{HEADS[name]}: {predicted:.2g} said, {observed:.2g} came\n"
+            f"{HEADS[name]}: {predicted:.2g} predicted, {observed:.2g} observed\n"
             f"({came:,} of {steps:,} steps in {len(found.count)} bins; mean error {found.error:.2g})",
             fontsize=9,
         )
@@ -102,7 +102,7 @@ def plot_calibration(path: Path, heads: Mapping[str, Reliability], clips: ClipRe
     axes[-2].plot(x, clips.real[clip].cumsum(), color="black", label="real")
     axes[-2].set_xlabel("step of the clip")
     axes[-2].set_ylabel("sum of rewards")
-    axes[-2].set_title("the clip of the largest real return, the same actions", fontsize=9)
+    axes[-2].set_title("the clip with the largest real return, same actions", fontsize=9)
     axes[-2].legend(fontsize=8)
 
     real, dreamt = clips.returns
@@ -112,7 +112,7 @@ def plot_calibration(path: Path, heads: Mapping[str, Reliability], clips: ClipRe
     axes[-1].set_xlabel("real return of a clip")
     axes[-1].set_ylabel("dreamt return (mean of its dreams)")
     axes[-1].set_title(
-        f"{len(real)} clips of {length} steps: real {numbers['real']:.2f}, dreamt {numbers['dreamt']:.2f} a clip\n"
+        f"{len(real)} clips of {length} steps: real {numbers['real']:.2f}, dreamt {numbers['dreamt']:.2f} per clip\n"
         f"correlation {numbers['correlation']:.2f}, root mean square error {numbers['error']:.2f}",
         fontsize=9,
     )
@@ -130,7 +130,7 @@ def _minutes(row: Mapping[str, Any]) -> float:
 
 
 def _diagonal(plot: Axes) -> None:
-    """A line where both axes have the same value, over what the plot shows."""
+    """Draws the diagonal, where both axes have the same value, within the plot's limits."""
     low = max(plot.get_xlim()[0], plot.get_ylim()[0])
     high = min(plot.get_xlim()[1], plot.get_ylim()[1])
     if low < high:

@@ -1,9 +1,9 @@
-"""A run as ONNX graphs, for where there is no torch, such as a browser: starts, M's step in the dream, C, V's decoder.
+"""A run as ONNX graphs, for use without torch, such as in a browser: starts, M's step in the dream, C, V's decoder.
 
     starts: number ─→ z, h, c;  controller: z, h ─→ a;  dream: z, h, c, a, noise ─→ z', h', c', ...;  decoder: z ─→ x
 
-What is large is rounded to half precision on disk; everything is computed in float32. The leading dimension N of all
-inputs and outputs is the number of dreams.
+Large arrays are stored in float16; all computation is in float32. The leading dimension N of all inputs and outputs is
+the number of dreams.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Array = NDArray[np.generic]
 Shapes = Mapping[str, tuple[int | str, ...]]
 
 SIDE = 5
-"""Height and width of what the decoder's first deconvolution makes of its single pixel."""
+"""Height and width of the output of the decoder's first deconvolution, whose input is a single pixel."""
 
 
 class _Graph:
-    """A graph under construction; values go by their names."""
+    """A graph under construction; values are referred to by name."""
 
     def __init__(self) -> None:
         self._nodes: list = []
         self._constants: list = []
 
     def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Adds an operation with one output, and gives that a name: `name`, or one of its own."""
+        """Adds an operation with one output and returns the output's name: `name`, or a new one."""
         output = name or f"{op}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, list(inputs), [output], **attributes))
         return output
@@ -49,13 +49,13 @@ class _Graph:
         return outputs
 
     def constant(self, name: str, array: Array | float) -> str:
-        """Keeps an array; a plain number is a float32."""
+        """Adds a constant array; a float becomes float32."""
         value = np.float32(array) if isinstance(array, float) else array
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
         return name
 
     def half(self, name: str, values: Array) -> str:
-        """Keeps weights in half precision, under their own name, and gives them back as float32."""
+        """Adds weights as a float16 constant under their name, and returns the name of their float32 cast."""
         with np.errstate(over="ignore"):
             rounded = values.astype(np.float16)
         if not np.isfinite(rounded).all():
@@ -78,8 +78,8 @@ class _Graph:
 def decoder_graph(vae: VAE) -> bytes:
     """V's decoder: z f32[N,Z] to x f32[N,3,64,64] in [0,1].
 
-    The paper has no relu between the decoder's first two layers, so that they are one linear function of z: as its
-    matrix they take a thirtieth of the room, and of the time. It goes by the name of `first`.
+    The paper has no relu between the decoder's first two layers, so they are one linear function of z. As one matrix,
+    named `first`, they take a thirtieth of the space and of the time.
     """
     weights = {name: value.detach().double().numpy() for name, value in vae.state_dict().items()}
     spread, pixels = weights["fc.weight"], weights["deconv1.weight"]  # [1024,Z], [1024,128,5,5]
@@ -98,7 +98,7 @@ def decoder_graph(vae: VAE) -> bytes:
 
 
 def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
-    """M's step in the dream: what `wm.memory.dream.Dreamer.step` computes, with the temperature as an input.
+    """M's step in the dream, as `wm.memory.dream.Dreamer.step`, with the temperature as an input.
 
     Inputs: z f32[N,Z], h and c f32[N,H], a f32[N,A]; uniform f32[N,Z] in [0, 1) and noise f32[N,Z], standard normal,
     which are all its randomness; temperature f32[1], above 0. Outputs: next_z, next_h, next_c; weights f32[N,K,Z]
@@ -107,8 +107,8 @@ def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
 
     Args:
         model: M.
-        miss: What a step that touches no tile earns; with a value head neither is looked at.
-        hit: What a step that touches one earns on average.
+        miss: Mean reward of a step that touches no tile; unused with a value head.
+        hit: Mean reward of a step that touches a tile; unused with a value head.
     """
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     z, hidden, mixtures = model.z, model.hidden, model.mixtures
@@ -133,8 +133,8 @@ def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
     logits, mu, logsigma = (graph.add("Reshape", part, by_component) for part in graph.split(mixture, size, size, size))
     mix = graph.add("Softmax", graph.add("Div", logits, "temperature"), axis=1, name="weights")
 
-    # The component is the number of cumulative weights that the uniform draw has reached; the last of them is left
-    # out, so that rounding cannot lead past the last component.
+    # The component is the number of cumulative weights <= the uniform draw. The last weight is left out, so that
+    # rounding cannot give an index past the last component.
     one = graph.constant("one", np.array([1]))
     cumulative = graph.add("CumSum", mix, graph.constant("axis", np.array(1)))
     reachable = [graph.constant(name, np.array([at])) for name, at in (("from", 0), ("to", mixtures - 1))]
@@ -190,7 +190,7 @@ def controller_graph(theta: NDArray[np.float32], z: int, hidden: int) -> bytes:
 
 
 def starts_graph(starts: Starts) -> bytes:
-    """Where dreams begin: number i32[N], from 0, to z f32[N,Z], h f32[N,H] and c f32[N,H]."""
+    """The starts: number i32[N], from 0, to z f32[N,Z], h f32[N,H] and c f32[N,H]."""
     graph = _Graph()
     for name in STATES:
         rounded = graph.constant(f"all_{name}", getattr(starts, name).astype(np.float16))
@@ -200,6 +200,6 @@ def starts_graph(starts: Starts) -> bytes:
 
 
 def spread(starts: Starts) -> NDArray[np.float32]:
-    """f32[Z]: how much each dimension of z differs from start to start (standard deviation); a dead one hardly."""
+    """f32[Z]: standard deviation of each dimension of z over the starts; near 0 for a dead dimension."""
     found: NDArray[np.float32] = np.std(starts.z, axis=0)
     return found

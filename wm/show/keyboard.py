@@ -26,14 +26,14 @@ KEYS = {
     "gas": (pygame.K_UP, ord("w")),
     "brake": (pygame.K_DOWN, ord("s")),
 }
-"""What each key does, of either set."""
+"""The keys of each action, in both sets."""
 
 GAS, BRAKE = 0.8, 0.8
-"""How far the pedals go: at full gas the car spins in every bend."""
+"""Pedal values of a pressed key; at full gas the car spins in every bend."""
 
 
 def keys_to_action() -> dict[tuple[int, ...], Action]:
-    """The action for each set of keys that can be held together, of both sets at once, too; left and right cancel."""
+    """The action for each combination of held keys, also across both sets; left and right cancel."""
     keys = [key for pair in KEYS.values() for key in pair]
     found = {}
     for count in range(1, len(keys) + 1):
@@ -58,7 +58,7 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
         return self._observation, info
 
     def step(self, action: Action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step, remembered for `render`."""
+        """One step; its data is stored for `render`."""
         self._observation, reward, terminated, truncated, info = self.env.step(action)
         self._action, self._score, self._steps = action, self._score + float(reward), self._steps + 1
         return self._observation, reward, terminated, truncated, info
@@ -81,10 +81,10 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
     Args:
         run: The run whose V reconstructs.
         track: The track's seed.
-        car: Whose pixels V is given.
+        car: Rendering of V's input, stock or fast.
 
     Raises:
-        UserError: There is no display; or the run lacks something.
+        UserError: There is no display, or a file of the run is missing.
     """
     try:
         pygame.display.init()
@@ -94,7 +94,7 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
             "or drive the dream in a browser with `make play`."
         ) from error
     env = gym.make(STOCK_ENV if car == "stock" else FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
-    with warnings.catch_warnings():  # it misses matplotlib's windows, which only its plots need
+    with warnings.catch_warnings():  # it warns about matplotlib's windows, which only its plots need
         warnings.simplefilter("ignore")
         from gymnasium.utils.play import play
     pygame.display.set_caption(f"Track {track}: arrow keys or WASD drive, Escape closes")

@@ -1,4 +1,4 @@
-"""Pictures of what M sees coming: a validation clip beside its one-step predictions and an open-loop dream."""
+"""Plots of M's predictions: a validation clip beside one-step predictions and an open-loop dream."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 11
-"""Moments shown, spread over the clip."""
+"""Number of moments shown, spread over the clip."""
 
 
 def dream(
     model: MDNRNN, z: Tensor, a: Tensor, state: State | None, temperature: float, generator: torch.Generator
 ) -> Tensor:
-    """Lets M run on its own samples, open-loop: real actions, no frame after the first.
+    """Runs M open-loop on its own samples: recorded actions, no frame after the first.
 
     Args:
         model: M.
-        z: f32[Z], the latent it starts from.
+        z: f32[Z], the first latent.
         a: f32[T,A], the actions from there on.
         state: M's state before the first of them; None at the start of an episode.
         temperature: tau > 0 of the samples.
@@ -60,10 +60,10 @@ def plot_predictions(
     title: str = "",
     temperature: float = 1.0,
 ) -> None:
-    """Draws a clip four times: as it was, as V sees it, as M foresaw each step, and as M dreams it from the start.
+    """Draws a clip four times: real frames, V's reconstructions, M's one-step predictions, M's open-loop dream.
 
-    M has seen the episode up to the clip. The one-step row decodes the mean of the mixture for z_{t+1} after the
-    real (z_t, a_t), the dream a sample of it after M's own last sample and the real action.
+    M has read the episode up to the clip. The one-step row decodes the mean of the mixture for z_{t+1} after the real
+    (z_t, a_t). The dream decodes samples, each after M's previous sample and the real action.
 
     Args:
         path: The PNG to write.

@@ -1,4 +1,4 @@
-"""Plots of the controller, its learning curve and the histogram of its score, and of what a probe reads."""
+"""Plots of the evolution: learning curves, variants, rounds, the histogram of a score, and the probe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wm.run import atomic
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Writes a figure as PNG, whole or not at all; needs no display."""
+    """Writes a figure as PNG, atomically and without a display."""
     FigureCanvasAgg(figure)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -25,7 +25,7 @@ def plot_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     Args:
         path: The PNG to write.
-        rows: The stage's lines of metrics.jsonl, one a generation, in order.
+        rows: The stage's lines of metrics.jsonl, one per generation, in order.
     """
     axes = (
         ("generation", [row["step"] for row in rows]),
@@ -74,7 +74,7 @@ def plot_variants(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     plot = figure.add_subplot()
     for i, name in enumerate(sorted({row["name"] for row in rows})):
         curves = [row["curve"] for row in rows if row["name"] == name]
-        # Seeds are selected at different steps: they are compared where all of them have been.
+        # Seeds are evaluated at different steps; they are compared in the range that all of them cover.
         start, end = max(c[0]["env_steps"] for c in curves), min(c[-1]["env_steps"] for c in curves)
         x = np.linspace(start, end, 100)
         y = np.array([np.interp(x, [p["env_steps"] for p in c], [p["select"] for p in c]) for c in curves])
@@ -82,8 +82,8 @@ def plot_variants(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         plot.plot(x / 1e6, y.mean(axis=0), color=colour, label=f"{name} ({len(curves)})")
         plot.fill_between(x / 1e6, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15)
     plot.set_xlabel("million steps of the population, in the environment or in the dream")
-    plot.set_ylabel("what is kept, on the selection tracks: mean return")
-    plot.set_title("mean over seeds (their number), and from the lowest to the highest", fontsize=10)
+    plot.set_ylabel("mean return of the distribution mean on the selection tracks")
+    plot.set_title("mean over seeds (their number); band from the lowest to the highest", fontsize=10)
     plot.grid(alpha=0.3)
     plot.legend(fontsize=8)
     save_figure(path, figure)
@@ -94,7 +94,7 @@ def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     Args:
         path: The PNG to write.
-        rows: Those of rounds.jsonl, in order.
+        rows: The lines of rounds.jsonl, in order.
     """
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = (
@@ -114,7 +114,7 @@ def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             label="on real selection tracks (± std)",
         )
         plot.set_xlabel(name)
-        plot.set_ylabel("score of the kept controller, of 1000 steps")
+        plot.set_ylabel("score of the best mean, scaled to 1000 steps")
         plot.grid(alpha=0.3)
         if place == 0:
             plot.set_xticks(x)
@@ -123,7 +123,7 @@ def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def plot_score(path: Path, returns: Sequence[float], title: str) -> None:
-    """Draws the histogram of an evaluation's returns, one a track."""
+    """Draws the histogram of an evaluation's returns, one per track."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     plot = figure.add_subplot()
     low = min(0.0, np.floor(min(returns) / 50) * 50)
@@ -142,7 +142,7 @@ def plot_probe(path: Path, targets: Sequence[dict[str, Any]]) -> None:
 
     Args:
         path: The PNG to write.
-        targets: As in probe.json; an R² that cannot be told has no bar.
+        targets: As in probe.json; an undefined R² has no bar.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     plot = figure.add_subplot()
@@ -156,8 +156,8 @@ def plot_probe(path: Path, targets: Sequence[dict[str, Any]]) -> None:
     whole = names[-1]
     labels = [f"{t['name']}\n± {t['rmse'][whole]:.2g} {t['unit']}" for t in targets]
     plot.set_xticks(range(len(targets)), labels, fontsize=8)
-    plot.set_xlabel(f"what is read; below: root mean square error from {whole}")
-    plot.set_ylabel("R² on episodes that were not fitted to")
+    plot.set_xlabel(f"target; below: root mean square error from {whole}")
+    plot.set_ylabel("R² on test episodes")
     plot.set_ylim(bottom=max(plot.get_ylim()[0], -1), top=1.05)
     plot.axhline(0, color="black", linewidth=0.8)
     plot.grid(alpha=0.3, axis="y")

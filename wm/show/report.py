@@ -1,7 +1,7 @@
-"""The report: one self-contained page of all that a run folder tells. `stages.report` writes it.
+"""The report: one self-contained page on a run folder. `stages.report` writes it.
 
-Each section is made of what is there; one whose stage has not run names the command. Nothing is computed that
-a stage has not written down, and the page fetches nothing and runs no script.
+A section shows the files of its stage; if the stage has not run, it names the command. The report computes no new
+results, and the page fetches nothing and runs no script.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from wm.vision.vae import DEAD_NATS
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe")
-"""Stages that the report tells of, in their order."""
+"""Stages in the report, in their order."""
 SETTLE = 0.05
-"""Share of a loss curve, from its start, that does not count for the height of its plot."""
+"""Fraction of a loss curve, from its start, that is ignored for the height of its plot."""
 SCORE_STEPS, SCORE_BINS = (5, 10, 20, 50, 100), 25
-"""Widths of the bins of the histogram of a score, of which the first one is taken that needs no more than so many."""
+"""Bin widths of a score's histogram, and the maximum number of bins; the first width within this maximum is used."""
 SOLVED = 900.0
-"""What a mean return has to reach for the environment to be solved, as Gym's documentation had it."""
+"""Mean return at which the environment counts as solved (Gym's documentation)."""
 DREAM_SCORE = "make evaluate ARGS='--controller dream'"
-"""The command that scores what was evolved in the dream."""
+"""The command that scores the controller of the dream."""
 ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
-"""Names of the actions, and between what they lie."""
+"""Names and ranges of the actions."""
 
 ROUND: Shape = {
     **dict.fromkeys(("round", "episodes", "new", "real_steps"), int),
     **dict.fromkeys(("error", "nats", "dream", "select", "select_std", "gap", "minutes"), NUMBER),
 }
-"""What a line of rounds.jsonl holds that is read again; stage iterate writes it."""
+"""Schema of the fields of a line of rounds.jsonl that are read again. Stage iterate writes it."""
 
 ABLATION: Shape = {
     "says": str,
@@ -66,7 +66,7 @@ ABLATION: Shape = {
     **dict.fromkeys(("env_steps", "mean", "std", "median"), NUMBER),
     "ci95": (*NUMBER, type(None)),
 }
-"""What a row of ablations.json holds that is read again; stage ablate writes it."""
+"""Schema of the fields of a row of ablations.json that are read again. Stage ablate writes it."""
 
 
 CURVE: Shape = {
@@ -75,15 +75,15 @@ CURVE: Shape = {
     "curve": [{"env_steps": NUMBER, "select": NUMBER, "dream?": NUMBER}],
     "config?": {"temperature?": NUMBER},
 }
-"""What a line of curves.jsonl holds that is read again; stage curves writes it."""
+"""Schema of the fields of a line of curves.jsonl that are read again. Stage curves writes it."""
 
 
-# --- what sections are made of ----------------------------------------------------------------------------
+# --- blocks of a section ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row is its header. `folded`: shown on demand."""
+    """A table; the first cell of a row is its header. `folded`: collapsed until opened."""
 
     kind: ClassVar = "table"
     caption: str
@@ -135,7 +135,7 @@ class Section:
     Attributes:
         id: Its anchor.
         title: Its heading.
-        missing: The command that makes what it tells of; "" when that is there.
+        missing: The command that makes its missing files; "" when they exist.
         headline: Its main number.
         notes: Paragraphs.
         blocks: Tables, plots, pictures and videos.
@@ -151,12 +151,12 @@ class Section:
 
 @dataclass(frozen=True)
 class RunReader:
-    """A run as the report reads it.
+    """A reader of a run for the report.
 
     Attributes:
-        name: What plots call it.
+        name: Its name in plots.
         run: Its folder.
-        beside: A folder whose scores and probe count before its own: the committed run's models are scored elsewhere.
+        beside: A folder whose scores and probe take precedence: the models of a committed run are scored elsewhere.
         stages: Its manifest's records by stage.
     """
 
@@ -171,16 +171,16 @@ class RunReader:
 
     @property
     def scored(self) -> str:
-        """Which controller the score is of: that of real rollouts; in a run made by dreams alone, that of the dream."""
+        """Name of the scored controller: that of real rollouts, or that of the dream if there is no other."""
         return "dream" if self.run.dream.exists() and not self.run.controller.exists() else "controller"
 
     def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
-        """The score of a controller, if there is one."""
+        """The score of a controller; None when it is missing."""
         path = self.find("score.json" if controller == "controller" else f"score-{controller}.json")
         return read_score(path) if path.exists() else None
 
     def find(self, name: str) -> Path:
-        """Where a file of the run is."""
+        """The path of a file of the run, in `beside` if it exists there."""
         beside = self.beside / name
         return beside if beside.exists() else self.run.folder / name
 
@@ -204,12 +204,12 @@ def render(main: RunReader, others: Sequence[RunReader], videos: Sequence[Video]
     """The whole page.
 
     Args:
-        main: The run that it is about.
+        main: The run of the report.
         others: Runs whose curves are drawn beside its own.
-        videos: Of the worst and the best track.
+        videos: Videos of the worst and the best track.
 
     Returns:
-        HTML that needs nothing outside of itself.
+        HTML without external resources.
 
     Raises:
         UserError: A file of a run is damaged.
@@ -242,16 +242,16 @@ def render(main: RunReader, others: Sequence[RunReader], videos: Sequence[Video]
 
 
 def prose(text: str) -> Markup:
-    """Text with what stands in `backticks` as code; all else in it is escaped."""
+    """Escapes a text and marks `backticks` as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def overview(readers: Sequence[RunReader]) -> Section:
-    """What was run, with which options and versions, and what it took."""
+    """The stages with their options, versions, time and memory."""
     main = readers[0]
     section = Section("run", "What was run")
     rows = []
-    # Where there are rounds, the other stages worked in their folders.
+    # With rounds, the other stages ran in the folders of the rounds.
     stages = list(main.stages) if "iterate" in main.stages else STAGES
     for stage in stages:
         record = main.stages.get(stage)
@@ -296,21 +296,21 @@ def overview(readers: Sequence[RunReader]) -> Section:
 
 
 def state(main: RunReader, stage: str, record: Mapping[str, Any]) -> str:
-    """How far a stage is; an interrupted one has an end, too."""
+    """The state of a stage; an interrupted one has an end time, too."""
     total = next((record["config"][name] for name in ("updates", "generations") if name in record["config"]), 0)
     rows = main.metrics(stage)
     if rows and rows[-1]["step"] < total:
         return f"at {rows[-1]['step']:,} of {total:,}"
-    return "done" if record["ended"] else "under way, or interrupted"
+    return "done" if record["ended"] else "running or interrupted"
 
 
 def data(plotter: Plotter, main: RunReader) -> Section:
-    """The rollouts: what they look like, what was done in them, what they earned."""
+    """The rollouts: frames, returns and actions."""
     section = Section("data", "The data")
     summary = main.run.rollouts / "summary.json"
     if not summary.exists():
         if "collect" in main.stages and main.stages["collect"]["ended"]:
-            section.notes.append("They were collected, but are not in this folder: a published run leaves them out.")
+            section.notes.append("The rollouts are not in this folder: a published run leaves them out.")
         else:
             section.missing = "make collect"
         return section
@@ -327,7 +327,7 @@ def data(plotter: Plotter, main: RunReader) -> Section:
         main.run.plots / "contact_sheet.png",
         "Contact sheet",
         "Rows of small frames: road, grass and bends from the car's start to its end",
-        "An episode a row, from its first frame to its last.",
+        "One episode per row, from its first frame to its last.",
     )
     if "returns" in found:
         edges, counts = found["returns"]["edges"], found["returns"]["counts"]
@@ -349,12 +349,12 @@ def vision(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
         return section
     best = best_validation(main.metrics("vae"))
     if best:
-        section.headline = f"Squared error {best['val_error']:.1f} an image, KL {best['val_kl']:.1f} nats"
+        section.headline = f"Squared error {best['val_error']:.1f} per image, KL {best['val_kl']:.1f} nats"
         section.notes.append(
-            f"The best validation is that of update {best['step']:,}; {best['val_dead']:.0f} dimensions are dead "
-            f"(a mean KL below {DEAD_NATS} nats: they say nothing of a frame)."
+            f"The best validation is at update {best['step']:,}; {best['val_dead']:.0f} dimensions are dead "
+            f"(a mean KL below {DEAD_NATS} nats: no information about the frame)."
         )
-    for name, label, log in (("error", "squared error an image", True), ("kl", "KL, nats an image", False)):
+    for name, label, log in (("error", "squared error per image", True), ("kl", "KL, nats per image", False)):
         title = f"V: {label}"
         add_lines(section, plotter, title, "update", label, losses(readers, "vae", name), log=log)
     if best:
@@ -365,7 +365,7 @@ def vision(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
         section,
         main.run.plots / "reconstructions.png",
         "Reconstructions",
-        "Validation frames above what V makes of them, with the squared error of each",
+        "Validation frames above V's reconstructions, with the squared error of each",
         "Above: validation frames; below: V's reconstructions.",
     )
     add_picture(
@@ -373,7 +373,7 @@ def vision(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
         main.run.plots / "traversals.png",
         "Traversals",
         "Rows of decoded frames: in each row one latent dimension goes from -3 to 3",
-        "One latent dimension a row is changed, the others stay as in one frame.",
+        "In each row one latent dimension changes; the others stay as in one frame.",
     )
     return section
 
@@ -387,19 +387,19 @@ def memory(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
     best = best_validation(main.metrics("mdnrnn"))
     tiles = main.stages.get("mdnrnn", {}).get("config", {}).get("reward", MDNRNNConfig.reward) == "tile"
     heads = {
-        "reward": ("reward head", "nats a step" if tiles else "(reward a step)²"),
-        "terminated": ("termination head", "nats a step"),
-        "outlook": ("outlook head", "(tiles a step)²" if tiles else "(reward a step)²"),
+        "reward": ("reward head", "nats per step" if tiles else "(reward per step)²"),
+        "terminated": ("termination head", "nats per step"),
+        "outlook": ("outlook head", "(tiles per step)²" if tiles else "(reward per step)²"),
     }
     if best:
-        section.headline = f"{best['val_nll']:.3f} nats a latent dimension"
+        section.headline = f"{best['val_nll']:.3f} nats per latent dimension"
         baselines = {
             "marginal": "one fixed Gaussian",
             "one": "the one Gaussian with the mixture's mean and variance",
             "unit": "N(0, 1)",
         }
         rows = [
-            ["next z, nats a dimension", f"{best['val_nll']:.3f}", f"{best[f'val_nll_{name}']:.3f}", which]
+            ["next z, nats per dimension", f"{best['val_nll']:.3f}", f"{best[f'val_nll_{name}']:.3f}", which]
             for name, which in baselines.items()
         ]
         rows += [
@@ -407,13 +407,13 @@ def memory(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
             for name, (head, unit) in heads.items()
             if {f"val_{name}", f"val_{name}_constant"} <= best.keys()
         ]
-        caption = f"M against what needs no M, on validation clips at update {best['step']:,}; less is better"
-        section.blocks.append(Table(caption, ["loss", "M", "baseline", "which one"], rows))
+        caption = f"M against baselines, on validation clips at update {best['step']:,}; less is better"
+        section.blocks.append(Table(caption, ["loss", "M", "baseline", "which baseline"], rows))
     levels = []
     settle = SETTLE if len(readers) == 1 else 0.0  # a comparison shows validation only, which begins settled
     if best and len(readers) == 1:
         levels = [("one fixed Gaussian", best["val_nll_marginal"]), ("N(0, 1)", best["val_nll_unit"])]
-    label = "nats a latent dimension"
+    label = "nats per latent dimension"
     lines = losses(readers, "mdnrnn", "nll")
     add_lines(section, plotter, "M: next z", "update", label, lines, levels=levels, settle=settle)
     for name, (head, unit) in heads.items():
@@ -425,7 +425,7 @@ def memory(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
         section,
         main.run.plots / "predictions.png",
         "Predictions",
-        "One clip four times: as it was, as V sees it, as M foresaw each step, and as M dreams it from its start",
+        "One clip four times: real frames, V's reconstructions, M's one-step predictions, M's open-loop dream",
     )
     add_probe(section, main)
     calibration = main.metrics("calibration")
@@ -435,7 +435,7 @@ def memory(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
         ]
         section.blocks.append(Table("Calibration of M's heads", ["number", "value"], rows, folded=True))
     else:
-        section.notes.append("How far M's heads can be believed is not measured yet: `make dream`.")
+        section.notes.append("The calibration of M's heads is not measured yet: `make dream`.")
     add_picture(
         section,
         main.run.plots / "calibration.png",
@@ -460,7 +460,7 @@ def controller(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
 
 
 def score(plotter: Plotter, readers: Sequence[RunReader], videos: Sequence[Video]) -> Section:
-    """The score: its histogram, every track, the worst and the best one as videos."""
+    """The score: histogram, all tracks, videos of the worst and the best track."""
     main = readers[0]
     section = Section("score", "The score")
     found = main.read_score(main.scored)
@@ -484,7 +484,7 @@ def score(plotter: Plotter, readers: Sequence[RunReader], videos: Sequence[Video
 
 
 def dream(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
-    """The dream: each run's temperature with its scores, the curves against the real score, the controller."""
+    """The dream: temperature and scores of each run, dream scores against real scores, the controller."""
     main = readers[0]
     section = Section("dream", "The dream")
     add_variants(section, main, "dream")
@@ -508,7 +508,7 @@ def dream(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
             )
     if rows:
         header = ["run", "temperature", "horizon, steps", "dream score", "real selection tracks", "fresh real tracks"]
-        section.blocks.append(Table("Temperature, dream score and real score of what was kept", header, rows))
+        section.blocks.append(Table("Temperature, dream score and real score of the best mean", header, rows))
     add_rounds(section, main)
     add_curves(section, plotter, readers, "dream")
     lines = []
@@ -531,19 +531,19 @@ def dream(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
 
 
 def began(section: Section, readers: Sequence[RunReader], stage: str, artifact: Path) -> bool:
-    """Whether there is anything to tell of a stage, of any of the runs; notes down what the first one misses."""
+    """Whether any of the runs has results of a stage; adds a note on what the first run lacks."""
     rows = readers[0].metrics(stage)
     if not artifact.exists():
         section.missing = f"make {stage}"
         if rows:
-            section.notes.append(f"It is under way or was interrupted: {artifact.name} is not there yet.")
+            section.notes.append(f"It is running or was interrupted: {artifact.name} does not exist yet.")
     elif not rows:
-        section.notes.append("Its curves are not here: metrics.jsonl has no line of it.")
+        section.notes.append("There are no curves: metrics.jsonl has no line of this stage.")
     return artifact.exists() or any(one.metrics(stage) for one in readers)
 
 
 def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The line of lowest validation loss, which is that of the kept weights."""
+    """The line with the lowest validation loss, that of the saved weights; None without validations."""
     validated = [row for row in rows if "val_loss" in row]
     return min(validated, key=lambda row: row["val_loss"]) if validated else None
 
@@ -556,7 +556,7 @@ def losses(readers: Sequence[RunReader], stage: str, name: str) -> list[Line]:
     for one in readers:
         label = "validation" if len(readers) == 1 else one.name
         line = curve(one.metrics(stage), label, f"val_{name}", dots=len(readers) == 1)
-        lines.append(replace(line, style=len(lines)))  # a run looks the same everywhere
+        lines.append(replace(line, style=len(lines)))  # a run has the same style in all plots
     return lines
 
 
@@ -569,7 +569,7 @@ def curve(
     spread: str | None = None,
     dots: bool = False,
 ) -> Line:
-    """A metric over the lines that have it."""
+    """A metric as a line of a plot, over the rows that have it."""
     rows = [row for row in rows if name in row]
     return Line(
         label,
@@ -592,7 +592,7 @@ def add_lines(
     log: bool = False,
     settle: float = 0.0,
 ) -> None:
-    """Adds a plot of the lines that have points, if any has."""
+    """Adds a plot of the lines that have points, if there are any."""
     lines = [line for line in lines if line.x]
     if lines:
         svg = plotter.lines(title, x_label, y_label, lines, levels=levels, log=log, settle=settle)
@@ -607,8 +607,8 @@ def add_curves(section: Section, plotter: Plotter, readers: Sequence[RunReader],
         best = max(selected, key=lambda row: row["select"])
         section.headline = f"{best['select']:.0f} ± {best['select_std']:.0f} on the real selection tracks"
         section.notes.append(
-            f"The distribution mean of generation {best['step']:,} of {rows[-1]['step']:,}, the best on the selection "
-            f"tracks, is kept; {rows[-1]['env_steps']:,.0f} steps in {duration(rows[-1]['seconds'])}."
+            f"The distribution mean of generation {best['step']:,} of {rows[-1]['step']:,} has the best score on the "
+            f"selection tracks; {rows[-1]['env_steps']:,.0f} steps in {duration(rows[-1]['seconds'])}."
         )
     what = "dream" if stage == "dream" else "environment"
     axes: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
@@ -635,17 +635,17 @@ def add_curves(section: Section, plotter: Plotter, readers: Sequence[RunReader],
 
 
 def stage_of(row: Mapping[str, Any]) -> str:
-    """The stage of a line of curves.jsonl; there was only one when the first ones were recorded."""
+    """The stage of a line of curves.jsonl; older lines have none and belong to stage controller."""
     stage: str = row.get("stage", "controller")
     return stage
 
 
 def read_variants(run: Run, stage: str) -> dict[str, list[dict[str, Any]]]:
-    """What `make curves` measured of a stage: the lines of curves.jsonl by variant, one for each of its seeds."""
+    """The lines of curves.jsonl of a stage by variant, one for each of its seeds."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in read_lines(run.curves, **CURVE):
         if stage_of(row) == stage and row["curve"]:
-            found[row["name"], row["seed"]] = row  # a larger budget has a line of its own, below the first one
+            found[row["name"], row["seed"]] = row  # a later line, of a larger budget, replaces an earlier one
     variants: dict[str, list[dict[str, Any]]] = {}
     for (name, _), row in sorted(found.items()):
         variants.setdefault(name, []).append(row)
@@ -653,14 +653,14 @@ def read_variants(run: Run, stage: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def over_seeds(values: Sequence[float]) -> str:
-    """The mean over seeds, and from the lowest to the highest of several."""
+    """The mean over seeds, and the lowest and highest value if there are several."""
     return f"{np.mean(values):.0f}" + (f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else "")
 
 
 def add_variants(section: Section, main: RunReader, stage: str) -> None:
-    """Adds the table of the variants of an evolution that `make curves` compared, and their picture, if there are any.
+    """Adds the table and the plot of the variants of `make curves`, if there are any.
 
-    Of the dream it is the paper's table of temperatures: each with its score in the dream and the real one.
+    For the dream it is like the paper's table of temperatures, with the dream score and the real score.
     """
     variants = read_variants(main.run, stage)
     if not variants:
@@ -684,16 +684,16 @@ def add_variants(section: Section, main: RunReader, stage: str) -> None:
     section.blocks.append(Table(caption, header, table))
     command = "make curves ARGS=--stage=dream" if dreamt else "make curves"
     section.notes.append(
-        f"Variants are those of `{command}`: of each seed the point that was best on the real selection tracks, which "
-        "flatters it; the mean over seeds, and from the lowest to the highest."
+        f"Variants of `{command}`: mean over seeds (lowest to highest) of each seed's best score on the real selection "
+        "tracks. The best of several scores is biased upwards."
     )
     picture = main.run.plots / ("curves-dream.png" if dreamt else "curves.png")
     alt = "Learning curves of the variants: return on the real selection tracks by steps of the population"
-    add_picture(section, picture, "Variants", alt, "Mean over seeds, and from the lowest to the highest.")
+    add_picture(section, picture, "Variants", alt, "Mean over seeds; the band reaches from the lowest to the highest.")
 
 
 def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of ablations.json by name, none if it is missing; UserError when it is damaged or holds others."""
+    """The rows of ablations.json by name, {} if it is missing; UserError when it is damaged."""
     rows: dict[str, dict[str, Any]] = read_json(path, rows=dict)["rows"] if path.exists() else {}
     for name, row in rows.items():
         for needed, kind in ABLATION.items():
@@ -703,7 +703,7 @@ def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def add_ablations(section: Section, main: RunReader) -> None:
-    """Adds the table of what each part of the recipe is worth, as `make ablate` measured it, if it did."""
+    """Adds the table of `make ablate`, if there is one."""
     if not main.run.ablations.exists():
         return
     rows = [
@@ -719,19 +719,19 @@ def add_ablations(section: Section, main: RunReader) -> None:
         for row in read_ablations(main.run.ablations).values()
     ]
     header = ["recipe", "weights of C", "million steps", "fresh real tracks", "95% of the mean", "median", "below 700"]
-    section.notes.append("What each part of the recipe is worth was measured by `make ablate` on this run's data.")
-    section.blocks.append(Table("What each part of the recipe is worth, at equal budgets", header, rows))
+    section.notes.append("`make ablate` scored variants of the recipe on this run's data.")
+    section.blocks.append(Table("Variants of the recipe at equal budgets", header, rows))
 
 
 def add_rounds(section: Section, main: RunReader) -> None:
-    """Adds the table of the rounds that `make iterate` made, if there are any."""
+    """Adds the table of the rounds of `make iterate`, if there are any."""
     found = read_lines(main.run.rounds, **ROUND)
     if not found:
         return
     best = max(found, key=lambda row: row["select"])
-    note = f"This run was made in rounds; V, M and controller are those of round {best['round']}, the best on the real"
+    note = f"This run was made in rounds. V, M and controller are those of round {best['round']}, the best on the real"
     folder = Path("rounds") / str(best["round"])
-    more = f": `make report RUN={main.run.folder.name / folder}` tells how they were made"
+    more = f": `make report RUN={main.run.folder.name / folder}` shows how they were made"
     section.notes.append(f"{note} selection tracks{more if (main.run.folder / folder).exists() else ''}.")
     rows = [
         [
@@ -747,13 +747,13 @@ def add_rounds(section: Section, main: RunReader) -> None:
         ]
         for row in found
     ]
-    header = ["round", "episodes", "V: squared error an image", "M: nats a dimension", "dream score"]
+    header = ["round", "episodes", "V: squared error per image", "M: nats per dimension", "dream score"]
     header += ["real selection tracks", "gap", "real steps so far", "minutes"]
-    section.blocks.append(Table("Rounds: V and M on validation episodes, scores of the kept controller", header, rows))
+    section.blocks.append(Table("Rounds: V and M on validation episodes, scores of the best mean", header, rows))
 
 
 def add_score(section: Section, plotter: Plotter, main: RunReader, found: Mapping[str, Any], controller: str) -> None:
-    """Adds the histogram of a score, and says what it is of."""
+    """Adds the histogram of a score, and a note on its protocol."""
     seeds, returns = found["seeds"], found["returns"]
     fresh = all(seed in EVALUATE_SEEDS for seed in (min(seeds), max(seeds)))
     section.notes.append(
@@ -764,8 +764,8 @@ def add_score(section: Section, plotter: Plotter, main: RunReader, found: Mappin
     path = main.run.folder / f"{controller}.npz"
     if path.exists() and found["made_from"].get(path.name) != file_hash(path):
         section.notes.append(
-            "The files that were scored are not these: a published run is rounded to half precision after its "
-            "scoring; for any other, `make evaluate` scores what is here."
+            "The score belongs to other files than the current ones: a published run is rounded to half precision "
+            "after scoring; for any other run, `make evaluate` scores the current files."
         )
     low, high = min([*returns, SOLVED]), max([*returns, SOLVED])
     step = next((step for step in SCORE_STEPS if high - low <= step * SCORE_BINS), (high - low) / SCORE_BINS)
@@ -786,25 +786,25 @@ def add_tracks(section: Section, found: Mapping[str, Any]) -> None:
 
 
 def add_probe(section: Section, main: RunReader) -> None:
-    """Adds the table of what a linear map reads from [z; h]."""
+    """Adds the table of the probe."""
     path = main.find(main.run.probe.name)
     if not path.exists():
-        section.notes.append("What C can read from [z; h] of the car and the road is not probed yet: `make probe`.")
+        section.notes.append("[z; h] is not probed yet: `make probe`.")
         return
     found = read_json(path, **PROBE)
-    caption = "What ridge regression reads from z, h and both: R², and root mean square error in the unit"
+    caption = "Ridge regression on z, h and both: R², and root mean square error in the unit"
     section.blocks.append(Table(caption, HEADER, rows(found)))
     section.notes.append(f"The probe: {describe(found)}")
     paths = {name: main.run.folder / name for name in found["made_from"]}
     if any(path.exists() and found["made_from"][name] != file_hash(path) for name, path in paths.items()):
-        section.notes.append("The models that were probed are not these: `make probe` probes what is here.")
+        section.notes.append("The probe belongs to other models than the current ones: `make probe` probes these.")
 
 
 def add_weights(section: Section, plotter: Plotter, main: RunReader, path: Path) -> None:
     """Adds a picture of the controller's weights for each action."""
     theta, meta = load_controller(path)
     if meta.get("config", {}).get("hidden_units"):
-        return  # a picture of what reaches which action is one of a linear map
+        return  # only the weights of a linear controller belong to single actions
     weights, bias = np.split(theta.astype(np.float64), [len(theta) - ACTIONS])
     z = main.stages.get("vae", {}).get("config", {}).get("z", VAEConfig.z)
     scale = float(np.percentile(np.abs(weights), 99)) or 1.0
@@ -818,7 +818,7 @@ def add_weights(section: Section, plotter: Plotter, main: RunReader, path: Path)
 
 
 def add_picture(section: Section, path: Path, title: str, alt: str, caption: str = "") -> None:
-    """Adds a PNG if it is there."""
+    """Adds a PNG if it exists."""
     if path.exists():
         section.blocks.append(Picture(title, data_uri(path.read_bytes(), "image/png"), alt, caption))
 
@@ -830,12 +830,12 @@ def describe_score(found: Mapping[str, Any]) -> str:
 
 
 def date(iso: str) -> str:
-    """A time of `wm.run.now` for people."""
+    """A time of `wm.run.now` in readable form."""
     return iso.replace("T", " ").removesuffix("+00:00")
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

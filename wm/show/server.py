@@ -1,4 +1,4 @@
-"""The local web server of a static folder: for this machine only, and of that folder only."""
+"""A local web server of one static folder, reachable from this machine only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".wasm": "application/wasm",
 }
-"""Content types by suffix, said here since a system's own list may lack some that browsers insist on."""
+"""Content types by suffix. They are set here since a system's list may lack types that browsers require."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD with the folder's files; all else with the error that the base class has for it.
+    """Answers GET and HEAD with the folder's files, and other requests with the base class's error.
 
-    A request never becomes a path: what is asked for is looked up among the names of the files that are there.
+    A request never becomes a path: its name is looked up among the names of the existing files.
     """
 
     timeout = 30  # seconds that a client may keep a thread waiting
@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         file = servable(self._folder).get(asked)
         try:
             body = file.read_bytes() if file else None
-        except OSError:  # gone since it was looked up
+        except OSError:  # deleted since the look-up
             body = None
         if file is None or body is None:
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -61,14 +61,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", TYPES.get(file.suffix, "application/octet-stream"))
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-cache")  # the next run's page has the same address
+        self.send_header("Cache-Control", "no-cache")  # the page of another run has the same address
         self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         if with_body:
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: each page would be a dozen lines."""
+        """Logs nothing, since each page would be a dozen lines."""
 
 
 class LocalServer(ThreadingHTTPServer):
@@ -84,7 +84,7 @@ class LocalServer(ThreadingHTTPServer):
             port: 0 for any free one.
 
         Raises:
-            UserError: The port is taken, not allowed, or none.
+            UserError: The port is in use, not allowed, or out of range.
         """
         if not 0 <= port < 65536:
             raise UserError(f"--port {port} is not a port: give 1 to 65535, or 0 for any free one.")
@@ -96,16 +96,16 @@ class LocalServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where a browser finds it."""
+        """The address for a browser."""
         return f"http://{ADDRESS}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone away is no error; a defect of ours shows its traceback and ends that request only."""
+        """Ignores a disconnected client; any other error shows its traceback and ends that request only."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 def servable(folder: Path) -> dict[str, Path]:
-    """The plain files below a folder by their relative names with slashes; without hidden ones and links."""
+    """The regular files below a folder by relative name with slashes, without hidden files and links."""
     found = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()}
     return {name.as_posix(): file for name, file in found.items() if not any(p.startswith(".") for p in name.parts)}

@@ -1,4 +1,4 @@
-"""The page to drive the dream on: a static folder of a run's graphs, the page's own files, and ONNX Runtime Web.
+"""The page to drive the dream: a static folder with a run's graphs, the page's own files, and ONNX Runtime Web.
 
 RUN/play/ index.html style.css *.js    copied from wm/show/page/
           starts.onnx dream.onnx controller.onnx decoder.onnx world.json    the run
@@ -27,35 +27,35 @@ PAGE = Path(__file__).parent / "page"
 """The page's own files."""
 
 MOST_BYTES = 12_000_000
-"""What a run may add to a page; the runtime is not counted."""
+"""Maximum size in bytes of a run's graphs, without the runtime."""
 
 RUNTIME = "onnxruntime-web@1.30.0"
-"""What runs the graphs in a browser, as npm names it. It is fetched, not kept in git: it has 14 MB."""
+"""npm's name of the package that runs the graphs in a browser. It is fetched instead of stored in git (14 MB)."""
 RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""npm's own integrity of that package."""
+"""npm's checksum of that package."""
 NPM_SECONDS = 300
-"""How long npm may take for its 14 MB: by itself it tries again for a quarter of an hour."""
+"""Time limit in seconds for npm to fetch 14 MB; npm itself retries for a quarter of an hour."""
 RUNTIME_FILES = {
     "ort.js": ("ort.wasm.bundle.min.mjs", "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90"),
     "ort.wasm": ("ort-wasm-simd-threaded.wasm", "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2"),
 }
-"""What of it the page needs: our name, its name in the package's dist/, its SHA-256. Every static host knows how to
-serve .js, not every one .mjs."""
+"""Files of the package that the page needs: our name, the name in the package's dist/, the SHA-256. Our names end in
+.js, since some static hosts cannot serve .mjs."""
 
 
 def build_site(run: Run, target: Path, controller: str = "controller") -> int:
-    """Writes the page of a run, but for the runtime.
+    """Writes the page of a run without the runtime.
 
     Args:
         run: The run folder.
-        target: The folder of the page; what is in it is replaced.
-        controller: "controller" or "dream", as `wm.agent.load_acting` has it.
+        target: The folder of the page; its files are replaced.
+        controller: "controller" or "dream", as for `wm.agent.load_acting`.
 
     Returns:
-        Bytes that are the run's own.
+        Size of the run's graphs in bytes.
 
     Raises:
-        UserError: The run lacks something, or what is in it does not fit together.
+        UserError: A file of the run is missing, or the files do not fit together.
     """
     models, theta = load_acting(run, controller)
     if theta.shape != (parameter_count(models.features),):
@@ -120,10 +120,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def add_runtime(folder: Path) -> None:
-    """Puts the runtime into a folder, unless it is there; npm keeps what it has fetched for the next run.
+    """Puts the runtime into a folder, unless it is there; npm caches it for the next run.
 
     Raises:
-        UserError: There is no npm, it cannot fetch the package, or gives another one.
+        UserError: npm is missing, cannot fetch the package, or fetches one with another checksum.
     """
     if all((folder / name).exists() and file_hash(folder / name) == sha for name, (_, sha) in RUNTIME_FILES.items()):
         return

@@ -13,13 +13,13 @@ from wm.run import atomic
 from wm.show.canvas import FPS, Image
 
 PREVIEW_SECONDS = 10
-"""How much of a drive a preview shows."""
+"""Length of a preview in seconds."""
 PREVIEW_EVERY = 4
-"""Of so many frames a preview shows one: 12.5 a second."""
+"""A preview shows one of this many frames: 12.5 frames per second."""
 PREVIEW_BYTES = 2_000_000
-"""Most that a preview may weigh, since it loads with the page that shows it."""
+"""Maximum size of a preview in bytes, since it loads with the page that shows it."""
 PREVIEW_SIZES = ((800, 70), (800, 45), (640, 40), (480, 40), (480, 20), (320, 20), (240, 10))
-"""Widths in pixels and qualities (0 to 100) of a preview, in the order in which they are tried."""
+"""Widths in pixels and qualities (0 to 100) of a preview, in order of preference."""
 
 
 def write_video(path: Path, frames: Iterable[Image], *, crf: int = 23, every: int = 1) -> int:
@@ -27,12 +27,12 @@ def write_video(path: Path, frames: Iterable[Image], *, crf: int = 23, every: in
 
     Args:
         path: The mp4 to write.
-        frames: 50 for each second of the drive.
+        frames: 50 frames per second.
         crf: H.264's quality, 0 (best) to 51.
-        every: Keep one frame of so many.
+        every: Encode one of this many frames.
 
     Returns:
-        How many frames there were.
+        The number of frames before skipping.
     """
     count = 0
     with (
@@ -59,7 +59,7 @@ class Preview:
         self._seen = 0
 
     def watch(self, frames: Iterable[Image]) -> Iterator[Image]:
-        """Passes frames u8[H, W, 3] on, and keeps what the preview needs of them."""
+        """Yields frames u8[H, W, 3] unchanged, and stores those of the preview."""
         for frame in frames:
             if self._seen < PREVIEW_SECONDS * FPS and self._seen % PREVIEW_EVERY == 0:
                 self._frames.append(_shrink(frame[..., ::-1], PREVIEW_SIZES[0][0]))
@@ -67,7 +67,7 @@ class Preview:
             yield frame
 
     def write(self, path: Path) -> None:
-        """Writes what was watched, in at most 2 MB: as wide and as good as that allows."""
+        """Writes the preview with the first of `PREVIEW_SIZES` that fits into 2 MB."""
         for width, quality in PREVIEW_SIZES:
             encoded = self._encode(width, quality)
             if len(encoded) <= PREVIEW_BYTES:

@@ -1,9 +1,9 @@
-"""The views of a replay: what each of them shows of every step.
+"""The views of a replay, with the pictures of each step.
 
-real      the camera, what V sees, what V makes of it
-triptych  the camera, V's reconstruction of the frame, and what M expected that frame to be one step before
-dream     C drives in the dream: no frame comes in after the first
-compare   the real drive beside a dream that began with it and is given the same actions, and how they part
+real      the camera, V's input, V's reconstruction
+triptych  the camera, V's reconstruction of the frame, and M's prediction of this frame one step before
+dream     C drives in the dream, without any frame after the first
+compare   a real episode beside a dream with the same start and the same actions, and their difference
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Vector = NDArray[np.float32]
 State = tuple[Vector, Vector]
 
 WARM_UP = DreamConfig.start_after
-"""Real steps before a dream begins, as before the starts that C evolves from."""
+"""Real steps before a dream begins, the same number as before the starts of the evolution."""
 
 TYPICAL_REWARDS = np.array([-0.1, 3.2, -100], np.float32)
-"""What a dream pays in a run without starts.npz: no tile, a tile (1000/N with N about 310), leaving the field."""
+"""Mean rewards in a run without starts.npz: no tile, a tile (1000/N with N about 310), leaving the field."""
 
 
 class WorldModel:
@@ -59,7 +59,7 @@ class WorldModel:
             controller: "controller" or "dream", as `load_acting` has it.
 
         Raises:
-            UserError: One is missing, damaged or made from another one.
+            UserError: One is missing, damaged or does not fit the others.
         """
         models, self._theta = load_acting(run, controller)
         self._encoder, self._cell = Encoder(models.graph), LSTMCell(models.cell)
@@ -68,16 +68,16 @@ class WorldModel:
         self._rewards = load_starts(run.starts).rewards if run.starts.exists() else TYPICAL_REWARDS
 
     def agent(self) -> Agent:
-        """A new agent, with a state of its own."""
+        """A new agent with its own state."""
         return Agent(self._encoder, self._cell, self._theta)
 
     def encode(self, frame: Image) -> Vector:
-        """What V says of a frame u8[64, 64, 3]: z f32[Z]."""
+        """V's latent of a frame u8[64, 64, 3]: z f32[Z]."""
         return self._encoder(frame)
 
     @torch.inference_mode()
     def decode(self, z: Vector) -> Image:
-        """V's picture of z f32[Z]: u8[64, 64, 3]."""
+        """V's reconstruction from z f32[Z]: u8[64, 64, 3]."""
         picture: Image = as_frames(self._networks.vae.decode(torch.from_numpy(z)[None]))[0]
         return picture
 
@@ -90,38 +90,38 @@ class WorldModel:
 
     @torch.inference_mode()
     def certain(self, frame: Image) -> NDArray[np.bool_]:
-        """Which dimensions of z say something of a frame u8[64, 64, 3]: bool[Z].
+        """The dimensions of z that hold information about a frame u8[64, 64, 3]: bool[Z].
 
-        They are those in which V's posterior is at most half as wide as the prior; all, where there is none. In the
-        others z is noise, in the dream as in M's training.
+        In these V's posterior is at most half as wide as the prior. If there are none, all are True. In the others z is
+        noise, in the dream as in M's training.
         """
         _, logvar = self._networks.vae.encode(as_input(torch.from_numpy(frame)[None]))
         certain: NDArray[np.bool_] = (logvar[0] < 2 * math.log(0.5)).numpy()
         return certain if certain.any() else ~certain
 
     def dream(self, z: Vector, state: State, temperature: float, horizon: int) -> DreamEnv:
-        """A dream that begins at z f32[Z] with M's state (h, c) before the action there; it observes [z, h]."""
+        """A dream environment that starts at z f32[Z] with M's state (h, c) before the action; it observes [z, h]."""
         z, h, c = (part[None].copy() for part in (z, *state))
         where = np.zeros(1, np.int64)
         starts = Starts(z, h, c, where, where, self._rewards, self._networks.made_from)
         return DreamEnv(make_world(self._networks, starts, temperature), horizon=horizon)
 
 
-# --- the real drive ---------------------------------------------------------------------------------------
+# --- the real episode -------------------------------------------------------------------------------------
 
 
 class Shot(NamedTuple):
-    """One step of a real drive.
+    """One step of a real episode.
 
     Attributes:
-        number: 1 for the first step.
-        camera: u8[400, 600, 3], what a spectator sees before the action.
-        frame: u8[64, 64, 3], what V is given of the same moment.
-        z: f32[Z], what V says of it.
+        number: Number of the step, from 1.
+        camera: u8[400, 600, 3], the camera's image before the action.
+        frame: u8[64, 64, 3], V's input at the same moment.
+        z: f32[Z], V's latent of it.
         state: (h, c) before the action.
         action: f32[3].
-        score: Sum of rewards, the one for this action included.
-        speed: Of the car before the action, in metres a second.
+        score: Sum of rewards, including that of this action.
+        speed: Speed of the car before the action, in metres per second.
     """
 
     number: int
@@ -135,12 +135,12 @@ class Shot(NamedTuple):
 
     @property
     def readings(self) -> tuple[str, ...]:
-        """As text."""
+        """Score, step and speed as text."""
         return f"score {self.score:.0f}", f"step {self.number}", f"speed {self.speed:.0f} m/s"
 
 
 class _Filmed:
-    """An agent that is filmed at the moment it acts, so that the camera shows the very frame it acts on."""
+    """Wraps an agent and renders the camera when it acts, so that the image shows the frame that it acts on."""
 
     def __init__(self, env: gym.Env[Any, Any], agent: Agent) -> None:
         self._env, self._agent = env, agent
@@ -156,13 +156,13 @@ class _Filmed:
 
 
 def drive(env: gym.Env[Any, Any], agent: Agent, track: int, max_steps: int) -> Iterator[Shot]:
-    """Drives one real track to its end.
+    """Drives one real track and yields its steps.
 
     Args:
         env: CarRacing, stock or fast, with render_mode="rgb_array".
-        agent: What drives.
+        agent: The agent that drives.
         track: The track's seed.
-        max_steps: Longest drive in steps.
+        max_steps: Maximum number of steps.
     """
     filmed, score = _Filmed(env, agent), 0.0
     for step in play(env, filmed, seed=track, max_steps=max_steps):
@@ -172,13 +172,13 @@ def drive(env: gym.Env[Any, Any], agent: Agent, track: int, max_steps: int) -> I
 
 
 def speed_of(env: gym.Env[Any, Any]) -> float:
-    """The speed of CarRacing's car now, in metres a second as Box2D counts them."""
+    """The current speed of CarRacing's car, in Box2D's metres per second."""
     racing: Any = env.unwrapped
     return float(np.hypot(*racing.car.hull.linearVelocity))
 
 
 def without_dashboard(camera: Image) -> Image:
-    """The part of the camera's picture that V sees: its upper 84 of 96 rows."""
+    """The part of the camera's image that V sees: the upper 84 of 96 rows."""
     return camera[: camera.shape[0] * DASHBOARD_ROW // FRAME_SHAPE[0]]
 
 
@@ -188,21 +188,21 @@ def without_dashboard(camera: Image) -> Image:
 def moments(
     view: View, env: gym.Env[Any, Any], world: WorldModel, track: int, max_steps: int, temperature: float
 ) -> Iterator[Moment]:
-    """What one view shows of one track, step by step.
+    """The moments of one view of one track, step by step.
 
     Args:
-        view: Which view.
+        view: The view.
         env: CarRacing, stock or fast, with render_mode="rgb_array".
         world: V, M and C.
-        track: The track's seed, and that of the dream.
-        max_steps: Steps shown at most; a dream's `WARM_UP` real steps before it are not shown.
+        track: The track's seed, also the seed of the dream.
+        max_steps: Maximum number of steps shown; the `WARM_UP` real steps before a dream are not shown.
         temperature: tau > 0 of the dream.
 
     Yields:
-        One moment a step.
+        One moment per step.
 
     Raises:
-        UserError: The drive ends before a dream could begin.
+        UserError: The episode ends before a dream could begin.
     """
     if view == "real":
         return _real(world, drive(env, world.agent(), track, max_steps))
@@ -237,7 +237,7 @@ def _triptych(world: WorldModel, shots: Iterator[Shot]) -> Iterator[Moment]:
 
 
 class _OnFeatures:
-    """C alone, which is all that acts in a dream: [z, h] is what the dream observes."""
+    """C as a policy in the dream, whose observation is [z, h]."""
 
     def __init__(self, controller: Callable[[Vector], Vector]) -> None:
         self._controller = controller
@@ -293,7 +293,7 @@ def _compare(
             Curves("error of the picture, mean of 0 to 255", error, seconds),
         )
         yield Moment(panes, shot.action, shot._replace(number=number).readings, curves)
-        features, *_ = env.step(shot.action)  # whether M thinks that it has ended is of no account here
+        features, *_ = env.step(shot.action)  # M's predicted termination is ignored here
 
 
 def _too_short(track: int) -> UserError:
@@ -304,13 +304,13 @@ def _too_short(track: int) -> UserError:
 
 
 def together(drives: Mapping[int, Iterator[Moment]]) -> Iterator[dict[str, Moment]]:
-    """Plays several drives at once until the last one has ended; the others keep their last moment.
+    """Runs several episodes in parallel until the last one ends; an ended one keeps its last moment.
 
     Args:
-        drives: By track.
+        drives: The moments of each episode by track.
 
     Yields:
-        For each step the moments by a label for the track.
+        For each step the moments by a label of the track.
     """
     running, latest = dict(drives), dict[int, Moment]()
     while running:

@@ -1,4 +1,4 @@
-"""Pictures of what V sees: reconstructions and latent traversals of validation frames."""
+"""Plots of V: reconstructions and latent traversals of validation frames."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wm.vision.vae import VAE, as_frames, as_input
 Frames = NDArray[np.uint8]
 
 COLUMNS = 12
-"""Frames among the reconstructions."""
+"""Number of frames in the reconstructions."""
 ROWS = 12
-"""Latent dimensions among the traversals, those of the largest KL."""
+"""Number of latent dimensions in the traversals, those with the largest KL."""
 VALUES = np.linspace(-3, 3, 9)
-"""Values that a traversed dimension takes; the prior's standard deviation is 1."""
+"""Values of a traversed dimension; the prior's standard deviation is 1."""
 GAP = 4
 """Pixels between pictures."""
 
 
 @torch.no_grad()
 def plot_reconstructions(path: Path, model: VAE, frames: Frames) -> None:
-    """Draws frames over what V makes of them through z = mu, with the squared error of each.
+    """Draws frames above V's reconstructions through z = mu, with the squared error of each.
 
     Args:
         path: The PNG to write.
@@ -43,13 +43,13 @@ def plot_reconstructions(path: Path, model: VAE, frames: Frames) -> None:
     figure, axes = _grid(np.stack([chosen, as_frames(reconstruction)]))
     axes.set_xticks(axes.get_xticks(), [f"{error:.1f}" for error in errors])
     axes.set_yticks(axes.get_yticks(), ["frame", "V"])
-    axes.set_title("validation frames and their reconstructions; below: squared error an image")
+    axes.set_title("validation frames and their reconstructions; below: squared error per image")
     save_figure(path, figure)
 
 
 @torch.no_grad()
 def plot_traversals(path: Path, model: VAE, frame: Frames, kl: Sequence[float]) -> None:
-    """Draws what V decodes when one latent dimension is changed and the others stay as in one frame.
+    """Draws V's decoded images when one latent dimension changes and the others stay as in one frame.
 
     Args:
         path: The PNG to write.
