@@ -156,7 +156,7 @@ def test_a_row_on_an_older_v_is_refused_and_made_anew(run: Run, pretended: Prete
 
 
 def test_what_it_refuses(run: Run, pretended: Pretended) -> None:
-    with pytest.raises(UserError, match="--rows many is unknown: choose of full, no-outlook"):
+    with pytest.raises(UserError, match="--rows many is unknown: choose from full, no-outlook"):
         ablate(run, "--rows", "full", "many")
     run.latents.unlink()
     with pytest.raises(UserError, match=r"latents\.h5 is missing: make it with `make mdnrnn`"):

@@ -120,7 +120,7 @@ def test_int8_without_ranges_or_an_unknown_precision_is_refused(run: Run, tmp_pa
             save_controller(copy.controller, file["theta"], {"made_from": made_from, "config": {"precision": "int8"}})
         mdnrnn = load_artifact(run.mdnrnn, "mdnrnn")
         save_artifact(copy.mdnrnn, "mdnrnn", mdnrnn["model"], mdnrnn["config"], made_from)
-        with pytest.raises(UserError, match=r"vae.pt has no activation ranges .* redo it with `make vae"):
+        with pytest.raises(UserError, match=r"vae.pt has no valid activation ranges .* redo it with `make vae"):
             load_agent(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_parts_that_do_not_belong_together_are_refused(run: Run, tmp_path: Path)
     with pytest.raises(UserError, match=r"controller.npz was made from another vae.pt"):
         load_agent(tmp_path)
     save_controller(copy.controller, np.zeros(4), {"made_from": load_models(copy, "float32").made_from})
-    with pytest.raises(UserError, match=r"controller.npz does not fit the models beside it"):
+    with pytest.raises(UserError, match=r"controller.npz does not fit V and M in its folder"):
         load_agent(tmp_path)
 
 

@@ -61,7 +61,7 @@ run_stage(main)
 """
 
 
-NO_MORE = "error: the machine has no more memory or processes to give: give smaller sizes or fewer --workers.\n"
+NO_MORE = "error: the machine has no memory or processes left: give smaller sizes or fewer --workers.\n"
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:

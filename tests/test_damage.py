@@ -374,10 +374,10 @@ def test_an_m_that_does_not_say_how_it_was_trained_is_refused(tmp_path: Path) ->
 
     for earlier in (3, ["x"], None):
         remake(earlier=earlier)
-        with pytest.raises(UserError, match=r"mdnrnn\.pt does not say what M was not trained on"):
+        with pytest.raises(UserError, match=r"mdnrnn\.pt does not record M's validation split"):
             load_networks(run)
     remake(updates=[])
-    with pytest.raises(UserError, match=r"mdnrnn\.pt does not say how long it was trained"):
+    with pytest.raises(UserError, match=r"mdnrnn\.pt does not record its updates"):
         is_finished(run, "mdnrnn", run.mdnrnn, SMOKE.mdnrnn, made["made_from"])
 
 

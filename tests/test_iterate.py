@@ -340,8 +340,8 @@ def test_wrong_options_of_the_dream_are_refused_at_once(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--hidden 8", "--mdnrnn-options: --hidden is not to change"),
-        ("--outlook 5", "--mdnrnn-options: --outlook is not to change"),
+        ("--hidden 8", "--mdnrnn-options: --hidden cannot change"),
+        ("--outlook 5", "--mdnrnn-options: --outlook cannot change"),
         ("--lr -1", "--lr -1.0 is out of range"),
     ],
 )
@@ -367,7 +367,7 @@ def test_the_best_rounds_work_must_be_what_it_was(run: Run, pretended: Pretended
     iterate(run)
     run.dream.unlink()
     (run.folder / "rounds" / "1" / "dream.npz").write_text("another")
-    with pytest.raises(UserError, match=r"rounds/1/dream\.npz is not what the best round made: restore it"):
+    with pytest.raises(UserError, match=r"rounds/1/dream\.npz is not the file that the best round made: restore it"):
         iterate(run)
     assert run.vae.exists()
 
@@ -377,7 +377,7 @@ def test_rounds_that_do_not_say_what_they_made_are_refused(run: Run, pretended: 
     (row,) = read_lines(run.rounds)
     run.rounds.unlink()
     append_line(run.rounds, row | {"files": {}})
-    with pytest.raises(UserError, match=r"rounds\.jsonl does not say what round 0 made: restore it, or remove it"):
+    with pytest.raises(UserError, match=r"rounds\.jsonl does not list the files of round 0: restore it, or remove it"):
         iterate(run, "--rounds", "2")
 
 

@@ -76,7 +76,7 @@ def test_a_run_of_other_sizes(tmp_path: Path) -> None:
 
 def test_a_run_that_is_too_large_for_a_page_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "MOST_BYTES", 1000)
-    with pytest.raises(UserError, match=r"pretrained makes 2,\d+,\d+ bytes of graphs, more than 1,000"):
+    with pytest.raises(UserError, match=r"pretrained would have 2,\d+,\d+ bytes of graphs, more than 1,000"):
         build_site(PRETRAINED, tmp_path / "play")
     assert not (tmp_path / "play").exists()
 

@@ -310,7 +310,7 @@ def test_the_whole_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
 def test_what_is_missing_or_senseless_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"controller.npz is missing: make it with `make controller`\.$"):
         stage(tmp_path / "run", source=tmp_path)
-    with pytest.raises(UserError, match=r"dream\.npz is missing: make it with `make dream`, or choose the co"):
+    with pytest.raises(UserError, match=r"dream\.npz is missing: make it with `make dream`, or choose the existing co"):
         stage(tmp_path / "run", "--driver", "dream")
     for options in (["--episodes", "1"], ["--max-steps", "50"], ["--start-after", "100"]):
         with pytest.raises(UserError, match="--episodes must be at least 2"):

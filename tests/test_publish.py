@@ -62,7 +62,7 @@ def test_the_controllers_that_are_there_are_published(
     command = f"make evaluate ARGS='{'--controller dream ' if names[0] == 'dream' else ''}--source {target}'"
     said = capsys.readouterr().out
     assert f" MB, {told}.\n" in said
-    assert f"check with `{command}`." in said
+    assert f"check the score with `{command}`." in said
 
 
 def test_what_is_published_within_data_is_a_run_of_that_name() -> None:
@@ -98,7 +98,7 @@ def test_a_run_without_a_controller_is_refused(run: Run, tmp_path: Path) -> None
 
 def test_who_asks_for_the_wrong_controller_is_told_which_one_is_there(run: Run) -> None:
     add_controller(run, "dream", 1.0)
-    with pytest.raises(UserError, match=r"controller\.npz is missing: .* or choose the controller 'dream', which is"):
+    with pytest.raises(UserError, match=r"controller\.npz is missing: .* or choose the existing controller 'dream'"):
         load_acting(run)
 
 

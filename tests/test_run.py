@@ -97,7 +97,7 @@ def test_json_that_was_changed_is_refused(tmp_path: Path) -> None:
     for change in (("12.5", "72.5"), ("true", "null"), ("x", "y")):
         damaged = path.read_text().replace(*change)
         (tmp_path / "b.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"b\.json cannot be read as JSON \(it does not fit its crc32"):
+        with pytest.raises(UserError, match=r"b\.json cannot be read as JSON \(its crc32 does not match"):
             read_json(tmp_path / "b.json")
     with pytest.raises(UserError, match="it has no 'mean' of the right kind"):
         read_json(path, mean=float)
@@ -454,7 +454,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
 def test_made_from_other_inputs_is_refused_in_one_sentence() -> None:
     check_made_from(Path("r/mdnrnn.pt"), {"vae.pt": "a", "rollouts": "b"}, {"vae.pt": "a"})
     sentence = (
-        "r/mdnrnn.pt was made from another vae.pt than the one that is there now: "
+        "r/mdnrnn.pt was made from another vae.pt than the current one: "
         "redo it with `make mdnrnn ARGS=--restart`, or restore the vae.pt that it was made from."
     )
     for recorded in ({"vae.pt": "b"}, {}):
@@ -517,7 +517,7 @@ def test_no_room_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "nowhere")])
     with (
-        pytest.raises(MachineError, match=r"^no folder for temporary files can be written: make room, and the same"),
+        pytest.raises(MachineError, match=r"^no folder for temporary files can be written: free disk space and run"),
         writing(None),
     ):
         tempfile.gettempdir()

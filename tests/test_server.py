@@ -137,7 +137,7 @@ def test_clients_that_go_away_are_no_errors(
 
 def test_ports(server: LocalServer, tmp_path: Path) -> None:
     port = server.server_port
-    with pytest.raises(UserError, match=rf"^port {port} is taken: choose another one with --port, or --port 0"):
+    with pytest.raises(UserError, match=rf"^port {port} is in use: choose another --port, or --port 0"):
         LocalServer(tmp_path, port)
     for none in (-1, 65536):
         with pytest.raises(UserError, match=rf"--port {none} is not a port"):

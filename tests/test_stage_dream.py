@@ -70,7 +70,7 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "M's calibration on 2 validation episodes: tile " in said
     assert "(640 dream steps" in said  # 4 generations of 4 candidates, 2 dreams each of 20 steps
-    assert "570 real steps: 564 collected, 6 to select" in said
+    assert "570 real steps: 564 for data, 6 for selection" in said
     for name in ("starts.npz", "dream.npz", "plots/calibration.png", "plots/dream.png", "checkpoints/dream.npz"):
         assert (run.folder / name).stat().st_size > 0, name
     assert not run.controller.exists()
@@ -188,7 +188,7 @@ def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
 def test_an_ensemble_cannot_change_under_way(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = (str(make_toy_member(tmp_path / str(seed), run, seed)) for seed in (1, 2))
     stage(run, "--ensemble", one)
-    assert "by 2 M's" in capsys.readouterr().out
+    assert "ensemble of 2 M's" in capsys.readouterr().out
     first = outcome(run)
     moved = str(shutil.move(one, tmp_path / "moved"))
     for ensemble in ((), ("--ensemble", other), ("--ensemble", moved, other)):
