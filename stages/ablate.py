@@ -73,7 +73,7 @@ class AblateArgs:
 
 def main(argv: list[str]) -> None:
     """Makes the missing rows one after another; an interrupted one resumes."""
-    args, config = parse(lambda preset: AblateArgs(), "Measure what each part of the recipe is worth.", argv)
+    args, config = parse(lambda preset: AblateArgs(), "Score variants of the recipe at equal budgets.", argv)
     unknown = sorted(set(config.rows) - set(ROWS))
     if unknown or not config.rows:
         raise UserError(f"--rows {' '.join(unknown)} is unknown: choose from {', '.join(ROWS)}.")

@@ -29,7 +29,7 @@ class ProbeArgs(ProbeConfig):
 def main(argv: list[str]) -> None:
     """Drives every track once, fits and tests; an existing probe with the same models and options is only printed."""
     args, given = parse(
-        lambda preset: ProbeArgs(**vars(preset.probe)), "Probe what [z; h] know of the car and the road.", argv
+        lambda preset: ProbeArgs(**vars(preset.probe)), "Fit a linear map from [z; h] to car and road.", argv
     )
     config = stage_config(given, ProbeConfig)
     if config.episodes < 2 or config.max_steps <= config.start_after:

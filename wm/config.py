@@ -203,11 +203,11 @@ class EvolutionConfig:
     sigma0: float = 0.1
     """Initial sigma (step size). Paper: 0.1."""
     sigma_max: float = 1000.0
-    """Upper bound of sigma. Without it, sigma grows until the mean is no longer informative. Paper: no bound, as this
-    default. With openes sigma stays at sigma0."""
+    """Upper bound of sigma. Without it, sigma grows until the mean is no longer informative. 1000: in effect no bound
+    (paper). With openes sigma stays at sigma0."""
     sigma_min: float = 0.0
     """Lower bound of sigma. Noise in the fitness shrinks sigma too early, and a mean whose neighbours drive well is
-    robust. Paper: no bound, as this default."""
+    robust. 0: no bound (paper)."""
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data (in the dream: over the starts). The mean is folded into
     b, so no weights are added. Paper: no."""

@@ -425,7 +425,7 @@ def check_archive(path: Path) -> None:
 
 
 def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """ValueError unless an array is as large as its header says: numpy makes room for that before it reads."""
+    """ValueError unless an array has the size in its header, since numpy allocates that size before it reads."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

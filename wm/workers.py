@@ -202,7 +202,7 @@ class WorkerPayload:
 
     def __init__(self, make: Callable[..., Work], args: tuple[Any, ...]) -> None:
         with writing(Path(tempfile.gettempdir())):
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by whoever holds it
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
             pickle.dump((make, args), self._file)
             self._file.flush()
 

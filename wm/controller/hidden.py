@@ -1,4 +1,4 @@
-"""C with one hidden layer, the paper's comparison with the linear C (section 3.4). The length of theta tells which."""
+"""C with one hidden layer, the paper's comparison with the linear C (section 3.4); the length of theta decides."""
 
 from __future__ import annotations
 

@@ -1,20 +1,20 @@
 """CarRacing-v3 with a fast drawing of the observation; tracks, physics and rewards are Gymnasium's own.
 
 Stock CarRacing spends 98% of a step drawing about 730 polygons on a 1000x800 surface and shrinking it to 96x96. Here
-the field is painted once into a texture in world coordinates, at about twice the resolution of the observation,
-and each frame is one affine warp of that texture, plus a small picture of the car and a few kept strips of the
-dashboard. Nothing but the drawing of "state_pixels" is replaced, so everything else is equal bit for bit.
+the field is painted once into a texture in world coordinates, at about twice the resolution of the observation. Each
+frame is one affine warp of that texture, plus a small picture of the car and a few cached strips of the dashboard. Only
+the drawing of "state_pixels" is replaced, so that everything else is equal bit for bit.
 
-How the pieces keep to the stock picture:
+How the parts match the stock picture:
 
-- The texture is filled cell by cell as the camera comes near, so that a reset stays cheap. A cell is drawn at four
-  times its size with filled polygons, in stock's order, and averaged: stock averages its large surface too.
-- Stock's averaging rounds down and darkens every colour by 2: the colours are darkened alike.
-- A tile changes colour when it is first touched: its rectangle is drawn again.
-- For the first second the camera zooms in from above the whole field: those frames come from a coarser texture and
-  its halvings, painted at reset, until the fine one is worth its painting.
-- The car stands still in the picture; only its wheels turn. Their pictures are kept for rounded angles.
-- Dashboard bars and score digits are drawn by pygame as in stock, once for each different value, and kept.
+- The texture is filled cell by cell as the camera comes near, so that a reset stays fast. A cell is drawn at four times
+  its size with filled polygons, in stock's order, and averaged, since stock averages its large surface, too.
+- Stock's averaging rounds down and darkens every colour by 2; the colours here are darkened in the same way.
+- A tile changes colour when it is first touched, and its rectangle is drawn again.
+- In the first second the camera zooms in from above the whole field. These frames come from a coarser texture and its
+  halvings, painted at reset, until the fine texture is needed.
+- The car is fixed in the picture; only its wheels turn. Their pictures are cached for rounded angles.
+- Dashboard bars and score digits are drawn by pygame as in stock, once for each different value, and cached.
 """
 
 import math
@@ -331,7 +331,7 @@ def _car_picture(angles: list[float], phases: list[float], zoom: float) -> np.nd
     return _shrink_car(_car_pixels(canvas))
 
 
-# ---- The dashboard, rows 84..95: its parts are drawn by pygame as in stock, shrunk, kept.
+# ---- The dashboard, rows 84..95: its parts are drawn by pygame as in stock, shrunk, and cached.
 
 DASH_TOP = round(DASH_ROW * PX_Y)  # 700
 UNIT_X, UNIT_Y = WINDOW_W // 40, WINDOW_H // 40  # stock's dashboard grid

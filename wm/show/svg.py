@@ -1,7 +1,7 @@
-"""Plots as inline SVG for the report: they take the page's colours, so they follow its theme, and need no script.
+"""Plots as inline SVG for the report. They use the page's colours, follow its theme, and need no script.
 
 Every plot is one <svg role="img"> with a title and a description for screen readers. Colours come from the page's
-stylesheet by the classes line-0 to line-5; lines differ in their dashes, too.
+stylesheet by the classes line-0 to line-5; lines also differ in their dashes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 480, 300
-"""Size in the plot's own units; a phone shows them at about 0.75 pixels each."""
+"""Size in the plot's own units; on a phone a unit is about 0.75 pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 80, 24, 10, 46
 """Margins for labels."""
 MOST_POINTS = 400
-"""Points of a line; longer ones are averaged down to as many."""
+"""Maximum number of points of a line; longer lines are averaged."""
 STYLES = 6
-"""Line styles that the stylesheet knows."""
+"""Number of line styles in the stylesheet."""
 
 Array = NDArray[np.float64]
 
@@ -32,15 +32,15 @@ class Line:
     """A line of a plot.
 
     Attributes:
-        name: For the legend.
-        x: Rising.
-        y: As many.
-        spread: Drawn as y ± spread, if given.
-        dots: Mark each point.
-        joined: Draw the line; else the points alone.
-        low: With `high`, an area beside the line, if given.
-        high: Its upper end.
-        style: Which of the line styles; by default its place among the lines.
+        name: Name in the legend.
+        x: Ascending values.
+        y: Values, as many as x.
+        spread: Draws a band y ± spread, if given.
+        dots: Marks each point.
+        joined: Draws the line; else only the points.
+        low: With `high`, draws an area from low to high, if given.
+        high: Upper end of the area.
+        style: Number of the line style; default: its place among the lines.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Line:
 
 
 class Plotter:
-    """Draws plots; the identifiers in what one plotter draws differ, so that they can share a page."""
+    """Draws plots. All plots of one plotter have different identifiers, so that they can share a page."""
 
     def __init__(self) -> None:
         self._ids = count(1)
@@ -139,12 +139,12 @@ class Plotter:
         return svg + legend({name: i for i, (name, _) in enumerate(marks, start=1)})
 
     def bars(self, title: str, x_label: str, y_label: str, values: Sequence[float]) -> Markup:
-        """One bar for each value, counted from 0."""
+        """One bar per value, numbered from 0."""
         edges = [i - 0.5 for i in range(len(values) + 1)]
         return self.histogram(title, x_label, y_label, edges, values)
 
     def matrix(self, title: str, weights: Array, scale: float, columns: int) -> Markup:
-        """A picture of numbers: squares of two colours for the two signs, the stronger the larger.
+        """A picture of weights: squares in two colours for the two signs, stronger for larger values.
 
         Args:
             title: What is shown.
@@ -178,7 +178,7 @@ class Plotter:
             y = TOP + frame.y(value)
             parts.append(f'<path class="tick" d="M{LEFT} {y:.1f}h{frame.width}"/>')
             parts.append(f'<text class="y" x="{LEFT - 6}" y="{y + 4.5:.1f}">{number(value)}</text>')
-        # A nested <svg> cuts off what leaves the axes.
+        # A nested <svg> clips to the axes.
         parts.append(f'<svg x="{LEFT}" y="{TOP}" width="{frame.width}" height="{frame.height}">{"".join(inner)}</svg>')
         parts.append(f'<path class="axis" d="M{LEFT} {TOP}v{frame.height}h{frame.width}"/>')
         parts.append(f'<text class="x" x="{LEFT + frame.width / 2}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
@@ -196,7 +196,7 @@ class Plotter:
 
 
 def legend(styles: Mapping[str, int]) -> Markup:
-    """Names beside pieces of their lines, by line style; "" when there is nothing to tell apart."""
+    """The legend: names with samples of their line styles; "" for a single line."""
     if not styles:
         return Markup("")
     key = '<svg class="key" viewBox="0 0 30 8" aria-hidden="true"><path class="line-{}" d="M0 4H30"/></svg>'
@@ -236,7 +236,7 @@ def thinned(line: Line) -> Line:
 
 
 def _reach(line: Line) -> list[tuple[float, float]]:
-    """Lowest and highest value that is drawn at each point."""
+    """Lowest and highest drawn value at each point."""
     low, high = line.low or line.y, line.high or line.y
     if line.spread is not None:
         return [(y - s, y + s) for y, s in zip(line.y, line.spread, strict=True)]
@@ -279,7 +279,7 @@ def _path(frame: _Frame, points: Sequence[tuple[float, float]]) -> str:
 
 
 class _Frame:
-    """The axes: from values to the plot's units, and where the ticks are."""
+    """The axes: mapping of values to the plot's units, and the ticks."""
 
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
@@ -298,7 +298,7 @@ class _Frame:
         return (value - low) / (high - low) * self.width
 
     def y(self, value: float) -> float:
-        """Downwards; values that a logarithm has none of lie below the axis."""
+        """Downwards; values without a logarithm lie below the axis."""
         low, high = self._y
         if self._log:
             value = math.log10(value) if value > 0 else low - 1
@@ -318,7 +318,7 @@ class _Frame:
 
 
 def _widened(low: float, high: float, by: float) -> tuple[float, float]:
-    """An interval of some length that holds low to high, and `by` of its length more at each end."""
+    """An interval of nonzero length around low to high, extended by the fraction `by` at each end."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
         middle = abs(low) or 1.0
         return low - 0.5 * middle, high + 0.5 * middle
