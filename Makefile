@@ -4,7 +4,7 @@ RUN ?= carracing
 RUNS ?= data/runs
 # Rounds in the dream have their own preset.
 PRESET ?= $(if $(filter iterate,$@),dreamer,laptop)
-WORKERS ?= $(shell nproc)
+WORKERS ?=
 EPISODES ?=
 GENERATIONS ?=
 ROUNDS ?=
@@ -23,7 +23,7 @@ DIR := $(RUNS)/$(RUN)
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
 STAGE = $(PY) -m stages.$@ --run $(DIR)
-SIZES = --preset $(PRESET) --workers $(WORKERS)
+SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS))
 
 # RUN=pretrained reads the committed folder and writes to $(RUNS)/pretrained, so that git stays clean. The same holds
 # for RUN=pretrained/dream, the committed run whose controller was evolved in the dream.

@@ -121,6 +121,13 @@ def test_a_preset_gives_the_defaults_wherever_it_stands(argv: list[str]) -> None
     assert config == SMOKE.controller
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives a process all cores")
+def test_as_many_workers_as_cores_that_may_be_used() -> None:
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from wm.cli import CORES; print(CORES)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
 def test_fields_and_common_arguments_are_read() -> None:
     argv = ["--run=a/b", "--preset=smoke", "--popsize=7", "--sigma0=0.5", "--workers=0", "--seed=9", "--restart"]
     args, config = parse(controller, "", argv)

@@ -141,6 +141,19 @@ def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> 
     assert commands("replay", made) == [f"replay --run {tmp_path}/carracing"]
 
 
+def test_the_stage_itself_counts_the_cores(runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no nproc."""
+    gnu_make = shutil.which("make")
+    assert gnu_make is not None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "make").symlink_to(gnu_make)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    said = make("-n", "collect", runs)
+    assert f"-m stages.collect --run {tmp_path}/carracing --preset laptop" in said
+    assert "--workers" not in said
+    assert "nproc" not in said
+
+
 COMMITTED = ["pretrained", "pretrained/dream"]
 
 

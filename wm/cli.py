@@ -31,6 +31,9 @@ from wm.signals import EXIT_CODE, Interrupted, farewell, ignore, unwind
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
 """Messages of RuntimeErrors (torch's and Python's) that mean the same as a MemoryError."""
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Those that this process may use; macOS knows only how many there are."""
+
 Sizes = TypeVar("Sizes")
 """A stage's config dataclass."""
 
@@ -45,7 +48,7 @@ class Common:
     """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), dreamer (rounds in the dream)."""
     env: str = FAST_ENV
     """Gymnasium id of the environment. Each environment has its own presets."""
-    workers: int = os.cpu_count() or 1
+    workers: int = CORES
     """Number of worker processes. 0: run in this process, with the same results. It is also the number of threads that
     train V and M, which changes the last digits."""
     seed: int = 0
