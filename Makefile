@@ -20,6 +20,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 VENV := .venv/.complete
 DIR := $(RUNS)/$(RUN)
+# A folder's name is one word to make and to the shell, without what they take for their own.
+ODD = $(strip $(foreach sign,: % * ? [ ] ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(DIR))))
+ifneq ($(words [$(RUN)] [$(RUNS)] $(RUN) $(RUNS))$(ODD),4)
+$(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty or has a space or an odd sign ($(ODD)), which make cannot handle: choose another RUN or RUNS)
+endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
 STAGE = $(PY) -m stages.$@ --run $(DIR)

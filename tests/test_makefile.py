@@ -154,6 +154,32 @@ def test_the_stage_itself_counts_the_cores(runs: str, tmp_path: Path, monkeypatc
     assert "nproc" not in said
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("RUNS=my runs", "RUN=my run", "RUNS=", "RUN=", "RUN=last ", "RUNS= "),
+        *(f"RUN=a{sign}b" for sign in ":%*?[];&|<>()'\"`\\\t\n"),
+        "RUN=a$$b",
+    ],
+)
+def test_a_folder_that_make_would_take_apart_is_refused_at_once(given: str) -> None:
+    said = make("-n", "vae", given, code=2)
+    assert "which make cannot handle: choose another RUN or RUNS" in said
+    assert "venv" not in said
+    assert "make[1]" not in said
+
+
+def test_a_checkout_may_have_spaces_in_its_path(runs: str, tmp_path: Path) -> None:
+    checkout = tmp_path / "my checkout"
+    checkout.mkdir()
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, checkout)
+    assert commands("-C", str(checkout), "vae", runs) == [f"{name} {sizes(tmp_path)}" for name in ("collect", "vae")]
+    assert commands("vae", runs, "RUN=Läufe-1.2_b+c=d,e@f#g~") == [
+        f"{name} {sizes(tmp_path, 'Läufe-1.2_b+c=d,e@f#g~')}" for name in ("collect", "vae")
+    ]
+
+
 COMMITTED = ["pretrained", "pretrained/dream"]
 
 
