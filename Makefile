@@ -19,6 +19,14 @@ PYTHON ?= python3
 
 PY := .venv/bin/python
 VENV := .venv/.complete
+# The version of a Python that will do, else nothing. For 3.14 Gymnasium takes another Box2D, which has to be compiled.
+version = $(shell $(1) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) and sys.stdout.write("%d.%d" % v[:2])' 2>/dev/null)
+CHECK_PYTHON = $(if $(call version,$(PYTHON)),,$(error PYTHON=$(PYTHON) is no Python 3.11, 3.12 or 3.13: name one, as in `make setup PYTHON=python3.11`))
+# A .venv is made anew when its Python or pip does not run or will not do, or when PYTHON= names another one that does.
+FOUND := $(if $(or $(wildcard $(VENV)),$(shell $(PY) -m pip --version 2>/dev/null)),$(call version,$(PY)))
+NAMED := $(if $(filter command,$(origin PYTHON)),$(call version,$(PYTHON)))
+ANEW := $(if $(FOUND),$(filter-out $(FOUND),$(NAMED)),anew)
+
 DIR := $(RUNS)/$(RUN)
 # A folder's name is one word to make and to the shell, without what they take for their own.
 ODD = $(strip $(foreach sign,: % * ? [ ] ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(DIR))))
@@ -52,8 +60,9 @@ help: ## list the targets
 
 setup: $(VENV) ## create .venv from requirements.txt (every target does this when needed)
 
-$(VENV): requirements.txt
-	$(PYTHON) -m venv .venv
+.PHONY: $(ANEW)
+$(VENV): requirements.txt $(ANEW)
+	$(if $(ANEW),$(CHECK_PYTHON)rm -rf .venv && $(PYTHON) -m venv .venv)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ def test_finished_artifacts_survive_a_stage_that_fails(tmp_path: Path) -> None:
     (tmp_path / ".venv" / ".complete").touch()
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text(
-        "#!/bin/sh\nmkdir -p runs/r && echo whole > runs/r/vae.pt && mkdir -p runs/r/rollouts\nexit 130\n"
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nmkdir -p runs/r && echo whole > runs/r/vae.pt && mkdir -p runs/r/rollouts\nexit 130\n'
     )
     python.chmod(0o755)
     (tmp_path / "runs" / "r" / "rollouts").mkdir(parents=True)
@@ -225,3 +226,75 @@ def test_finished_artifacts_survive_a_stage_that_fails(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert (tmp_path / "runs" / "r" / "vae.pt").exists()
+
+
+# --- the environment ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout in which every Python is a script, and none is installed into."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / "requirements.txt").touch()
+    return folder
+
+
+def python_of(folder: Path, version: str, pip: int = 0) -> str:
+    """PYTHON= for a script that says it is of a version; in an environment that is there it leaves Python as it is."""
+    path = folder / f"python-{version}-{pip}"
+    told = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0, 'final', 0)"
+    path.write_text(
+        f"""#!/bin/sh
+[ "$1" = -c ] && exec {sys.executable} -c "{told}; $2"
+[ "$2" = venv ] && mkdir -p .venv/bin && {{ [ -e .venv/bin/python ] || cp "$0" .venv/bin/python; }}
+[ "$2" = pip ] && [ {pip} = 1 ] && exit 1
+[ "$2" = venv ] || echo "$0 runs $2"
+"""
+    )
+    path.chmod(0o755)
+    return f"PYTHON={path}"
+
+
+@pytest.mark.parametrize("target", ["setup", "report"])
+@pytest.mark.parametrize("version", ["2.7", "3.10", "3.14", "gone"])
+def test_a_python_that_will_not_do_is_refused_before_anything_is_made(
+    checkout: Path, tmp_path: Path, target: str, version: str
+) -> None:
+    given = "PYTHON=/nowhere/python" if version == "gone" else python_of(tmp_path, version)
+    said = make("-C", str(checkout), target, given, code=2)
+    assert f"{given} is no Python 3.11, 3.12 or 3.13: name one, as in `make setup PYTHON=python3.11`" in said
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize("before", ["3.9", "3.11 without pip", "gone", "another"])
+def test_an_environment_that_will_not_do_is_made_anew(checkout: Path, tmp_path: Path, before: str) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (checkout / ".venv" / "half-made").touch()
+    if before == "gone":
+        python.symlink_to("/nowhere/python3")
+    else:
+        number, *without = before.replace("another", "3.11").split(maxsplit=1)
+        shutil.copy(python_of(tmp_path, number, len(without)).removeprefix("PYTHON="), python)
+    if before in ("gone", "another"):
+        (checkout / ".venv" / ".complete").touch()
+    assert "python runs stages.report" in make("-C", str(checkout), "report", python_of(tmp_path, "3.12"))
+    assert "(3, 12, 0" in python.read_text()
+    assert not (checkout / ".venv" / "half-made").exists()
+    assert (checkout / ".venv" / ".complete").exists()
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_environment_that_will_do_stays(checkout: Path, tmp_path: Path, complete: bool) -> None:
+    make("-C", str(checkout), "setup", python_of(tmp_path, "3.13"))
+    python = checkout / ".venv" / "bin" / "python"
+    made = python.stat().st_mtime_ns
+    os.utime(checkout / ".venv" / ".complete", (1, 1))  # requirements.txt has changed since
+    if not complete:
+        (checkout / ".venv" / ".complete").unlink()
+    for given in ([], [python_of(tmp_path, "3.13")], [python_of(tmp_path, "3.9")]):
+        make("-C", str(checkout), "setup", *given)
+    assert python.stat().st_mtime_ns == made
+    assert (checkout / ".venv" / ".complete").stat().st_mtime > 1
