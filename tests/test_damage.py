@@ -3,6 +3,7 @@
 A few dozen mutations of each kind here, hundreds by `make test-faults`.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -35,7 +37,18 @@ from wm.controller.linear import load_controller, save_controller
 from wm.dream import load_networks
 from wm.evolve import Evolution
 from wm.memory.mdnrnn import load_mdnrnn
-from wm.run import MachineError, Metrics, Run, UserError, append_line, read_json, read_lines, read_metrics, write_json
+from wm.run import (
+    MachineError,
+    Metrics,
+    Run,
+    UserError,
+    append_line,
+    check_read,
+    read_json,
+    read_lines,
+    read_metrics,
+    write_json,
+)
 from wm.store.latents import Latents
 from wm.store.shards import Rollouts, write_shard
 from wm.store.starts import Starts, load_starts, save_starts
@@ -260,6 +273,38 @@ def test_a_file_that_the_system_does_not_open_is_not_taken_for_damaged(source: R
         f"{source.folder / kind.path} cannot be read (Too many open files): "
         "allow more open files (ulimit -n) and run the same command again."
     )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_the_system_does_not_read_is_not_taken_for_damaged(
+    source: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = "rollouts/a.h5" if name == "shard" else KINDS[name].path
+    for number in (errno.EAGAIN, errno.EBUSY, errno.EIO, errno.ENOENT, errno.ENOLCK, errno.ETIMEDOUT):
+        refused = Mock(side_effect=OSError(number, os.strerror(number)))
+        with monkeypatch.context() as patched:
+            for opener in ("h5py.File", "zipfile.ZipFile", "pathlib.Path.read_bytes"):
+                patched.setattr(opener, refused)
+            with pytest.raises(MachineError) as said:
+                KINDS[name].load(source)
+        assert str(said.value).startswith(f"{source.folder / path} cannot be read ({os.strerror(number)}): ")
+        assert str(said.value).endswith(", and the same command goes on.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("Unable to synchronously open object (file read failed: time = Fri, errno = 5, error message = 'x')"),
+        RuntimeError("open file failed because of errno 24 on fopen: Too many open files, file path: x"),
+        OSError("Unable to synchronously open file (file locking flag values don't match)"),
+        OSError("Unable to synchronously open file (file is already open for write)"),
+    ],
+)
+def test_what_libraries_say_of_the_system_is_no_damage(error: Exception) -> None:
+    with pytest.raises(MachineError, match=r"^x cannot be read"):
+        check_read(Path("x"), error)
+    for damage in (OSError("Unable to read (local heap block, errno = 0)"), OSError(errno.EINVAL, "Invalid argument")):
+        check_read(Path("x"), damage)
 
 
 @pytest.mark.parametrize("name", KINDS)

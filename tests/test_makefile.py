@@ -216,7 +216,8 @@ def test_finished_artifacts_survive_a_stage_that_fails(tmp_path: Path) -> None:
     (tmp_path / ".venv" / ".complete").touch()
     python = tmp_path / ".venv" / "bin" / "python"
     python.write_text(
-        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nmkdir -p runs/r && echo whole > runs/r/vae.pt && mkdir -p runs/r/rollouts\nexit 130\n'
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\n'
+        "mkdir -p runs/r && echo whole > runs/r/vae.pt && mkdir -p runs/r/rollouts\nexit 130\n"
     )
     python.chmod(0o755)
     (tmp_path / "runs" / "r" / "rollouts").mkdir(parents=True)

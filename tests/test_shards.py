@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from wm.run import UserError
+from wm.run import MachineError, UserError
 from wm.store import shards
 from wm.store.columns import ColumnFile
 from wm.store.episode import Episode
@@ -411,8 +413,50 @@ def test_column_files_close(folder: Path) -> None:
     assert len(file.read("step/rewards", 0, 0, 2)) == 2  # it opens again
     file.close()
     file.path.unlink()
-    with pytest.raises(UserError, match=r"a\.h5 is damaged"):
+    with pytest.raises(UserError, match=r"a\.h5 cannot be read \(No such file or directory\): restore it"):
         file.read("step/rewards", 0, 0, 2)
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_shard_that_is_open_elsewhere_is_not_called_damaged(folder: Path, mode: str) -> None:
+    rollouts = Rollouts(folder)
+    with h5py.File(folder / "a.h5", mode):
+        for read in (lambda: Rollouts(folder), lambda: list(rollouts)):
+            with pytest.raises(MachineError, match=r"a\.h5 cannot be read while it is open elsewhere .*: close it"):
+                read()
+    assert len(list(rollouts)) == 7
+
+
+WRITER = """
+import sys, h5py
+with h5py.File(sys.argv[1], "r+", libver="latest") as file:
+    file["x"] = 1
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("locking", ["FALSE", "TRUE"])
+def test_a_shard_that_another_program_writes_is_not_called_damaged(folder: Path, locking: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder / "a.h5")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"open\n"
+        reader = "import sys, pathlib, wm.store.shards as shards; shards.Rollouts(pathlib.Path(sys.argv[1]))"
+        done = subprocess.run(
+            [sys.executable, "-c", reader, str(folder)],
+            cwd=Path(__file__).parent.parent,
+            env={**os.environ, "HDF5_USE_FILE_LOCKING": locking},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        writer.communicate(b"")
+    assert "wm.run.MachineError: " in done.stderr
+    locked = "a.h5 cannot be read (Resource temporarily unavailable): close it where it is open"
+    assert (locked if locking == "TRUE" else "a.h5 cannot be read while it is open elsewhere") in done.stderr
 
 
 def test_rows_that_nobody_wrote_are_no_table(tmp_path: Path) -> None:

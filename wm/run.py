@@ -151,9 +151,18 @@ UNREADABLE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change the permissions and run the same command again"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what is in its place and run the same command again"),
+    errno.EAGAIN: "close it where it is open and run the same command again",
     errno.ENOMEM: "free memory and run the same command again",
+    errno.ENOENT: "restore it and run the same command again",
 }
 """Way out when the system refuses to read, by errno."""
+
+SYSTEMS_NUMBER = re.compile(r"\berrno (?:= )?(\d+)")
+"""How HDF5 and torch report the system's errno."""
+
+OPEN_ELSEWHERE = re.compile("already open|file locking flag")
+"""What HDF5 reports, without an errno, for a file that another process writes or that this process has open."""
 
 
 @contextmanager
@@ -187,13 +196,21 @@ def check_read(path: Path, error: BaseException) -> None:
 
     Raises:
         MemoryError: There was not enough memory.
-        MachineError: The system refused to read.
+        MachineError: The system refused to read, or the file is open elsewhere.
     """
     if isinstance(error, MemoryError):
         raise error
-    if isinstance(error, OSError) and error.errno in UNREADABLE:
-        reason = os.strerror(error.errno)
-        raise MachineError(f"{path} cannot be read ({reason}): {UNREADABLE[error.errno]}.") from error
+    if OPEN_ELSEWHERE.search(str(error)):
+        raise MachineError(
+            f"{path} cannot be read while it is open elsewhere ({in_short(error)}): close it there, and the same "
+            "command goes on."
+        ) from error
+    number = error.errno if isinstance(error, OSError) else None
+    if found := SYSTEMS_NUMBER.search(str(error)):
+        number = int(found[1])
+    if number and number != errno.EINVAL:  # which is what places beyond a damaged file's end lead to
+        way_out = UNREADABLE.get(number, "mend that, and the same command goes on")
+        raise MachineError(f"{path} cannot be read ({os.strerror(number)}): {way_out}.") from error
 
 
 @contextmanager
