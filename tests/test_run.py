@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -504,13 +505,30 @@ def test_a_lock_clears_away_what_a_killed_writer_left(tmp_path: Path) -> None:
     assert (tmp_path / "video.mp4").exists()
 
 
-def test_a_file_system_without_locks_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(request.param, os.strerror(request.param))))
 
-    monkeypatch.setattr("fcntl.flock", refused)
-    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\): choose RUNS on another"):
-        Run(tmp_path).lock().__enter__()
+
+@pytest.mark.usefixtures("no_locks")
+def test_what_needs_a_lock_is_refused_without_locks(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot be locked \(No locks available\): choose RUNS on another"),
+        Run(tmp_path).lock(),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_what_takes_no_lock_works_without_locks(tmp_path: Path) -> None:
+    """As replay and report do."""
+    leftover = tmp_path / ".video-x1y2.tmp.mp4"
+    leftover.write_bytes(b"of a command that is at work, perhaps")
+    Run(tmp_path).sweep()
+    with atomic(tmp_path / "report.html") as temporary:
+        temporary.write_text("page")
+    assert files(tmp_path) == {leftover.name, "report.html"}
 
 
 def test_no_room_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

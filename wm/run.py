@@ -227,7 +227,7 @@ def atomic(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=f".tmp{path.suffix}", dir=path.parent)
         temporary = Path(name)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # `remove_leftovers` skips a locked file
+            locked(handle)  # `remove_leftovers` skips a locked file
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -239,6 +239,25 @@ def atomic(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             os.close(handle)
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems that have no `flock`."""
+
+
+def locked(handle: int, wait: bool = True) -> bool:
+    """Locks an open file for this process; False where its file system has no locks.
+
+    Raises:
+        BlockingIOError: Another one holds it, and this one was not to wait.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return True
 
 
 def _flush_folder(folder: Path) -> None:
@@ -269,11 +288,15 @@ def share(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files that a killed process left in a folder; files that are being written stay."""
+    """Removes temporary files that a killed process left in a folder; files that are being written stay.
+
+    Without file locks all stay, since nothing tells the two apart.
+    """
     for leftover in folder.rglob(".*.tmp*"):
-        with suppress(FileNotFoundError, BlockingIOError), leftover.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+        # Open for writing, without which NFS locks nothing.
+        with suppress(FileNotFoundError, BlockingIOError), leftover.open("rb+") as file:
+            if locked(file.fileno(), wait=False):
+                leftover.unlink()
 
 
 CHECKSUM = "crc32"
@@ -679,7 +702,8 @@ class Run:
             ) from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not locked(file.fileno(), wait=False):
+                    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             except BlockingIOError as error:
                 raise UserError(
                     f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
