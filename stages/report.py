@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     path = run.folder / "report.html"
     page = render(readers[0], readers[1:], videos)
     with atomic(path) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # a folder's name may be any bytes
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB.")
 
 

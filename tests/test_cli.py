@@ -53,6 +53,9 @@ def main(argv):
         time.sleep(60)
     while config.generations in (15, 20):
         time.sleep(0.05)
+    if config.generations == 21:
+        print(os.fsdecode(b"R\\xc2\\xb2 \\xc2\\xb1 \\xff"))
+        raise UserError("\\u00b1 is no number.")
     if config.generations == 18:
         input()
         print("nobody reads this")
@@ -201,6 +204,17 @@ def test_exit_code_2_and_one_sentence_when_the_user_can_mend_it(arguments: list[
 @pytest.mark.parametrize("arguments", [[], ["--run", "x", "--unknown", "1"], ["--run", "x", "--popsize", "many"]])
 def test_exit_code_2_for_tyros_own_errors(arguments: list[str]) -> None:
     assert stage(*arguments).returncode == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "gbk", "utf-8"])
+def test_what_a_terminal_has_no_sign_for_is_said_all_the_same(encoding: str) -> None:
+    command = [sys.executable, "-c", STAGE, "--run", "x", "--generations", "21"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    shown = "R\u00b2 \u00b1 \udcff\n".encode(encoding, "backslashreplace")
+    assert done.stdout.endswith(shown)
+    assert done.stderr == "error: \u00b1 is no number.\n".encode(encoding, "backslashreplace")
 
 
 def test_a_defect_shows_its_traceback() -> None:

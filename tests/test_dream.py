@@ -18,7 +18,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch import Tensor
 
 import wm.dream
-import wm.envs
+import wm.envs  # noqa: F401
 from tests.toy_dream import (
     CONFIG,
     END,

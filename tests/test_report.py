@@ -3,8 +3,11 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -458,3 +461,24 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(59.6, "60 s"), (600, "10.0 min"), (9000, "2.5 h")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_page_is_in_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.report", "--run", str(run.folder), "--no-videos"],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},  # whose encoding is ASCII
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (run.folder / "report.html").read_bytes().decode("utf-8")
+    assert str(check(page).all("meta")[0]["charset"]).lower() == "utf-8"
+    assert "750 ± 50 on 2 tracks" in page
+
+
+def test_a_run_whose_name_is_not_in_utf_8_has_a_page(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run").folder.rename(tmp_path / os.fsdecode(b"ran\xe9"))
+    main(["--run", str(folder), "--no-videos"])
+    assert "Run ran\\udce9" in (folder / "report.html").read_text(encoding="utf-8")

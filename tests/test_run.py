@@ -332,6 +332,18 @@ def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_whose_name_is_not_in_utf_8_is_a_users_error(tmp_path: Path) -> None:
+    run = Run(tmp_path / os.fsdecode(b"ran\xe9"))
+    with (
+        pytest.raises(UserError, match=r"is not in UTF-8: choose another RUN or RUNS, or a locale with UTF-8"),
+        run.lock(),
+    ):
+        pass
+    assert not run.folder.exists()
+    with Run(tmp_path / "ran é").lock():
+        pass
+
+
 def test_a_file_in_place_of_a_folder_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("")
     for write in (write_json, append_line):

@@ -110,7 +110,7 @@ def make_threads() -> Callable[[int], dict[str, object]]:
 
 
 def make_modules() -> Callable[[int], list[str]]:
-    import wm.policies
+    import wm.policies  # noqa: F401
     import wm.trials  # noqa: F401
 
     return lambda _: sorted(sys.modules)

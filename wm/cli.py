@@ -202,6 +202,9 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     0: done. 2: an error that the user can correct, in one sentence. 130: interrupted, or the reader of its output has
     left; the same command resumes. Any other error is a defect of this project and shows its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # which may have no sign for ± or for what is in a path
+            stream.reconfigure(errors="backslashreplace")
     unwind()
     threading.excepthook = _say_of_thread
     code = 0

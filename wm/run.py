@@ -306,7 +306,7 @@ CHECKSUM = "crc32"
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` atomically as indented JSON; an object gets its checksum."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(_checked(value), indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(_checked(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, **fields: Shape) -> Any:
@@ -503,7 +503,8 @@ def commit() -> str:
             ["git", "--no-optional-locks", *arguments],
             cwd=Path(__file__).parent.parent,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
         ).stdout.strip()
 
@@ -592,7 +593,7 @@ class Metrics:
             lines = read_lines(self._path, stage=str, step=int)
             lines_left = [line for line in lines if line["stage"] != stage or line["step"] <= resume_at]
             with atomic(self._path) as temporary:
-                temporary.write_text("".join(map(_line, lines_left)))
+                temporary.write_text("".join(map(_line, lines_left)), encoding="utf-8")
         if resume_at <= 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -693,9 +694,14 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the folder; UserError when another command has locked it. The kernel frees it when the process ends."""
+        if os.fsencode(self.folder) != str(self.folder).encode(errors="surrogatepass"):  # where TensorBoard would write
+            raise UserError(
+                f"the name of {self.folder} is not in UTF-8: choose another RUN or RUNS, or a locale with UTF-8, such "
+                "as LC_ALL=C.UTF-8."
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / ".lock").open("w")
+            file = (self.folder / ".lock").open("wb")
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror}): choose another RUN or RUNS."

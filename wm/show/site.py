@@ -144,7 +144,15 @@ def _fetch(folder: Path) -> Path:
         )
     command = [npm, "pack", RUNTIME, "--silent", "--prefer-offline", "--pack-destination", str(folder)]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=NPM_SECONDS)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=NPM_SECONDS,
+        )
     except subprocess.TimeoutExpired as error:
         raise UserError(
             f"npm could not fetch {RUNTIME} in {NPM_SECONDS} seconds: check the network and npm, and run the same "
