@@ -121,8 +121,11 @@ curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='-
 ablate: $(VENV) | $(DIR)/mdnrnn.pt ## score variants without a part: V only, untrained M, ... -> ablations.json
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-test: $(VENV) ## run all tests (10 to 20 minutes on two cores)
-	$(PY) -m pytest $(ARGS)
+# Files side by side, one process a core. ARGS=-n0 runs them one after another, as plain pytest does.
+SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
+
+test: $(VENV) ## run all tests (10 minutes on two cores)
+	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (about two hours on two cores)
 	$(PY) -m pytest -m faults $(ARGS)

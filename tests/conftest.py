@@ -1,7 +1,14 @@
-"""What all tests need of the process that they run in."""
+"""What all tests need of the process that they run in, and how they share the cores."""
 
+import os
 import signal
 from collections.abc import Iterator
+
+# Of tests side by side each has a core: threads of a library that has more of them would mostly wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 
@@ -9,6 +16,23 @@ from wm.signals import unwind
 
 # Started in a shell's background, pytest ignores Ctrl-C, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONG = ("test_pipeline", "test_browser", "test_faults", "test_iterate")
+"""Files that take the longest. They come first: at the end one core would be idle while the other has such a file."""
+
+MOST_WORKERS = 8
+"""More would wait for the longest file, and take a gigabyte each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: one a core."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
 
 
 @pytest.fixture

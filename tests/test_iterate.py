@@ -1,9 +1,8 @@
 """Stage iterate: the order of its rounds, what it keeps, refuses and resumes; at last with the real stages."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,16 @@ import torch
 import stages.collect
 import stages.iterate
 from stages.iterate import ARTIFACTS, link_shards, main
+from tests.here import run_here
 from tests.toy_dream import make_toy_run, toy_episode
 from wm.agent import load_agent
-from wm.config import DRIVEN_FROM, FAST_ENV, PRESETS
+from wm.config import DRIVEN_FROM, FAST_ENV, PRESETS, SMOKE
 from wm.controller.linear import load_controller, save_controller
 from wm.run import MachineError, Run, UserError, append_line, file_hash, read_lines, write_json
 from wm.store.latents import LatentsWriter
 from wm.store.shards import Rollouts
 from wm.vision.vae import load_vae
 
-ROOT = Path(__file__).parent.parent
 V = ("val_loss", "val_error", "val_kl", "val_dead")
 M = ("val_loss", "val_nll", "val_nll_one", "val_nll_marginal", "val_nll_unit")
 """What validations log."""
@@ -479,27 +478,22 @@ def test_new_episodes_beside_linked_ones_leave_the_older_round_as_it_is(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
+def test_two_rounds_of_the_real_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run")
+    tiny = replace(SMOKE, vae=replace(SMOKE.vae, updates=4), mdnrnn=replace(SMOKE.mdnrnn, updates=4))
+    monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
 
-    def command(*arguments: str) -> str:
-        common = ["--run", str(run.folder), "--preset", "smoke", "--workers", "1"]
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments[:1], *common, *arguments[1:]],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def command(stage: str, *arguments: str) -> str:
+        done = run_here(stage, ["--run", str(run.folder), "--preset", "smoke", "--workers", "0", *arguments])
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     steady = ["--vae-rounds", "0", "--fresh-rounds", "1", "--refine-from", "1", "--refine-added", "3"]
     steady += ["--refine-updates", "10", "--dream-options=--noise recorded --value 10"]
-    command("stages.iterate", "--rounds", "1", *steady)
+    command("iterate", "--rounds", "1", *steady)
     zero, one = (run.folder / "rounds" / number for number in "01")
     before = contents(zero)
-    command("stages.iterate", "--rounds", "2", *steady)
+    command("iterate", "--rounds", "2", *steady)
     thinned = {name: value for name, value in before.items() if name != "latents.h5" and "checkpoints/" not in name}
     first, second = read_lines(run.rounds)
     assert contents(zero) == (before if first["select"] >= second["select"] else thinned)
@@ -518,5 +512,5 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path) -> None:
     best = max(rows, key=lambda row: row["select"])
     assert load_controller(run.dream)[1]["selection_score"] == best["select"]
     assert load_agent(run.folder, controller="dream").act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)
-    assert "finished" in command("stages.iterate", "--rounds", "2", *steady)
-    assert "tracks of CarRacing-v3" in command("stages.evaluate", "--controller", "dream", "--episodes", "1")
+    assert "finished" in command("iterate", "--rounds", "2", *steady)
+    assert "tracks of CarRacing-v3" in command("evaluate", "--controller", "dream", "--episodes", "1")

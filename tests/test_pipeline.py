@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
+from tests.here import make_here, run_here
 from wm.agent import load_agent
+from wm.config import FAST_ENV, PRESETS, SMOKE
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import load_controller, save_controller
 from wm.run import file_hash, read_metrics
@@ -27,32 +29,47 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 Make = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Runs make in the repository with its run folders elsewhere."""
-    runs = tmp_path_factory.mktemp("runs")
+def make_in(
+    runs: Path, workers: int, how: Callable[[list[str], dict[str, str]], subprocess.CompletedProcess[str]]
+) -> Make:
+    """Runs make in the repository with its run folders in `runs`."""
 
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-        done = subprocess.run(
-            ["make", *arguments, f"RUNS={runs}", "PRESET=smoke", "WORKERS=2"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = how([*arguments, f"RUNS={runs}", "PRESET=smoke", f"WORKERS={workers}"], environment)
         assert done.returncode == code, done.stdout + done.stderr
-        done.args = runs
         return done
 
     return run
 
 
 @pytest.fixture(scope="module")
-def run(make: Make) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def make(runs: Path) -> Make:
+    """The real command, whose stages have worker processes."""
+
+    def how(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        command = ["make", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    return make_in(runs, 2, how)
+
+
+@pytest.fixture(scope="module")
+def here(runs: Path) -> Make:
+    """The same in this process and without workers, for what the real command has shown to start."""
+    return make_in(runs, 0, make_here)
+
+
+@pytest.fixture(scope="module")
+def run(make: Make, runs: Path) -> Path:
     """A run folder made by the main command."""
-    return Path(str(make("collect", "vae", "mdnrnn", "controller").args)) / "carracing"
+    make("collect", "vae", "mdnrnn", "controller")
+    return runs / "carracing"
 
 
 def test_every_file_is_there(run: Path) -> None:
@@ -94,40 +111,40 @@ def test_no_artifact_holds_a_pickled_object(run: Path) -> None:
             file.visititems(lambda name, item: None)
 
 
-def test_a_finished_stage_says_so_and_changes_nothing(run: Path, make: Make) -> None:
+def test_a_finished_stage_says_so_and_changes_nothing(run: Path, here: Make) -> None:
     files = ("vae.pt", "latents.h5", "mdnrnn.pt", "controller.npz", "metrics.jsonl")
     before = {name: (run / name).read_bytes() for name in files}
-    done = make("collect", "vae", "mdnrnn", "controller")
+    done = here("collect", "vae", "mdnrnn", "controller")
     assert done.stdout.count("finished") >= 4
     assert {name: (run / name).read_bytes() for name in files} == before
 
 
-def test_a_larger_total_adds_generations(run: Path, make: Make) -> None:
+def test_a_larger_total_adds_generations(run: Path, here: Make) -> None:
     before = read_metrics(run / "metrics.jsonl", "controller")
-    make("controller", f"GENERATIONS={len(before) + 1}")
+    here("controller", f"GENERATIONS={len(before) + 1}")
     after = read_metrics(run / "metrics.jsonl", "controller")
     assert after[:-1] == before
     assert after[-1]["step"] == len(before) + 1
 
 
-def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> None:
+def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make, here: Make) -> None:
     done = make("evaluate")
     score = json.loads((run / "score.json").read_text())
     assert score["env_id"] == "CarRacing-v3"
     assert len(score["returns"]) == len(score["seeds"]) == len(score["lengths"]) == 2
     assert score["mean"] == pytest.approx(np.mean(score["returns"]))
     assert f"{score['mean']:.0f}" in done.stdout
-    assert "finished" in make("evaluate").stdout
+    assert "finished" in here("evaluate").stdout
     assert len((run / "scores.jsonl").read_text().splitlines()) == 1
-    make("evaluate", "ARGS=--fast --episodes 1")
+    here("evaluate", "ARGS=--fast --episodes 1")
     assert json.loads((run / "score-fast.json").read_text())["env_id"] == "wm/CarRacing-v3"
 
-    done = make("probe")
+    done = here("probe")
     assert "turn rate" in done.stdout
     assert (run / "plots" / "probe.png").stat().st_size > 0
-    assert "finished" in make("probe").stdout
+    assert "finished" in here("probe").stdout
 
-    make("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
+    here("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
     assert (run / "videos" / "real-fast-5.webp").stat().st_size > 0
     with av.open(str(run / "videos" / "real-fast-5.mp4")) as video:
         stream = video.streams.video[0]
@@ -136,7 +153,7 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     assert len(frames) == 30
     assert stream.average_rate == 50
 
-    make("report", "COMPARE=pretrained")
+    here("report", "COMPARE=pretrained")
     page = (run / "report.html").read_text()
     assert f"{score['mean']:.0f} ± {score['std']:.0f} on 2 tracks" in page
     assert page.count("data:video/mp4") == 2
@@ -149,28 +166,28 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make) -> Non
     assert action.dtype == np.float32
 
 
-def test_the_dream(run: Path, make: Make) -> None:
+def test_the_dream(run: Path, make: Make, here: Make) -> None:
     done = make("dream")
     assert "real steps" in done.stdout
     for name in ("starts.npz", "dream.npz", "plots/calibration.png", "plots/dream.png"):
         assert (run / name).stat().st_size > 0, name
-    assert "finished" in make("dream").stdout
+    assert "finished" in here("dream").stdout
     before = (run / "score.json").read_bytes()
-    make("evaluate", "ARGS=--controller dream")
+    here("evaluate", "ARGS=--controller dream")
     score = json.loads((run / "score-dream.json").read_text())
     assert score["controller"] == "dream"
     assert "dream.npz" in score["made_from"]
     assert (run / "score.json").read_bytes() == before
     assert json.loads((run / "scores.jsonl").read_text().splitlines()[-1])["controller"] == "dream"
-    make("replay", "CAR=fast", "SEED=5", "ARGS=--controller dream --max-steps 10")
+    here("replay", "CAR=fast", "SEED=5", "ARGS=--controller dream --max-steps 10")
     assert (run / "videos" / "by-dream-real-fast-5.mp4").stat().st_size > 0
 
 
-def test_publish_keeps_the_chain_and_the_driving(run: Path, make: Make, tmp_path: Path) -> None:
-    make("evaluate")
-    make("dream")
-    make("evaluate", "ARGS=--controller dream")
-    make("publish", f"ARGS=--to {tmp_path / 'published'}")
+def test_publish_keeps_the_chain_and_the_driving(run: Path, here: Make, tmp_path: Path) -> None:
+    here("evaluate")
+    here("dream")
+    here("evaluate", "ARGS=--controller dream")
+    here("publish", f"ARGS=--to {tmp_path / 'published'}")
     frame = np.random.default_rng(0).integers(0, 255, (96, 96, 3)).astype(np.uint8)
     actions = []
     for folder in (run, tmp_path / "published"):
@@ -194,8 +211,7 @@ def test_an_evolution_that_starts_from_a_controller(run: Path, tmp_path: Path) -
         # A step size of nearly nothing leaves the first mean where it is.
         still = ["--sigma0", "1e-9", "--sigma-max", "1e-9", "--generations", "1", "--centre"]
         where = ["--run", str(tmp_path / "warm"), "--source", str(run), "--start", str(start)]
-        command = [sys.executable, "-m", "stages.controller", *where, "--preset", "smoke", "--workers", "0", *still]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = run_here("controller", [*where, "--preset", "smoke", "--workers", "0", *still])
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr
 
@@ -208,10 +224,11 @@ def test_an_evolution_that_starts_from_a_controller(run: Path, tmp_path: Path) -
     assert "made from another start" in evolve(tmp_path / "other.npz", code=2)
 
 
-def test_another_round_on_the_controllers_own_driving(run: Path, make: Make) -> None:
-    make("collect", "RUN=second", f"ARGS=--driven 3 --source {run}")
-    make("vae", "mdnrnn", "RUN=second")
-    make(
+def test_another_round_on_the_controllers_own_driving(run: Path, here: Make) -> None:
+    here("collect", "RUN=second", f"ARGS=--driven 3 --source {run}")
+    for stage in ("vae", "mdnrnn"):
+        here(stage, "RUN=second", "ARGS=--updates 4")
+    here(
         "controller",
         "RUN=second",
         f"ARGS=--carry {run} --components 8 --whiten 1 --tracks 2 --double-every 1 --disturb 0.01",
@@ -223,27 +240,29 @@ def test_another_round_on_the_controllers_own_driving(run: Path, make: Make) -> 
     assert theta.shape == (867,)
     assert meta["made_from"]["start"] == file_hash(run / "controller.npz")
     load_agent(second)
-    both = make("controller", "RUN=second", f"ARGS=--restart --carry {run} --start {run / 'controller.npz'}", code=2)
+    both = here("controller", "RUN=second", f"ARGS=--restart --carry {run} --start {run / 'controller.npz'}", code=2)
     assert "--start and --carry" in both.stderr
 
 
-def test_a_scout_drives_when_nobody_is_named(make: Make) -> None:
+def test_a_scout_drives_when_nobody_is_named(runs: Path, here: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = replace(SMOKE, vae=replace(SMOKE.vae, updates=4), mdnrnn=replace(SMOKE.mdnrnn, updates=4))
+    monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
     options = "ARGS=--driven 3 --scout smoke"
-    first = make("collect", "RUN=scouted", options)
+    first = here("collect", "RUN=scouted", options)
     assert first.stdout.index("stage 1 of 4: collect") < first.stdout.index("stage 4 of 4: controller")
-    folder = Path(str(first.args)) / "scouted"
+    folder = runs / "scouted"
     summary = json.loads((folder / "rollouts" / "summary.json").read_text())
     assert summary["policies"]["driven"] == 3
     assert "driven" not in json.loads((folder / "scout" / "rollouts" / "summary.json").read_text())["policies"]
     before = read_metrics(folder / "scout" / "metrics.jsonl", "controller")
-    assert "finished" in make("collect", "RUN=scouted", options).stdout
-    make("collect", "RUN=scouted", "ARGS=--driven 5 --scout smoke")  # the scout is there, and stays as it is
+    assert "finished" in here("collect", "RUN=scouted", options).stdout
+    here("collect", "RUN=scouted", "ARGS=--driven 5 --scout smoke")  # the scout is there, and stays as it is
     assert read_metrics(folder / "scout" / "metrics.jsonl", "controller") == before
 
 
-def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
-    one = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
-    done = make("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options='--tracks=2 --inputs=z --hidden-units=3'")
+def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make, here: Make) -> None:
+    one = here("curves", "ARGS=--name one --steps 500 --seeds 1 2")
+    done = here("curves", "ARGS=--name pairs --steps 500 --seeds 1 --options='--tracks=2 --inputs=z --hidden-units=3'")
     assert "one: " in done.stdout
     assert "(2 seeds)" in done.stdout
     assert "pairs: " in done.stdout
@@ -264,7 +283,7 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     assert not weights[:, 32:].any()
     assert (run / "plots" / "curves.png").stat().st_size > 0
     # What is there is not evolved again, and a name stands for one variant.
-    again = make("curves", "ARGS=--name one --steps 500 --seeds 1 2")
+    again = here("curves", "ARGS=--name one --steps 500 --seeds 1 2")
     assert len((run / "curves.jsonl").read_text().splitlines()) == 3
     assert [line for line in again.stdout.splitlines() if ": " in line] == [
         line for line in one.stdout.splitlines() if line.startswith("one: ")
@@ -280,9 +299,9 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make) -> None:
     assert (run / "plots" / "curves-dream.png").stat().st_size > 0
 
 
-def test_an_ablation(run: Path, make: Make) -> None:
+def test_an_ablation(run: Path, make: Make, here: Make) -> None:
     options = "ARGS=--rows v untrained-m --steps 100 --select-every 1 --select-tracks 1"
-    done = make("ablate", "EPISODES=1", options)
+    done = here("ablate", "EPISODES=1", options)
     assert "V only, linear " in done.stdout
     table = json.loads((run / "ablations.json").read_text())["rows"]
     assert list(table) == ["untrained-m", "v"]
@@ -290,21 +309,22 @@ def test_an_ablation(run: Path, make: Make) -> None:
     assert (untrained / "latents.h5").samefile(run / "latents.h5")
     assert not (untrained / "mdnrnn.pt").samefile(run / "mdnrnn.pt")
     load_agent(untrained)
-    assert make("ablate", "EPISODES=1", options).stdout.count("is finished") == 5
+    assert here("ablate", "EPISODES=1", options).stdout.count("is finished") == 5
+    assert "--rows many is unknown" in make("ablate", "ARGS=--rows many", code=2).stderr
 
 
-def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, make: Make) -> None:
+def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, here: Make) -> None:
     # The last test of this file: it leaves the run folder with more data than V was trained on.
-    make("collect", "EPISODES=9")
+    here("collect", "EPISODES=9")
     for stage in ("vae", "mdnrnn"):
-        done = make(stage, code=2)
+        done = here(stage, code=2)
         sentence = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert len(sentence) == 1
         assert "rollouts" in sentence[0]
         assert "--restart" in sentence[0]
         assert "Traceback" not in done.stderr
-    make("vae", "ARGS=--restart --updates 1")
-    done = make("controller", code=2)
+    here("vae", "ARGS=--restart --updates 1")
+    done = here("controller", code=2)
     assert "vae.pt" in done.stderr
 
 

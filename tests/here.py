@@ -1,0 +1,70 @@
+"""Stages in this process, with the exit code and the words of their commands: a process imports torch for seconds."""
+
+import importlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+
+from wm.run import UserError, writing
+
+ROOT = Path(__file__).parent.parent
+CALLING = ("ablate", "collect", "curves", "iterate")
+"""Stages that call others."""
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run_here(stage: str, arguments: Sequence[str]) -> Done:
+    """What `python -m stages.<stage> ...` does, and the stages that it calls."""
+    main = importlib.import_module(f"stages.{stage}").main
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for calling in CALLING:
+            patch.setattr(f"stages.{calling}.call_stage", call_here)
+        try:
+            with writing(None):
+                main(list(arguments))
+        except UserError as error:
+            print(f"error: {error}", file=err)
+            code = 2
+        finally:
+            torch.set_num_threads(threads)
+    return Done([stage, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def call_here(stage: str, options: Mapping[str, object], arguments: Sequence[str] = ()) -> None:
+    """Stands in for `wm.cli.call_stage`."""
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    done = run_here(stage, [*given, *arguments])
+    print(done.stdout, end="")
+    print(done.stderr, end="", file=sys.stderr)
+    if done.returncode:
+        raise UserError(f"stage {stage} of {options['run']} ended with exit code {done.returncode}.")
+
+
+def make_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
+    """Runs the stages that `make` says it would run, goal by goal, until one of them refuses."""
+    goals = [argument for argument in arguments if "=" not in argument]
+    variables = [argument for argument in arguments if "=" in argument]
+    out = err = ""
+    for goal in goals:
+        said = subprocess.run(
+            ["make", "-n", goal, *variables], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        commands = re.findall(r"-m stages\.(.*)", said.stdout.replace("\\\n", " "))
+        assert commands, said.stdout
+        for stage, *given in map(shlex.split, commands):
+            done = run_here(stage, given)
+            out, err = out + done.stdout, err + done.stderr
+            if done.returncode:
+                return Done(list(arguments), done.returncode, out, err)
+    return Done(list(arguments), 0, out, err)
