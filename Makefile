@@ -127,8 +127,8 @@ SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 test: $(VENV) ## run all tests (10 minutes on two cores)
 	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (about two hours on two cores)
-	$(PY) -m pytest -m faults $(ARGS)
+test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (about 90 minutes on two cores)
+	$(PY) -m pytest -m faults -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV) ## ruff and mypy
 	$(PY) -m ruff check .

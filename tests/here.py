@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from wm.run import UserError, writing
 
@@ -22,14 +24,16 @@ CALLING = ("ablate", "collect", "curves", "iterate")
 Done = subprocess.CompletedProcess[str]
 
 
-def run_here(stage: str, arguments: Sequence[str]) -> Done:
-    """What `python -m stages.<stage> ...` does, and the stages that it calls."""
+def run_here(stage: str, arguments: Sequence[str], pictures: bool = True) -> Done:
+    """What `python -m stages.<stage> ...` does, and the stages that it calls; plots are slow, and may be left empty."""
     main = importlib.import_module(f"stages.{stage}").main
     code, out, err = 0, io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         for calling in CALLING:
-            patch.setattr(f"stages.{calling}.call_stage", call_here)
+            patch.setattr(f"stages.{calling}.call_stage", partial(call_here, pictures=pictures))
+        if not pictures:
+            patch.setattr(Figure, "savefig", lambda _, path, **options: Path(path).touch())
         try:
             with writing(None):
                 main(list(arguments))
@@ -41,17 +45,19 @@ def run_here(stage: str, arguments: Sequence[str]) -> Done:
     return Done([stage, *arguments], code, out.getvalue(), err.getvalue())
 
 
-def call_here(stage: str, options: Mapping[str, object], arguments: Sequence[str] = ()) -> None:
+def call_here(
+    stage: str, options: Mapping[str, object], arguments: Sequence[str] = (), *, pictures: bool = True
+) -> None:
     """Stands in for `wm.cli.call_stage`."""
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    done = run_here(stage, [*given, *arguments])
+    done = run_here(stage, [*given, *arguments], pictures)
     print(done.stdout, end="")
     print(done.stderr, end="", file=sys.stderr)
     if done.returncode:
         raise UserError(f"stage {stage} of {options['run']} ended with exit code {done.returncode}.")
 
 
-def make_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
+def make_here(arguments: Sequence[str], environment: Mapping[str, str], pictures: bool = True) -> Done:
     """Runs the stages that `make` says it would run, goal by goal, until one of them refuses."""
     goals = [argument for argument in arguments if "=" not in argument]
     variables = [argument for argument in arguments if "=" in argument]
@@ -63,7 +69,7 @@ def make_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
         commands = re.findall(r"-m stages\.(.*)", said.stdout.replace("\\\n", " "))
         assert commands, said.stdout
         for stage, *given in map(shlex.split, commands):
-            done = run_here(stage, given)
+            done = run_here(stage, given, pictures)
             out, err = out + done.stdout, err + done.stderr
             if done.returncode:
                 return Done(list(arguments), done.returncode, out, err)

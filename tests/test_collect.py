@@ -444,18 +444,3 @@ def test_neither_workers_nor_kills_change_what_is_collected(tmp_path: Path) -> N
     assert Rollouts(killed.rollouts).fingerprint() == wanted
     assert not [path for path in killed.rollouts.iterdir() if ".tmp" in path.name]
     assert read_json(killed.rollouts / "summary.json")["episodes"] == 24
-
-
-@pytest.mark.slow
-def test_an_interrupted_collection_says_so_and_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    process = subprocess.Popen(command(run.folder, 2), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not list(run.rollouts.glob("[!.]*.h5")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command again" in said
-    assert not (run.rollouts / "summary.json").exists()
-    done = subprocess.run(command(run.folder, 2), cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "24 episodes" in done.stdout

@@ -3,6 +3,7 @@
 The real commands at the least sizes that do something. A small dose here, all of it by `make test-faults`.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -73,7 +74,8 @@ SAVING = (
 
 def patience() -> float:
     """Seconds that a signal may take: 5, on a machine that has something else to do in proportion more."""
-    return 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    side_by_side = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # the load is that of the last minute
+    return 5 * max(1.0, side_by_side, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 ALL = [pytest.mark.faults, pytest.mark.slow]
@@ -87,11 +89,17 @@ def stages(*dose: str, among: tuple[str, ...] = STAGES) -> list[Any]:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether this is the full dose."""
+    return request.node.get_closest_marker("faults") is not None
+
+
+@pytest.fixture
+def tell(full: bool, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Says a figure of the full dose at once, past pytest's capture: for docs/reliability.md."""
 
     def said(line: str) -> None:
-        if request.node.get_closest_marker("faults"):
+        if full:
             with capsys.disabled():
                 print(f"\n{line}", flush=True)
 
@@ -235,25 +243,35 @@ def assert_tidy(folder: Path) -> None:
 
 
 class Pipeline:
-    """Run folders of uninterrupted stages: `before` each stage, and what it comes to."""
+    """Run folders of uninterrupted stages: `before` each stage, and what it comes to.
+
+    Tests that run side by side share them; who needs one that another test is about to make waits for it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._done: dict[str, tuple[Path, float]] = {}
+        folder.mkdir(exist_ok=True)
 
     def after(self, stage: str) -> Path:
         """The folder in which this stage and all before it were left alone."""
-        if stage not in self._done:
-            folder = self.copy(stage, self._folder / stage / "run")
-            began = time.monotonic()
-            finish(stage, folder)
-            self._done[stage] = folder, time.monotonic() - began
-        return self._done[stage][0]
+        folder = self._folder / stage / "run"
+        with (self._folder / f"{stage}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._seconds(stage).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                self.copy(stage, folder)
+                began = time.monotonic()
+                finish(stage, folder)
+                self._seconds(stage).write_text(str(time.monotonic() - began))
+        return folder
 
     def seconds(self, stage: str) -> float:
         """How long the stage takes."""
         self.after(stage)
-        return self._done[stage][1]
+        return float(self._seconds(stage).read_text())
+
+    def _seconds(self, stage: str) -> Path:
+        return self._folder / f"{stage}.seconds"
 
     def copy(self, stage: str, target: Path) -> Path:
         """A folder in which this stage comes next."""
@@ -263,9 +281,10 @@ class Pipeline:
         return target
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return Pipeline(tmp_path_factory.mktemp("pipeline"))
+    mine = tmp_path_factory.getbasetemp()
+    return Pipeline((mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "pipeline")
 
 
 # --- kills -------------------------------------------------------------------------------------------------
@@ -300,10 +319,9 @@ def snapshot(folder: Path) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-@pytest.mark.parametrize(
-    ("stage", "kills"),
-    [pytest.param("collect", 3, marks=pytest.mark.slow), *(pytest.param(stage, 20, marks=ALL) for stage in STAGES)],
-)
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "kills"), [*((stage, 12) for stage in CHAIN), *((stage, 8) for stage in CALLING)])
 def test_kills_change_nothing(
     pipeline: Pipeline, tmp_path: Path, stage: str, kills: int, tell: Callable[[str], None]
 ) -> None:
@@ -329,13 +347,13 @@ def test_kills_change_nothing(
 @pytest.mark.parametrize("stage", stages("collect"))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_within_seconds_and_the_same_command_goes_on(
-    pipeline: Pipeline, tmp_path: Path, stage: str, number: signal.Signals, tell: Callable[[str], None]
+    pipeline: Pipeline, tmp_path: Path, stage: str, number: signal.Signals, full: bool, tell: Callable[[str], None]
 ) -> None:
     wanted = contents(stage, pipeline.after(stage))
     folder = pipeline.copy(stage, tmp_path / "run")
     rng = random.Random(f"{stage} {number}")
     took: list[float] = []
-    for _ in range(3):
+    for _ in range(2 if full else 1):
         with at_work(stage, folder) as process:
             time.sleep(rng.uniform(0, 0.3) * pipeline.seconds(stage))
             began = time.monotonic()
@@ -377,13 +395,15 @@ def test_a_signal_during_imports(tmp_path: Path, stage: str, number: signal.Sign
 
 
 @pytest.mark.parametrize("stage", stages("collect", among=POOLED))
-def test_workers_killed_one_by_one(pipeline: Pipeline, tmp_path: Path, stage: str, tell: Callable[[str], None]) -> None:
+def test_workers_killed_one_by_one(
+    pipeline: Pipeline, tmp_path: Path, stage: str, full: bool, tell: Callable[[str], None]
+) -> None:
     wanted = contents(stage, pipeline.after(stage))
     folder = pipeline.copy(stage, tmp_path / "run")
     rng = random.Random(stage)
     victims = 0
     with at_work(stage, folder) as process:
-        for _ in range(4):
+        for _ in range(4 if full else 2):
             until(lambda: process.poll() is not None or len(descendants(process.pid)) == 2)
             time.sleep(rng.uniform(0, 0.5))
             for pid in descendants(process.pid)[:1]:
@@ -406,12 +426,15 @@ LIMITS = (0, 300, 4_000, 100_000, 3_000_000)
 
 
 @pytest.mark.parametrize("stage", stages("collect", among=CHAIN))
-def test_no_room_is_one_sentence_and_nothing_half_written(pipeline: Pipeline, tmp_path: Path, stage: str) -> None:
+def test_no_room_is_one_sentence_and_nothing_half_written(
+    pipeline: Pipeline, tmp_path: Path, stage: str, full: bool
+) -> None:
     """Writes fail in whatever library they happen: the kernel refuses them beyond a size."""
     wanted = contents(stage, pipeline.after(stage))
     folder = pipeline.copy(stage, tmp_path / "run")
     refused = 0
-    for limit in LIMITS if stage != "collect" else LIMITS[:4]:
+    limits = LIMITS if stage != "collect" else LIMITS[:4]
+    for limit in limits if full else limits[::2]:
         process = start(stage, folder, limit)
         _, said = process.communicate(timeout=600)
         if process.returncode:

@@ -484,7 +484,8 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
 
     def command(stage: str, *arguments: str) -> str:
-        done = run_here(stage, ["--run", str(run.folder), "--preset", "smoke", "--workers", "0", *arguments])
+        where = ["--run", str(run.folder), "--preset", "smoke", "--workers", "0"]
+        done = run_here(stage, [*where, *arguments], pictures=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import av
@@ -66,6 +67,12 @@ def here(runs: Path) -> Make:
 
 
 @pytest.fixture(scope="module")
+def blind(runs: Path) -> Make:
+    """The same without plots, where nobody looks at them: they take longer than stages as short as these."""
+    return make_in(runs, 0, partial(make_here, pictures=False))
+
+
+@pytest.fixture(scope="module")
 def run(make: Make, runs: Path) -> Path:
     """A run folder made by the main command."""
     make("collect", "vae", "mdnrnn", "controller")
@@ -119,9 +126,9 @@ def test_a_finished_stage_says_so_and_changes_nothing(run: Path, here: Make) -> 
     assert {name: (run / name).read_bytes() for name in files} == before
 
 
-def test_a_larger_total_adds_generations(run: Path, here: Make) -> None:
+def test_a_larger_total_adds_generations(run: Path, blind: Make) -> None:
     before = read_metrics(run / "metrics.jsonl", "controller")
-    here("controller", f"GENERATIONS={len(before) + 1}")
+    blind("controller", f"GENERATIONS={len(before) + 1}")
     after = read_metrics(run / "metrics.jsonl", "controller")
     assert after[:-1] == before
     assert after[-1]["step"] == len(before) + 1
@@ -183,11 +190,11 @@ def test_the_dream(run: Path, make: Make, here: Make) -> None:
     assert (run / "videos" / "by-dream-real-fast-5.mp4").stat().st_size > 0
 
 
-def test_publish_keeps_the_chain_and_the_driving(run: Path, here: Make, tmp_path: Path) -> None:
-    here("evaluate")
-    here("dream")
-    here("evaluate", "ARGS=--controller dream")
-    here("publish", f"ARGS=--to {tmp_path / 'published'}")
+def test_publish_keeps_the_chain_and_the_driving(run: Path, blind: Make, tmp_path: Path) -> None:
+    blind("evaluate")
+    blind("dream")
+    blind("evaluate", "ARGS=--controller dream")
+    blind("publish", f"ARGS=--to {tmp_path / 'published'}")
     frame = np.random.default_rng(0).integers(0, 255, (96, 96, 3)).astype(np.uint8)
     actions = []
     for folder in (run, tmp_path / "published"):
@@ -224,11 +231,11 @@ def test_an_evolution_that_starts_from_a_controller(run: Path, tmp_path: Path) -
     assert "made from another start" in evolve(tmp_path / "other.npz", code=2)
 
 
-def test_another_round_on_the_controllers_own_driving(run: Path, here: Make) -> None:
-    here("collect", "RUN=second", f"ARGS=--driven 3 --source {run}")
+def test_another_round_on_the_controllers_own_driving(run: Path, blind: Make) -> None:
+    blind("collect", "RUN=second", f"ARGS=--driven 3 --source {run}")
     for stage in ("vae", "mdnrnn"):
-        here(stage, "RUN=second", "ARGS=--updates 4")
-    here(
+        blind(stage, "RUN=second", "ARGS=--updates 4")
+    blind(
         "controller",
         "RUN=second",
         f"ARGS=--carry {run} --components 8 --whiten 1 --tracks 2 --double-every 1 --disturb 0.01",
@@ -240,23 +247,23 @@ def test_another_round_on_the_controllers_own_driving(run: Path, here: Make) -> 
     assert theta.shape == (867,)
     assert meta["made_from"]["start"] == file_hash(run / "controller.npz")
     load_agent(second)
-    both = here("controller", "RUN=second", f"ARGS=--restart --carry {run} --start {run / 'controller.npz'}", code=2)
+    both = blind("controller", "RUN=second", f"ARGS=--restart --carry {run} --start {run / 'controller.npz'}", code=2)
     assert "--start and --carry" in both.stderr
 
 
-def test_a_scout_drives_when_nobody_is_named(runs: Path, here: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scout_drives_when_nobody_is_named(runs: Path, blind: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(SMOKE, vae=replace(SMOKE.vae, updates=4), mdnrnn=replace(SMOKE.mdnrnn, updates=4))
     monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
     options = "ARGS=--driven 3 --scout smoke"
-    first = here("collect", "RUN=scouted", options)
+    first = blind("collect", "RUN=scouted", options)
     assert first.stdout.index("stage 1 of 4: collect") < first.stdout.index("stage 4 of 4: controller")
     folder = runs / "scouted"
     summary = json.loads((folder / "rollouts" / "summary.json").read_text())
     assert summary["policies"]["driven"] == 3
     assert "driven" not in json.loads((folder / "scout" / "rollouts" / "summary.json").read_text())["policies"]
     before = read_metrics(folder / "scout" / "metrics.jsonl", "controller")
-    assert "finished" in here("collect", "RUN=scouted", options).stdout
-    here("collect", "RUN=scouted", "ARGS=--driven 5 --scout smoke")  # the scout is there, and stays as it is
+    assert "finished" in blind("collect", "RUN=scouted", options).stdout
+    blind("collect", "RUN=scouted", "ARGS=--driven 5 --scout smoke")  # the scout is there, and stays as it is
     assert read_metrics(folder / "scout" / "metrics.jsonl", "controller") == before
 
 
@@ -299,9 +306,9 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make, here: Make
     assert (run / "plots" / "curves-dream.png").stat().st_size > 0
 
 
-def test_an_ablation(run: Path, make: Make, here: Make) -> None:
+def test_an_ablation(run: Path, make: Make, blind: Make) -> None:
     options = "ARGS=--rows v untrained-m --steps 100 --select-every 1 --select-tracks 1"
-    done = here("ablate", "EPISODES=1", options)
+    done = blind("ablate", "EPISODES=1", options)
     assert "V only, linear " in done.stdout
     table = json.loads((run / "ablations.json").read_text())["rows"]
     assert list(table) == ["untrained-m", "v"]
@@ -309,22 +316,22 @@ def test_an_ablation(run: Path, make: Make, here: Make) -> None:
     assert (untrained / "latents.h5").samefile(run / "latents.h5")
     assert not (untrained / "mdnrnn.pt").samefile(run / "mdnrnn.pt")
     load_agent(untrained)
-    assert here("ablate", "EPISODES=1", options).stdout.count("is finished") == 5
+    assert blind("ablate", "EPISODES=1", options).stdout.count("is finished") == 5
     assert "--rows many is unknown" in make("ablate", "ARGS=--rows many", code=2).stderr
 
 
-def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, here: Make) -> None:
+def test_new_data_under_an_old_v_is_refused_in_one_sentence(run: Path, blind: Make) -> None:
     # The last test of this file: it leaves the run folder with more data than V was trained on.
-    here("collect", "EPISODES=9")
+    blind("collect", "EPISODES=9")
     for stage in ("vae", "mdnrnn"):
-        done = here(stage, code=2)
+        done = blind(stage, code=2)
         sentence = [line for line in done.stderr.splitlines() if line.startswith("error:")]
         assert len(sentence) == 1
         assert "rollouts" in sentence[0]
         assert "--restart" in sentence[0]
         assert "Traceback" not in done.stderr
-    here("vae", "ARGS=--restart --updates 1")
-    done = here("controller", code=2)
+    blind("vae", "ARGS=--restart --updates 1")
+    done = blind("controller", code=2)
     assert "vae.pt" in done.stderr
 
 

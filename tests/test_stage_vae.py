@@ -271,6 +271,8 @@ def test_z_tells_frames_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
 def test_kills_change_nothing(tmp_path: Path) -> None:
     """The real command, killed at random times and called again, ends with the bits of one that was left alone."""
     code = (
