@@ -97,7 +97,7 @@ def scores(controller: str) -> Arrays:
     play = make_player("wm/CarRacing-v3", models.graph, models.cell)
     trials = [play(Trial(theta, SELECT_SEEDS[n], PLAYED, cut_after=40, disturb=0.05)) for n in (1, 2)]
     return {
-        "dreamt": population.score(thetas, population.night(3, 4)),
+        "dreamt": population.score(thetas, population.draw_noise(3, 4)),
         "real": np.array([(trial.ret, trial.steps, trial.cut) for trial in trials]),
     }
 
