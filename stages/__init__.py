@@ -2,7 +2,7 @@
 
 import sys
 
-from wm.signals import leave_at_once
+from wm.run.signals import leave_at_once
 
 # A stage imports for seconds before it reaches `run_stage`, and a signal then has nothing to save. sys.argv[0] is "-m"
 # only while Python looks for the module to run, so that tests, notebooks and workers keep their own handlers.

@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from wm.cli import Common, call_stage, parse, run_stage
 from wm.controller.linear import load_controller
-from wm.evolve import selections
-from wm.run import Run, UserError, commit, file_hash, now, read_score, share, write_json
-from wm.show.report import read_ablations
-from wm.signals import work_begins
+from wm.driving.scores import read_score
+from wm.learning.evolution import selections
+from wm.learning.experiments import read_ablations
+from wm.run.checksums import file_hash
+from wm.run.command_line import Common, call_stage, parse, run_stage
+from wm.run.errors import UserError
+from wm.run.files import share
+from wm.run.folder import Run
+from wm.run.json_files import write_json
+from wm.run.provenance import commit, now
+from wm.run.signals import work_begins
 from wm.store.shards import share_shards
 
 

@@ -15,16 +15,22 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.agent import load_acting
-from wm.cli import Common, call_stage, parse, run_stage, stage_config
-from wm.collect import Driver, make_collector, set_aside_damaged, strange
-from wm.config import DRIVEN_FROM, PRESETS, SEEDS_PER_RUN, CollectConfig
+from wm.config.presets import PRESETS
+from wm.config.seeds import DRIVEN_FROM, SEEDS_PER_RUN
+from wm.config.vmc import CollectConfig
 from wm.controller.linear import parameter_count
-from wm.run import SUMMARY, Metrics, Progress, Run, UserError, read_json, write_json
-from wm.show.contact import plot_contact_sheet
+from wm.driving.collection import SUMMARY, Driver, make_collector, set_aside_damaged, strange
+from wm.driving.loading import load_acting
+from wm.driving.workers import make_workers
+from wm.run.command_line import Common, call_stage, parse, run_stage, stage_config
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import read_json, write_json
+from wm.run.metrics import Metrics
+from wm.run.progress import Progress
+from wm.show.plots.contact import plot_contact_sheet
 from wm.store.shards import Rollouts
 from wm.store.starts import load_starts
-from wm.workers import make_workers
 
 SCOUT = "scout"
 """Folder of the scout within the run folder; it is a run folder, too."""

@@ -9,19 +9,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.agent import Models, load_acting, load_models
-from wm.carry import carry
-from wm.cli import parse, run_stage, stage_config
-from wm.config import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, ControllerConfig, track_seeds
-from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
-from wm.evolve import check_sizes, coordinates_of, evolve, forget, is_finished, selections
+from wm.config.seeds import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, track_seeds
+from wm.config.vmc import ControllerConfig
+from wm.driving.loading import Models, load_acting, load_models
+from wm.driving.trials import Trial, fitness, make_player, select
+from wm.driving.workers import make_workers
+from wm.learning.basis import Basis, first_only, fit_basis, plain_basis
+from wm.learning.carry import carry
+from wm.learning.evolution import check_sizes, coordinates_of, evolve, forget, is_finished, selections
 from wm.memory.cell import LSTMCell
-from wm.run import Run, UserError, began_with, check_made_from, read_metrics
-from wm.show.plots import plot_curve
+from wm.run.command_line import parse, run_stage, stage_config
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.metrics import read_metrics
+from wm.run.provenance import began_with, check_made_from
+from wm.show.plots.curves import plot_curve
 from wm.store.latents import Latents
 from wm.store.shards import Rollouts
-from wm.trials import Trial, fitness, make_player, select
-from wm.workers import make_workers
 
 Array = NDArray[np.float64]
 

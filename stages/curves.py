@@ -12,10 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wm.cli import Common, call_stage, parse, run_stage, split_options
-from wm.run import Run, UserError, append_line, commit, now, read_lines, read_metrics
-from wm.show.plots import plot_variants
-from wm.show.report import CURVE, over_seeds, read_variants, stage_of
+from wm.learning.experiments import CURVE, read_variants, stage_of
+from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_lines
+from wm.run.metrics import read_metrics
+from wm.run.provenance import commit, now
+from wm.show.plots.curves import plot_variants
+from wm.show.report.controller import over_seeds
 
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """Metrics of each selection that are saved in a curve, if the stage has them."""

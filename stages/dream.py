@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.agent import load_models
-from wm.cli import parse, run_stage, stage_config
-from wm.config import RUN_SEEDS, SELECT_SEEDS, DreamConfig
-from wm.controller.basis import fit_basis
-from wm.evolve import check_dream, coordinates_of, evolve, forget, is_finished, selections
-from wm.run import Metrics, Run, UserError, began_with, file_hash, read_metrics
+from wm.config.seeds import RUN_SEEDS, SELECT_SEEDS
+from wm.config.vmc import DreamConfig
+from wm.driving.loading import load_models
+from wm.driving.trials import make_player, select
+from wm.driving.workers import make_workers
+from wm.learning.basis import fit_basis
+from wm.learning.evolution import check_dream, coordinates_of, evolve, forget, is_finished, selections
+from wm.run.checksums import file_hash
+from wm.run.command_line import parse, run_stage, stage_config
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.metrics import Metrics, read_metrics
+from wm.run.provenance import began_with
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts, starts_hash
-from wm.trials import make_player, select
-from wm.workers import make_workers
 
 if TYPE_CHECKING:
-    from wm.dream import Networks
+    from wm.dream.networks import Networks
 
 # Modules that import torch are imported in functions, since the workers, which play real tracks, import this module.
 
@@ -71,17 +76,12 @@ def main(argv: list[str]) -> None:
     with run.stage("dream", config, args.seed, args.restart) as begin:
         import torch
 
-        from wm.dream import (
-            SCORE_STEPS,
-            Population,
-            given_starts,
-            load_ensemble,
-            load_networks,
-            load_records,
-            make_value,
-            new_starts,
-        )
-        from wm.train import pick_device
+        from wm.dream.ensemble import load_ensemble, load_records
+        from wm.dream.networks import load_networks
+        from wm.dream.population import SCORE_STEPS, Population
+        from wm.dream.starts import given_starts, new_starts
+        from wm.dream.value import make_value
+        from wm.run.device import pick_device
 
         models, networks = load_models(source, config.precision), load_networks(source)
         # Starts from before the stage's work here may have other options, so they are drawn again if possible.
@@ -179,9 +179,9 @@ def short_hash(folder: Path) -> str:
 
 def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config: DreamConfig) -> None:
     """Measures M's heads and dreamt returns on validation episodes; writes plots/calibration.png, a line of metrics."""
-    from wm.calibration import dream_clips, head_reliability
-    from wm.dream import split_latents
-    from wm.show.dream import plot_calibration
+    from wm.dream.calibration import dream_clips, head_reliability
+    from wm.dream.networks import split_latents
+    from wm.show.plots.dream import plot_calibration
 
     latents, _, held_out = split_latents(source, networks)
     heads = head_reliability(latents, held_out, networks)
@@ -206,7 +206,7 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
 
 def show(run: Run, source: Run, config: DreamConfig) -> None:
     """Draws plots/dream.png and prints the result and its costs."""
-    from wm.show.dream import plot_dream
+    from wm.show.plots.dream import plot_dream
 
     rows = read_metrics(run.metrics, "dream")
     plot_dream(run.plots / "dream.png", rows)

@@ -8,26 +8,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wm.agent import load_acting
-from wm.cli import parse, run_stage
-from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV, EvaluateConfig
-from wm.run import (
-    Progress,
-    Run,
-    UserError,
-    append_line,
-    commit,
-    file_hash,
-    now,
-    read_json,
-    read_lines,
-    read_score,
-    versions,
-    write_json,
-)
-from wm.show.plots import plot_score
-from wm.trials import Trial, make_player
-from wm.workers import make_workers
+from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.config.seeds import EVALUATE_SEEDS
+from wm.config.vmc import EvaluateConfig
+from wm.driving.loading import load_acting
+from wm.driving.scores import read_score
+from wm.driving.trials import Trial, make_player
+from wm.driving.workers import make_workers
+from wm.run.checksums import file_hash
+from wm.run.command_line import parse, run_stage
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_json, read_lines, write_json
+from wm.run.progress import Progress
+from wm.run.provenance import commit, now, versions
+from wm.show.plots.curves import plot_score
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from wm.cli import Common, call_stage, parse, run_stage, split_options
-from wm.config import IterateConfig
-from wm.evolve import check_dream
-from wm.run import MachineError, Run, UserError, append_line, commit, copy, file_hash, now, read_lines, read_metrics
-from wm.show.plots import plot_rounds
-from wm.show.report import ROUND, best_validation
+from wm.config.vmc import IterateConfig
+from wm.learning.evolution import check_dream
+from wm.learning.experiments import ROUND
+from wm.run.checksums import file_hash
+from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
+from wm.run.errors import MachineError, UserError
+from wm.run.files import copy
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_lines
+from wm.run.metrics import read_metrics
+from wm.run.provenance import commit, now
+from wm.show.plots.curves import plot_rounds
+from wm.show.report.blocks import best_validation
 from wm.store.latents import Latents
 from wm.store.shards import share_shards
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wm.cli import parse, run_stage
-from wm.config import EVALUATE_SEEDS
-from wm.run import Run
+from wm.config.seeds import EVALUATE_SEEDS
+from wm.run.command_line import parse, run_stage
+from wm.run.folder import Run
 from wm.show.keyboard import drive_by_keyboard
 from wm.show.server import LocalServer
 from wm.show.site import add_runtime, build_site

@@ -7,13 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wm.agent import load_acting
-from wm.cli import parse, run_stage, stage_config
-from wm.config import ProbeConfig
-from wm.probe import HEADER, PROBE, Record, describe, make_prober, probe, rows
-from wm.run import Progress, Run, UserError, commit, file_hash, now, read_json, versions, write_json
-from wm.show.plots import plot_probe
-from wm.workers import make_workers
+from wm.config.vmc import ProbeConfig
+from wm.driving.loading import load_acting
+from wm.driving.probe import HEADER, PROBE, Record, describe, make_prober, probe, rows
+from wm.driving.workers import make_workers
+from wm.run.checksums import file_hash
+from wm.run.command_line import parse, run_stage, stage_config
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import read_json, write_json
+from wm.run.progress import Progress
+from wm.run.provenance import commit, now, versions
+from wm.show.plots.curves import plot_probe
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wm.agent import load_acting
-from wm.artifact import load_artifact, save_artifact
-from wm.cli import parse, run_stage
-from wm.config import DreamConfig
+from wm.config.vmc import DreamConfig
 from wm.controller.linear import load_controller, save_controller
-from wm.dream import find_starts, load_networks
-from wm.run import Run, UserError, copy, file_hash, read_score, write_json
+from wm.dream.networks import load_networks
+from wm.dream.starts import find_starts
+from wm.driving.loading import load_acting
+from wm.driving.scores import read_score
+from wm.run.artifact import load_artifact, save_artifact
+from wm.run.checksums import file_hash
+from wm.run.command_line import parse, run_stage
+from wm.run.errors import UserError
+from wm.run.files import copy
+from wm.run.folder import Run
+from wm.run.json_files import write_json
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000

@@ -10,12 +10,14 @@ from typing import Literal
 import gymnasium as gym
 
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
-from wm.cli import parse, run_stage
-from wm.config import EVALUATE_SEEDS, FAST_ENV, STOCK_ENV
-from wm.run import Progress, Run
-from wm.show.canvas import Image, Moment, featured, side_by_side, tiled
-from wm.show.video import Preview, write_video
-from wm.show.views import View, WorldModel, moments, together
+from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.config.seeds import EVALUATE_SEEDS
+from wm.run.command_line import parse, run_stage
+from wm.run.folder import Run
+from wm.run.progress import Progress
+from wm.show.videos.canvas import Image, Moment, featured, side_by_side, tiled
+from wm.show.videos.video import Preview, write_video
+from wm.show.videos.views import View, WorldModel, moments, together
 
 
 @dataclass(frozen=True)

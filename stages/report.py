@@ -15,12 +15,17 @@ import gymnasium as gym
 import numpy as np
 
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
-from wm.cli import parse, run_stage
-from wm.run import Progress, Run, UserError, atomic
-from wm.show.canvas import Image, tiled
-from wm.show.report import RunReader, Video, data_uri, open_run, render
-from wm.show.video import write_video
-from wm.show.views import WorldModel, moments
+from wm.run.command_line import parse, run_stage
+from wm.run.errors import UserError
+from wm.run.files import atomic
+from wm.run.folder import Run
+from wm.run.progress import Progress
+from wm.show.report.blocks import Video, data_uri
+from wm.show.report.page import render
+from wm.show.report.reader import RunReader, open_run
+from wm.show.videos.canvas import Image, tiled
+from wm.show.videos.video import write_video
+from wm.show.videos.views import WorldModel, moments
 
 CRF, EVERY = 30, 2
 """H.264 quality (0 is best), and every how many frames one is stored: about 0.3 MB per video."""

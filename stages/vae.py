@@ -10,28 +10,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from wm.cli import parse, run_stage, stage_config
-from wm.config import VAEConfig
-from wm.run import Run, began_with
-from wm.show.vision import plot_reconstructions, plot_traversals
+from wm.config.vmc import VAEConfig
+from wm.learning.checkpoint import Best, begin_with, check_updates, forget, is_finished
+from wm.learning.gradient import train
+from wm.run.command_line import parse, run_stage, stage_config
+from wm.run.device import has_fast_bf16, pick_device, seeded
+from wm.run.folder import Run
+from wm.run.provenance import began_with
+from wm.show.plots.vision import plot_reconstructions, plot_traversals
 from wm.store.frames import frame_batches, validation_frames
 from wm.store.shards import Rollouts
-from wm.train import (
-    Best,
-    autocast,
-    begin_with,
-    check_updates,
-    derived_seed,
-    forget,
-    has_fast_bf16,
-    is_finished,
-    pick_device,
-    seeded,
-    train,
-)
-from wm.vision.vae import DEAD_NATS, VAE, activation_ranges, as_input, kl_per_dimension, save_vae, vae_loss
+from wm.vision.training import batch_loss, validate
+from wm.vision.vae import VAE, activation_ranges, save_vae
 
 Frames = NDArray[np.uint8]
 
@@ -88,7 +79,7 @@ def main(argv: list[str]) -> None:
                 start=start,
                 shuffle_frames=config.shuffle_frames,
             ),
-            loss=partial(loss, config=config, device=device),
+            loss=partial(batch_loss, config=config, device=device),
             validate=partial(validate, frames=frames, config=config, seed=args.seed, device=device),
             lr=lambda update: config.lr,
             device=device,
@@ -104,50 +95,6 @@ def main(argv: list[str]) -> None:
         saved = asdict(replace(config, updates=max(config.updates, best.done)))
         save_vae(run.vae, best.weights, {**saved, "ranges": activation_ranges(model, frames)}, best.made_from)
         report(config, best)
-
-
-def loss(
-    model: VAE, frames: Frames, generator: torch.Generator, *, config: VAEConfig, device: torch.device
-) -> tuple[Tensor, dict[str, float | Tensor]]:
-    """The loss of one batch of frames u8[B,64,64,3], and its squared error and KL (nats) per image."""
-    x = as_input(torch.from_numpy(frames).to(device))  # [B,3,64,64]
-    with autocast(device):
-        mu, logvar = (part.float() for part in model.encode(x))  # [B,Z] each
-        noise = torch.randn(mu.shape, generator=generator, device=device)
-        reconstruction = model.decode(mu + noise * (logvar / 2).exp())  # [B,3,64,64]
-    kl = kl_per_dimension(mu, logvar)  # [B,Z]
-    value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight, config.road_weight)
-    return value, {"error": error.detach(), "kl": kl.detach().sum(1).mean()}
-
-
-def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device: torch.device) -> dict[str, float]:
-    """The same over all validation frames, in float32 and with the same noise each time; also KL per dimension."""
-    generator = torch.Generator(device).manual_seed(derived_seed("vae validation", seed))
-    total, error, kl = 0.0, 0.0, torch.zeros(model.z, dtype=torch.float64)
-    for batch in np.array_split(frames, -(-len(frames) // 100)):
-        x = as_input(torch.from_numpy(batch).to(device))  # [B,3,64,64]
-        mu, logvar = model.encode(x)  # [B,Z] each
-        noise = torch.randn(mu.shape, generator=generator, device=device)
-        each = kl_per_dimension(mu, logvar)  # [B,Z]
-        batch_loss, batch_error = vae_loss(
-            x,
-            model.decode(mu + noise * (logvar / 2).exp()),
-            each,
-            config.free_nats,
-            config.kl_weight,
-            config.road_weight,
-        )
-        total += batch_loss.item() * len(batch)
-        error += batch_error.item() * len(batch)
-        kl += each.sum(0).double().cpu()
-    kl /= len(frames)
-    return {
-        "loss": total / len(frames),
-        "error": error / len(frames),
-        "kl": kl.sum().item(),
-        "dead": float((kl < DEAD_NATS).sum()),
-        **{f"kl_{i:02d}": value for i, value in enumerate(kl.tolist())},
-    }
 
 
 def report(config: VAEConfig, best: Best) -> None:

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from wm.collect import make_collector
-from wm.config import FAST_ENV, STOCK_ENV
-from wm.workers import make_workers
+from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.driving.collection import make_collector
+from wm.driving.workers import make_workers
 
 WORKERS = 2
 ROUNDS = 3

@@ -15,13 +15,14 @@ from statistics import median
 import numpy as np
 import torch
 
-from wm.config import LAPTOP
+from wm.config.presets import LAPTOP
 from wm.controller.linear import parameter_count
-from wm.dream import Population, make_dreamer, squash
-from wm.envs.dream import DreamVectorEnv, World
+from wm.dream.env import DreamVectorEnv, World
+from wm.dream.fused import make_dreamer
+from wm.dream.population import Population, squash
 from wm.memory.mdnrnn import MDNRNN, sample
+from wm.run.device import has_fast_bf16, seeded
 from wm.store.starts import Starts
-from wm.train import has_fast_bf16, seeded
 
 THREADS = 2
 ROUNDS = 5

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
 
-from stages.vae import loss
-from wm.config import PAPER
-from wm.train import has_fast_bf16, seeded
+from wm.config.presets import PAPER
+from wm.run.device import has_fast_bf16, seeded
 from wm.vision.encoder import Encoder, encoder_graph, quantised_graph
+from wm.vision.training import batch_loss as loss
 from wm.vision.vae import VAE, activation_ranges, as_input
 
 Encode = Callable[[np.ndarray], np.ndarray]

@@ -20,9 +20,9 @@ import tyro
 
 from tests.soak import children, resident
 from tests.test_shards import drawn
-from wm.config import LAPTOP
-from wm.controller.evolution import make_es
+from wm.config.presets import LAPTOP
 from wm.controller.linear import parameter_count
+from wm.learning.strategies import make_es
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts, write_shard
 

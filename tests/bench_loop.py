@@ -18,14 +18,14 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from wm.agent import Agent
-from wm.config import FAST_ENV, STOCK_ENV
+from wm.config.names import FAST_ENV, STOCK_ENV
 from wm.controller.linear import LinearController, parameter_count
-from wm.envs.preprocess import preprocess
+from wm.driving.agent import Agent
+from wm.driving.trials import Trial, make_player
+from wm.driving.workers import ProcessPool
+from wm.envs.car_racing.preprocess import preprocess
 from wm.memory.cell import LSTMCell
-from wm.trials import Trial, make_player
 from wm.vision.encoder import Encoder, encoder_graph, quantised_graph
-from wm.workers import ProcessPool
 
 WORKERS = 2
 ROUNDS = 3

@@ -16,10 +16,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from wm.collect import record_episode
-from wm.config import COLLECT_SEEDS, FAST_ENV
+from wm.config.names import FAST_ENV
+from wm.config.seeds import COLLECT_SEEDS
+from wm.driving.collection import record_episode
+from wm.driving.policies import Brownian
 from wm.envs import make_env
-from wm.policies import Brownian
 from wm.store import columns
 from wm.store.episode import Episode
 from wm.store.frames import BLOCK

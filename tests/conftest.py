@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
-from wm.signals import unwind
+from wm.run.signals import unwind
 
 # Started in a shell's background, pytest ignores Ctrl-C, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from wm.run import UserError, writing
+from wm.run.errors import UserError, writing
 
 ROOT = Path(__file__).parent.parent
 CALLING = ("ablate", "collect", "curves", "iterate")
@@ -48,7 +48,7 @@ def run_here(stage: str, arguments: Sequence[str], pictures: bool = True) -> Don
 def call_here(
     stage: str, options: Mapping[str, object], arguments: Sequence[str] = (), *, pictures: bool = True
 ) -> None:
-    """Stands in for `wm.cli.call_stage`."""
+    """Stands in for `wm.run.command_line.call_stage`."""
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     done = run_here(stage, [*given, *arguments], pictures)
     print(done.stdout, end="")

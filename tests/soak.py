@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from wm.config import DRIVEN_FROM
-from wm.signals import EXIT_CODE, unwind
+from wm.config.seeds import DRIVEN_FROM
+from wm.run.signals import EXIT_CODE, unwind
 
 WARM_UP = 0.2
 """Share of a stage's time that does not count: caches and buffers fill, libraries are loaded."""

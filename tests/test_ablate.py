@@ -11,8 +11,11 @@ import pytest
 import stages.ablate
 from stages.ablate import ROWS, main
 from wm.controller.linear import save_controller
-from wm.run import Run, UserError, append_line, file_hash, read_json, write_json
-from wm.signals import RESTARTED, farewell
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_json, write_json
+from wm.run.signals import RESTARTED, farewell
 
 SCORES = {"full": [900.0, 910.0, 890.0, 500.0], "v": [600.0, 800.0, 400.0, 300.0]}
 
@@ -133,7 +136,7 @@ def test_an_interrupted_row_goes_on(run: Run, pretended: Pretended) -> None:
 def test_an_interrupted_restart_goes_on_without_it(
     run: Run, pretended: Pretended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wm.signals._Work.begun", False)
+    monkeypatch.setattr("wm.run.signals._Work.begun", False)
     ablate(run, "--rows", "full", "no-outlook", "untrained-m")
     pretended.calls.clear()
     pretended.interrupt_at = 1

@@ -7,13 +7,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wm.agent import Agent, load_acting, load_agent, load_models
-from wm.artifact import load_artifact, save_artifact
 from wm.controller.linear import load_controller, parameter_count, save_controller
-from wm.envs.preprocess import preprocess
+from wm.driving.agent import Agent
+from wm.driving.loading import load_acting, load_agent, load_models
+from wm.envs.car_racing.preprocess import preprocess
 from wm.memory.cell import LSTMCell
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
-from wm.run import Run, UserError, file_hash
+from wm.run.artifact import load_artifact, save_artifact
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
 from wm.vision.encoder import Encoder
 from wm.vision.vae import VAE, activation_ranges, save_vae
 

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from wm.agent import load_acting
 from wm.controller.linear import LinearController
-from wm.dream import make_dream_env
-from wm.run import Run
+from wm.dream.env import make_dream_env
+from wm.driving.loading import load_acting
+from wm.run.folder import Run
 from wm.show.server import LocalServer
 from wm.show.site import add_runtime, build_site
 from wm.store.starts import load_starts

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from tests.toy_dream import HIDDEN, Z, make_toy_run, toy_mdnrnn
-from wm.calibration import SAMPLES, ClipRewards, dream_clips, head_reliability, reliability
-from wm.config import SMOKE
-from wm.dream import Networks, find_starts, load_networks, split_latents
-from wm.run import Run
-from wm.show.dream import plot_calibration
+from wm.config.presets import SMOKE
+from wm.dream.calibration import SAMPLES, ClipRewards, dream_clips, head_reliability, reliability
+from wm.dream.networks import Networks, load_networks, split_latents
+from wm.dream.starts import find_starts
+from wm.run.folder import Run
+from wm.show.plots.dream import plot_calibration
 
 
 @pytest.fixture(scope="module")

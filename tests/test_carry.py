@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm.agent import Agent, Models, load_acting
-from wm.carry import LIMIT, carry, features
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import LinearController
+from wm.driving.agent import Agent
+from wm.driving.loading import Models, load_acting
+from wm.learning.carry import LIMIT, carry, features
 from wm.memory.cell import LSTMCell
-from wm.run import Run, UserError
+from wm.run.errors import UserError
+from wm.run.folder import Run
 from wm.store.episode import Episode
 from wm.vision.encoder import Encoder
 

@@ -10,20 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from tests.toy_dream import Z, make_toy_member, make_toy_run
-from wm.chance import LARGEST, DreamNoise, Record, empty_record, fill_record, use_recorded
-from wm.config import SMOKE
-from wm.dream import (
-    Networks,
-    Population,
-    find_starts,
-    load_ensemble,
-    load_networks,
-    load_records,
-    make_dreamer,
-    new_starts,
-    split_latents,
-)
-from wm.run import Run, UserError
+from wm.config.presets import SMOKE
+from wm.dream.chance import LARGEST, DreamNoise, Record, empty_record, fill_record, use_recorded
+from wm.dream.ensemble import load_ensemble, load_records
+from wm.dream.fused import make_dreamer
+from wm.dream.networks import Networks, load_networks, split_latents
+from wm.dream.population import Population
+from wm.dream.starts import find_starts, new_starts
+from wm.run.errors import UserError
+from wm.run.folder import Run
 from wm.store.latents import Latents
 from wm.store.starts import Starts
 

@@ -16,20 +16,23 @@ import numpy as np
 import pytest
 
 import wm.controller.linear
-from wm.cli import Common, call_stage, parse
-from wm.config import FAST_ENV, LAPTOP, PRESETS, SMOKE, Config, ControllerConfig
+from wm.config.names import FAST_ENV
+from wm.config.presets import LAPTOP, PRESETS, SMOKE
+from wm.config.vmc import Config, ControllerConfig
 from wm.controller.linear import load_controller, save_controller
-from wm.run import MachineError, Run, UserError
-from wm.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, held
+from wm.run.command_line import Common, call_stage, parse
+from wm.run.errors import MachineError, UserError
+from wm.run.folder import Run
+from wm.run.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, held
 
 ROOT = Path(__file__).parent.parent
 
 STAGE = """
 import errno, os, sys, time
-from wm.cli import parse, run_stage
+from wm.run.command_line import parse, run_stage
 from wm.controller.linear import load_controller, save_controller
-from wm.run import UserError
-from wm.signals import Interrupted, held, work_begins
+from wm.run.errors import UserError
+from wm.run.signals import Interrupted, held, work_begins
 
 def main(argv):
     args, config = parse(lambda preset: preset.controller, "Test stage.", argv)
@@ -126,7 +129,8 @@ def test_a_preset_gives_the_defaults_wherever_it_stands(argv: list[str]) -> None
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system gives a process all cores")
 def test_as_many_workers_as_cores_that_may_be_used() -> None:
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from wm.cli import CORES; print(CORES)"
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from wm.run.command_line import CORES"
+    code += "; print(CORES)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 
@@ -296,7 +300,8 @@ def test_a_folder_stays_locked_while_a_called_stage_works_in_it(tmp_path: Path) 
     stage.write_text("#!/bin/sh\necho $$; exec sleep 60\n")
     stage.chmod(0o755)
     caller = (
-        "import sys; from pathlib import Path; from wm.cli import call_stage; from wm.run import Run\n"
+        "import sys; from pathlib import Path; from wm.run.command_line import call_stage\n"
+        "from wm.run.folder import Run\n"
         f"sys.executable = {str(stage)!r}\n"
         f"with Run(Path({str(tmp_path / 'run')!r})).lock(): call_stage('vae', {{'run': 'x'}})"
     )

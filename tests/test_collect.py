@@ -21,13 +21,17 @@ import numpy as np
 import pytest
 
 from stages.collect import load_driver, main
-from wm.agent import load_agent
-from wm.collect import make_collector, record_episode, set_aside_damaged, strange
-from wm.config import COLLECT_SEEDS, DRIVEN_FROM, FAST_ENV, CollectConfig, track_seeds
+from wm.config.names import FAST_ENV
+from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
+from wm.config.vmc import CollectConfig
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import load_controller, save_controller
+from wm.driving.collection import make_collector, record_episode, set_aside_damaged, strange
+from wm.driving.loading import load_agent
 from wm.envs import make_env
-from wm.run import MachineError, Run, UserError, read_json
+from wm.run.errors import MachineError, UserError
+from wm.run.folder import Run
+from wm.run.json_files import read_json
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts, write_shard
 from wm.store.starts import load_starts

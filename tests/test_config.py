@@ -7,22 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wm.config import (
+from wm.config.bounds import changed_fields
+from wm.config.names import FAST_ENV
+from wm.config.presets import DREAMER, LAPTOP, PAPER, PRESETS, SCOUT, SMOKE
+from wm.config.seeds import (
     COLLECT_SEEDS,
-    DREAMER,
     EVALUATE_SEEDS,
     EVOLVE_SEEDS,
-    FAST_ENV,
-    LAPTOP,
-    PAPER,
-    PRESETS,
     PROBE_SEEDS,
-    SCOUT,
     SEEDS_PER_RUN,
     SELECT_SEEDS,
-    SMOKE,
     SeedRange,
-    changed_fields,
     track_seeds,
 )
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wm.config import RUN_FORMAT
+from wm.config.names import RUN_FORMAT
 from wm.controller.linear import LinearController, load_controller, parameter_count, save_controller
-from wm.run import UserError
+from wm.run.errors import UserError
 
 META = {"made_from": {"vae.pt": "a", "mdnrnn.pt": "b"}, "generations": 3, "config": {"popsize": 4}}
 

@@ -28,31 +28,24 @@ from tests.damage import damaged, malicious
 from tests.test_report import write_run
 from tests.test_shards import drawn
 from tests.toy_dream import make_toy_run, toy_mdnrnn
-from wm.agent import load_models
-from wm.artifact import load_artifact, save_artifact
-from wm.collect import set_aside_damaged
-from wm.config import SMOKE
-from wm.controller.evolution import make_es
+from wm.config.presets import SMOKE
 from wm.controller.linear import load_controller, save_controller
-from wm.dream import load_networks
-from wm.evolve import Evolution
+from wm.dream.networks import load_networks
+from wm.driving.collection import set_aside_damaged
+from wm.driving.loading import load_models
+from wm.learning.checkpoint import is_finished
+from wm.learning.evolution import Evolution
+from wm.learning.gradient import train
+from wm.learning.strategies import make_es
 from wm.memory.mdnrnn import load_mdnrnn
-from wm.run import (
-    MachineError,
-    Metrics,
-    Run,
-    UserError,
-    append_line,
-    check_read,
-    read_json,
-    read_lines,
-    read_metrics,
-    write_json,
-)
+from wm.run.artifact import load_artifact, save_artifact
+from wm.run.errors import MachineError, UserError, check_read
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_json, read_lines, write_json
+from wm.run.metrics import Metrics, read_metrics
 from wm.store.latents import Latents
 from wm.store.shards import Rollouts, write_shard
 from wm.store.starts import Starts, load_starts, save_starts
-from wm.train import is_finished, train
 
 FEW, MANY = 40, 600
 """Mutations of each kind."""

@@ -17,7 +17,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from torch import Tensor
 
-import wm.dream
+import wm.dream.ensemble
+import wm.dream.population
+import wm.dream.starts
+import wm.dream.value
 import wm.envs  # noqa: F401
 from tests.toy_dream import (
     CONFIG,
@@ -32,25 +35,22 @@ from tests.toy_dream import (
     make_toy_run,
     toy_mdnrnn,
 )
-from wm.agent import load_agent
-from wm.config import SMOKE, DreamConfig
+from wm.config.presets import SMOKE
+from wm.config.vmc import DreamConfig
 from wm.controller.linear import LinearController, parameter_count
-from wm.dream import (
-    Member,
-    Networks,
-    Population,
-    draw_starts,
-    find_starts,
-    load_ensemble,
-    load_networks,
-    make_dreamer,
-    split_latents,
-)
+from wm.dream.ensemble import Member, load_ensemble
+from wm.dream.fused import make_dreamer
+from wm.dream.networks import Networks, load_networks, split_latents
+from wm.dream.population import Population
+from wm.dream.starts import draw_starts, find_starts
+from wm.dream.value import Value
+from wm.driving.loading import load_agent
 from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
-from wm.run import Run, UserError, file_hash
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts
-from wm.value import Value
 
 Array = NDArray[np.float64]
 
@@ -124,13 +124,13 @@ def test_starts_are_near_a_new_tile_if_there_is_one(source: Path, networks: Netw
             for step in range(AFTER, int(latents.table["length"][place]))
             if (latents.episode(place).rewards[max(0, step - near) : step + near] > 0).any()
         ]
-        found = wm.dream.moments(latents, episodes, AFTER, near)
+        found = wm.dream.starts.moments(latents, episodes, AFTER, near)
         assert [tuple(row) for row in found.tolist()] == wanted
-        assert 0 < len(wanted) < len(wm.dream.moments(latents, episodes, AFTER, near=0))
+        assert 0 < len(wanted) < len(wm.dream.starts.moments(latents, episodes, AFTER, near=0))
     # Where no tile is near, any moment counts.
     lengths = latents.table["length"]
     bare = next(n for n in range(EPISODES) if not (latents.episode(n).rewards[-3:] > 0).any())
-    assert not len(wm.dream.moments(latents, np.array([bare]), int(lengths[bare]) - 1, near=1))
+    assert not len(wm.dream.starts.moments(latents, np.array([bare]), int(lengths[bare]) - 1, near=1))
     drawn = draw_starts(
         latents, np.array([bare]), networks, count=1, after=int(lengths[bare]) - 1, near=1, rewarded=np.array([bare])
     )
@@ -165,7 +165,7 @@ def test_rewards_are_of_all_episodes_where_starts_are_of_the_last(
 ) -> None:
     latents, _, held_out = split_latents(run, networks)
     split = latents, np.array([1, 0]), held_out  # of which 1 ended by the rules
-    monkeypatch.setattr(wm.dream, "split_latents", lambda *_: split)
+    monkeypatch.setattr(wm.dream.value, "split_latents", lambda *_: split)
     found = find_starts(run, networks, replace(SMALL, fresh=1))
     assert set(found.episode) == {0}
     np.testing.assert_allclose(found.rewards, [MISS, HIT, END], rtol=1e-5)
@@ -181,7 +181,7 @@ def test_starts_of_another_m_are_refused(run: Run, networks: Networks) -> None:
 def test_where_nothing_was_touched_and_nothing_ended_a_miss_stands_in(source: Path) -> None:
     latents = Latents(Run(source).latents)
     even = np.array([0, 2])
-    found = wm.dream.mean_rewards(latents, even)
+    found = wm.dream.starts.mean_rewards(latents, even)
     np.testing.assert_allclose(found, [MISS, HIT, MISS], rtol=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
 
 def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    original = wm.dream.Dreamer.step
+    original = wm.dream.fused.Dreamer.step
 
     def counted(self, z, *rest):  # type: ignore[no-untyped-def]
         batches.append(len(z))
@@ -242,7 +242,7 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
     for _ in range(13):
         actions = rng.uniform([-1, 0, 0], 1, (3, 3)).astype(np.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(wm.dream.Dreamer, "step", counted)
+            patch.setattr(wm.dream.fused.Dreamer, "step", counted)
             one = whole.step(actions)
         for mine, theirs in zip(one[:4], singles.step(actions)[:4], strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-3)
@@ -381,7 +381,7 @@ def test_threads_and_blocks_change_nothing(networks: Networks, starts: Starts, m
     thetas = random_thetas(11)
     scores = []
     for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
-        monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(wm.dream.population, "BLOCK_ROWS", rows)
         population = Population(networks.mdnrnn, starts, SMALL, threads=threads)
         scores.append(population.score(thetas, population.draw_noise(0, 1)))
     np.testing.assert_array_equal(scores[0], scores[1])
@@ -458,7 +458,7 @@ def test_threads_and_blocks_change_nothing_in_an_ensemble(
     thetas, config = random_thetas(11), replace(SMALL, dropout=0.3)
     scores = []
     for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
-        monkeypatch.setattr(wm.dream, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(wm.dream.population, "BLOCK_ROWS", rows)
         others = make_members(starts, 3)
         population = Population(networks.mdnrnn, starts, config, others=others, threads=threads)
         scores.append(population.score(thetas, population.draw_noise(0, 1), disagreement))
@@ -512,7 +512,7 @@ def test_each_m_of_an_ensemble_remembers_the_record_before_a_start(
             np.testing.assert_allclose(member.c[i], c[0, 0], rtol=2e-3, atol=1e-3)
     assert load_ensemble([], run, networks, starts) == []
     # The run's own M, remembered in this way, has what starts.npz has.
-    h, c = wm.dream.remembered(networks.mdnrnn, run, networks, starts)
+    h, c = wm.dream.ensemble.remembered(networks.mdnrnn, run, networks, starts)
     np.testing.assert_array_equal(h, starts.h)
     np.testing.assert_array_equal(c, starts.c)
 

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from wm.envs.dream import DreamEnv, DreamVectorEnv, World
+from wm.dream.env import DreamEnv, DreamVectorEnv, World
 
 Floats = NDArray[np.float32]
 
@@ -280,6 +280,6 @@ def test_actions_that_are_none_are_refused(bad: float) -> None:
 def test_importing_wm_envs_registers_it() -> None:
     spec = gymnasium.spec("wm/Dream-v0")
     assert (spec.entry_point, spec.vector_entry_point) == (
-        "wm.dream:make_dream_env",
-        "wm.dream:make_dream_vector_env",
+        "wm.dream.env:make_dream_env",
+        "wm.dream.env:make_dream_vector_env",
     )

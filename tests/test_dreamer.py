@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.toy_dream import HIDDEN, HIT, MISS, Z, toy_mdnrnn
-from wm.memory.dream import Dreamer, Dreamt
+from wm.dream.fused import Dreamer, Dreamt
 from wm.memory.mdnrnn import MDNRNN, sample
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wm.train import seeded
+from wm.run.device import seeded
 from wm.vision.encoder import LAYERS, WEIGHT_STEPS, Encoder, encoder_graph, quantised_graph
 from wm.vision.vae import VAE, activation_ranges, as_input
 

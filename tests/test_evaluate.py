@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import stages.evaluate
-from wm.run import Run, UserError
+from wm.run.errors import UserError
+from wm.run.folder import Run
 
 ROOT = Path(__file__).parent.parent
 

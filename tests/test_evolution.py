@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import wm.controller.evolution
-from wm.controller.evolution import (
-    CMAES,
-    STRATEGIES,
-    EvolutionStrategy,
-    OpenES,
-    SeparableCMAES,
-    make_es,
-    restored,
-)
+import wm.learning.strategies
+from wm.learning.strategies import CMAES, STRATEGIES, EvolutionStrategy, OpenES, SeparableCMAES, make_es, restored
 
 ROOT = Path(__file__).parent.parent
 Array = NDArray[np.float64]
@@ -100,7 +92,7 @@ def test_the_average_of_the_last_means_also_after_a_resume() -> None:
 
 
 def test_it_remembers_so_many_means_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wm.controller.evolution, "MOST_AVERAGED", 3)
+    monkeypatch.setattr(wm.learning.strategies, "MOST_AVERAGED", 3)
     es = CMAES(np.zeros(5), sigma0=0.1, popsize=6, seed=0)
     for generation in range(7):
         es.tell(noisy(es.ask(), generation))
@@ -279,7 +271,7 @@ def test_equal_fitness_for_all_is_no_error() -> None:
 def test_the_number_of_blas_threads_changes_nothing() -> None:
     code = """
 import numpy as np
-from wm.controller.evolution import CMAES, STRATEGIES, EvolutionStrategy, OpenES, SeparableCMAES, make_es, restored
+from wm.learning.strategies import CMAES, STRATEGIES, EvolutionStrategy, OpenES, SeparableCMAES, make_es, restored
 es = CMAES(np.zeros(500), sigma0=0.1, popsize=16, seed=0)
 for _ in range(12):
     es.tell(-((es.ask() - 1) ** 2).sum(axis=1))

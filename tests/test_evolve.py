@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import wm.evolve
-from wm.config import SMOKE, ControllerConfig
+import wm.learning.evolution
+from wm.config.presets import SMOKE
+from wm.config.vmc import ControllerConfig
 from wm.controller.linear import load_controller
-from wm.evolve import Evolution, check_sizes, evolve, forget, is_finished, selections
-from wm.run import Metrics, Run, UserError, read_lines, read_metrics
+from wm.learning.evolution import Evolution, check_sizes, evolve, forget, is_finished, selections
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import read_lines
+from wm.run.metrics import Metrics, read_metrics
 
 Array = NDArray[np.float64]
 
@@ -140,8 +144,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, at: int) -> Task:
         saving = failing(Evolution.save, lambda state, _: state.es.generation == at, where == "after save")
         monkeypatch.setattr(Evolution, "save", saving)
     elif where == "keep":
-        keeping = failing(wm.evolve.save_controller, lambda _, theta, meta: meta["generations"] == at, False)
-        monkeypatch.setattr(wm.evolve, "save_controller", keeping)
+        keeping = failing(
+            wm.learning.evolution.save_controller, lambda _, theta, meta: meta["generations"] == at, False
+        )
+        monkeypatch.setattr(wm.learning.evolution, "save_controller", keeping)
     else:
         return Task(where, at)
     return Task()

@@ -22,11 +22,14 @@ from typing import Any
 import pytest
 
 from tests.test_damage import plain, read_latents
-from wm.artifact import load_artifact
 from wm.controller.linear import load_controller
-from wm.evolve import Evolution
-from wm.run import Run, file_hash, read_json, read_lines, read_metrics
-from wm.signals import EXIT_CODE, INTERRUPTED
+from wm.learning.evolution import Evolution
+from wm.run.artifact import load_artifact
+from wm.run.checksums import file_hash
+from wm.run.folder import Run
+from wm.run.json_files import read_json, read_lines
+from wm.run.metrics import read_metrics
+from wm.run.signals import EXIT_CODE, INTERRUPTED
 from wm.store.shards import Rollouts
 from wm.store.starts import load_starts
 
@@ -66,8 +69,8 @@ OPTIONS = {
 }
 
 SAVING = (
-    "import wm.train; wm.train.SAVE_SECONDS = 0.1\n"
-    "from wm.cli import run_stage; from stages.{stage} import main; run_stage(main)"
+    "import wm.learning.gradient; wm.learning.gradient.SAVE_SECONDS = 0.1\n"
+    "from wm.run.command_line import run_stage; from stages.{stage} import main; run_stage(main)"
 )
 """A gradient loop that saves so often that kills meet checkpoints of all ages."""
 

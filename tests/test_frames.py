@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wm.run import UserError
+from wm.run.errors import UserError
 from wm.store.episode import Episode
 from wm.store.frames import BLOCK, frame_batches, validation_frames
 from wm.store.shards import Rollouts, write_shard

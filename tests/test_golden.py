@@ -17,15 +17,20 @@ import torch
 from numpy.typing import NDArray
 
 import wm.envs  # noqa: F401  registers the environments
-from wm.agent import load_acting, load_agent
-from wm.config import SELECT_SEEDS, DreamConfig
+from wm.config.seeds import SELECT_SEEDS
+from wm.config.vmc import DreamConfig
 from wm.controller.linear import load_controller
-from wm.dream import Population, load_networks
+from wm.dream.networks import load_networks
+from wm.dream.population import Population
+from wm.driving.loading import load_acting, load_agent
+from wm.driving.trials import Trial, make_player
 from wm.memory.mdnrnn import load_mdnrnn
-from wm.run import Run
-from wm.show.graphs import controller_graph, decoder_graph, dream_graph, starts_graph
+from wm.run.folder import Run
+from wm.show.graphs.controller import controller_graph
+from wm.show.graphs.memory import dream_graph
+from wm.show.graphs.starts import starts_graph
+from wm.show.graphs.vision import decoder_graph
 from wm.store.starts import load_starts
-from wm.trials import Trial, make_player
 from wm.vision.encoder import encoder_graph, quantised_graph
 from wm.vision.vae import load_vae
 

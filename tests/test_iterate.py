@@ -16,10 +16,15 @@ import stages.iterate
 from stages.iterate import ARTIFACTS, link_shards, main
 from tests.here import run_here
 from tests.toy_dream import make_toy_run, toy_episode
-from wm.agent import load_agent
-from wm.config import DRIVEN_FROM, FAST_ENV, PRESETS, SMOKE
+from wm.config.names import FAST_ENV
+from wm.config.presets import PRESETS, SMOKE
+from wm.config.seeds import DRIVEN_FROM
 from wm.controller.linear import load_controller, save_controller
-from wm.run import MachineError, Run, UserError, append_line, file_hash, read_lines, write_json
+from wm.driving.loading import load_agent
+from wm.run.checksums import file_hash
+from wm.run.errors import MachineError, UserError
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_lines, write_json
 from wm.store.latents import LatentsWriter
 from wm.store.shards import Rollouts
 from wm.vision.vae import load_vae

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import wm.store.columns
 import wm.store.latents
-from wm.run import UserError
-from wm.signals import Interrupted
+from wm.run.errors import UserError
+from wm.run.signals import Interrupted
 from wm.store.columns import split
 from wm.store.episode import Episode
 from wm.store.latents import Clips, Latents, LatentsWriter, clip_batches, fresh_batches, validation_clips

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from wm.artifact import save_artifact
 from wm.memory.mdnrnn import (
     MDNRNN,
     Prediction,
@@ -30,8 +29,9 @@ from wm.memory.mdnrnn import (
     step_losses,
     total_loss,
 )
-from wm.run import UserError
-from wm.train import has_fast_bf16
+from wm.run.artifact import save_artifact
+from wm.run.device import has_fast_bf16
+from wm.run.errors import UserError
 
 CONFIG = {"z": 4, "actions": 2, "hidden": 8, "mixtures": 3, "reward": "tile", "logsigma_floor": -7.0}
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from wm.cli import check_bounds
-from wm.config import BOUNDS, PRESETS
-from wm.run import UserError, writing
+from wm.config.bounds import BOUNDS
+from wm.config.presets import PRESETS
+from wm.run.command_line import check_bounds
+from wm.run.errors import UserError, writing
 
 STAGES = (
     *("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluate", "probe"),

@@ -17,11 +17,13 @@ import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
 from tests.here import make_here, run_here
-from wm.agent import load_agent
-from wm.config import FAST_ENV, PRESETS, SMOKE
+from wm.config.names import FAST_ENV
+from wm.config.presets import PRESETS, SMOKE
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import load_controller, save_controller
-from wm.run import file_hash, read_metrics
+from wm.driving.loading import load_agent
+from wm.run.checksums import file_hash
+from wm.run.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 

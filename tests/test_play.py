@@ -21,13 +21,15 @@ import wm.envs  # noqa: F401
 from stages import play
 from tests.contrast import contrast, over, themes
 from tests.toy_dream import make_toy_run
-from wm.config import FAST_ENV
+from wm.config.names import FAST_ENV
 from wm.controller.linear import parameter_count, save_controller
-from wm.run import Run, UserError, file_hash
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
 from wm.show import keyboard, site
 from wm.show.keyboard import BesideReconstruction, drive_by_keyboard, keys_to_action
 from wm.show.site import MOST_BYTES, RUNTIME, RUNTIME_FILES, add_runtime, build_site
-from wm.show.views import WorldModel
+from wm.show.videos.views import WorldModel
 
 ROOT = Path(__file__).parent.parent
 PRETRAINED = Run(ROOT / "data" / "pretrained")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm.policies import (
-    BURST_STEPS,
+from wm.driving.policies import BURST_STEPS, MIXTURES, POLICIES, Brownian, Driven, RandomNetwork, Uniform, choose
+from wm.driving.rollout import Policy
+from wm.envs.car_racing.policies import (
     CRUISE_HOLD_CHANCE,
     CRUISE_HOLD_REACH,
     CRUISE_HOLD_STEPS,
@@ -15,17 +16,9 @@ from wm.policies import (
     CRUISE_SECONDS,
     CRUISE_STEERING,
     DT,
-    MIXTURES,
-    POLICIES,
-    Brownian,
     Cruise,
-    Driven,
-    RandomNetwork,
-    Uniform,
-    choose,
 )
-from wm.rollout import Policy
-from wm.run import UserError
+from wm.run.errors import UserError
 
 CAR = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
 FRAMES = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
@@ -95,7 +88,7 @@ def test_brownian_refuses_what_it_cannot_walk_in(space: spaces.Space) -> None:
 
 
 def test_cruise_presses_one_pedal_at_a_time_and_forgets_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wm.policies.CRUISE_HOLD_CHANCE", 0)
+    monkeypatch.setattr("wm.envs.car_racing.policies.CRUISE_HOLD_CHANCE", 0)
     long = np.stack([actions(Cruise(CAR), seed, 2000) for seed in range(40)]).astype(np.float64)
     assert not (long[..., 1] * long[..., 2]).any()
     pedal = long[..., 1] - long[..., 2]

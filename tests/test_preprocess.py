@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wm.envs
-from wm.envs.preprocess import DASHBOARD_ROW, PreprocessFrames, preprocess
+from wm.envs.car_racing.preprocess import DASHBOARD_ROW, PreprocessFrames, preprocess
 
 
 def random_frame(seed: int) -> np.ndarray:

@@ -12,13 +12,21 @@ import pytest
 
 import stages.probe
 from stages.probe import main
-from wm.agent import Agent, load_acting
-from wm.config import FAST_ENV, PROBE_SEEDS, SMOKE, ProbeConfig
+from wm.config.names import FAST_ENV
+from wm.config.presets import SMOKE
+from wm.config.seeds import PROBE_SEEDS
+from wm.config.vmc import ProbeConfig
+from wm.driving.agent import Agent
+from wm.driving.loading import load_acting
+from wm.driving.probe import Record, Recorder, make_prober, probe, ridge, rows, split
+from wm.driving.rollout import play
 from wm.envs import make_env
+from wm.envs.car_racing.truth import AHEAD, TARGETS, Road, true_state
 from wm.memory.cell import LSTMCell
-from wm.probe import AHEAD, TARGETS, Record, Recorder, Road, make_prober, probe, ridge, rows, split, true_state
-from wm.rollout import play
-from wm.run import Run, UserError, file_hash, read_json
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import read_json
 from wm.vision.encoder import Encoder
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"

@@ -10,9 +10,12 @@ import pytest
 import stages.publish
 from stages.publish import REPORT_FILES, main, scored_by, weight
 from tests.toy_dream import FEATURES, make_toy_run
-from wm.agent import load_acting
 from wm.controller.linear import load_controller, parameter_count, save_controller
-from wm.run import Run, UserError, append_line, file_hash, read_json, write_json
+from wm.driving.loading import load_acting
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_json, write_json
 
 SCORES = {"controller": "score.json", "dream": "score-dream.json"}
 

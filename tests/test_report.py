@@ -20,10 +20,16 @@ import pytest
 
 from stages.report import main
 from tests.contrast import contrast, themes
-from wm.config import FAST_ENV
+from wm.config.names import FAST_ENV
 from wm.controller.linear import save_controller
-from wm.run import Run, UserError, append_line, file_hash, write_json
-from wm.show.report import TEMPLATE, RunReader, Video, duration, open_run, read_ablations, render
+from wm.learning.experiments import read_ablations
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import append_line, write_json
+from wm.show.report.blocks import Video, duration
+from wm.show.report.page import TEMPLATE, render
+from wm.show.report.reader import RunReader, open_run
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
 VOID = {"meta", "img", "br", "input", "link", "hr"}

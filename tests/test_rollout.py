@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from wm.rollout import Step, play, score
+from wm.driving.rollout import Step, play, score
 
 
 class Count(gymnasium.Env[int, int]):

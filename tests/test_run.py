@@ -21,28 +21,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import wm.run
-from wm.config import RUN_FORMAT, SMOKE, VAEConfig
-from wm.run import (
-    PACKAGES,
-    MachineError,
-    Metrics,
-    Progress,
-    Run,
-    UserError,
-    append_line,
-    atomic,
-    check_made_from,
-    commit,
-    file_hash,
-    peak_memory_mb,
-    read_json,
-    read_lines,
-    read_metrics,
-    versions,
-    write_json,
-    writing,
-)
+import wm.run.folder
+import wm.run.progress
+import wm.run.provenance
+from wm.config.names import RUN_FORMAT
+from wm.config.presets import SMOKE
+from wm.config.vmc import VAEConfig
+from wm.run.checksums import file_hash
+from wm.run.errors import MachineError, UserError, writing
+from wm.run.files import atomic
+from wm.run.folder import Run
+from wm.run.json_files import append_line, read_json, read_lines, write_json
+from wm.run.metrics import Metrics, read_metrics
+from wm.run.progress import Progress
+from wm.run.provenance import PACKAGES, check_made_from, commit, peak_memory_mb, versions
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SMOKE.controller
@@ -136,7 +128,7 @@ def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.Monkey
 
     (tmp_path / "wm").mkdir()
     (tmp_path / "wm" / "run.py").write_text("")
-    monkeypatch.setattr(wm.run, "__file__", str(tmp_path / "wm" / "run.py"))
+    monkeypatch.setattr(wm.run.provenance, "__file__", str(tmp_path / "wm" / "run" / "provenance.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "unknown"
     git("init")
@@ -163,10 +155,10 @@ def test_peak_memory_is_in_megabytes() -> None:
 def test_progress_without_a_terminal_prints_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wm.run, "NOTICE_SECONDS", -1.0)
+    monkeypatch.setattr(wm.run.progress, "NOTICE_SECONDS", -1.0)
     with Progress("vae", 10, initial=4, unit="update") as progress:
         progress.update(3, loss=1.23456, note="fine")
-        monkeypatch.setattr(wm.run, "NOTICE_SECONDS", 1000.0)
+        monkeypatch.setattr(wm.run.progress, "NOTICE_SECONDS", 1000.0)
         progress.update(3)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2  # one for the first update, one at the end
@@ -280,7 +272,7 @@ def test_tensorboard_shows_every_step_once(tmp_path: Path) -> None:
 
 
 def test_importing_run_does_not_import_torch() -> None:
-    code = "import sys, wm.run, wm.cli; assert 'torch' not in sys.modules"
+    code = "import sys, wm.run.folder, wm.run.command_line; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -288,7 +280,7 @@ def test_importing_run_does_not_import_torch() -> None:
 
 HOLD = """
 import sys, time
-from wm.run import Run
+from wm.run.folder import Run
 with Run(sys.argv[1]).lock():
     print("locked", flush=True)
     time.sleep(60)
@@ -499,7 +491,7 @@ def test_who_finds_nothing_to_do_leaves_the_record_of_the_work(tmp_path: Path, m
     run = Run(tmp_path)
     worked(run, "vae", SMOKE.vae)
     before = run.manifest.read_bytes()
-    monkeypatch.setattr(wm.run, "commit", lambda: "another")
+    monkeypatch.setattr(wm.run.folder, "commit", lambda: "another")
     with run.stage("vae", SMOKE.vae, 0):
         pass
     assert run.manifest.read_bytes() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wm.run import UserError
+from wm.run.errors import UserError
 from wm.show.server import ADDRESS, LocalServer
 
 SECRET = b"not to be served"

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from wm.run import MachineError, UserError
+from wm.run.errors import MachineError, UserError
 from wm.store import shards
 from wm.store.columns import ColumnFile
 from wm.store.episode import Episode
@@ -454,7 +454,7 @@ def test_a_shard_that_another_program_writes_is_not_called_damaged(folder: Path,
             check=False,
         )
         writer.communicate(b"")
-    assert "wm.run.MachineError: " in done.stderr
+    assert "wm.run.errors.MachineError: " in done.stderr
     locked = "a.h5 cannot be read (Resource temporarily unavailable): close it where it is open"
     assert (locked if locking == "TRUE" else "a.h5 cannot be read while it is open elsewhere") in done.stderr
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wm.show.canvas import (
+from wm.show.plots.curves import plot_curve, plot_score
+from wm.show.videos.canvas import (
     FOOTER,
     FPS,
     HEADER,
@@ -23,8 +24,7 @@ from wm.show.canvas import (
     side_by_side,
     tiled,
 )
-from wm.show.plots import plot_curve, plot_score
-from wm.show.video import Preview, write_video
+from wm.show.videos.video import Preview, write_video
 
 
 def test_video_is_h264_at_real_speed_with_true_colours(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_preview_is_the_first_ten_seconds_in_true_colours(tmp_path: Path) -> N
 
 
 def test_a_preview_that_weighs_too_much_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wm.show.video.PREVIEW_BYTES", 120_000)
+    monkeypatch.setattr("wm.show.videos.video.PREVIEW_BYTES", 120_000)
     rng = np.random.default_rng(0)
     frames = (rng.integers(0, 256, (240, 720, 3)).astype(np.uint8) for _ in range(40))
     size, animation = watched(frames, tmp_path / "a.webp")

@@ -8,10 +8,11 @@ import pytest
 
 from stages.controller import main, met_tracks
 from tests.toy_dream import make_toy_run
-from wm.agent import load_models
-from wm.config import ControllerConfig
+from wm.config.vmc import ControllerConfig
 from wm.controller.linear import save_controller
-from wm.run import UserError, append_line
+from wm.driving.loading import load_models
+from wm.run.errors import UserError
+from wm.run.json_files import append_line
 
 
 def test_every_generation_meets_new_tracks() -> None:

@@ -10,17 +10,24 @@ import pytest
 import torch
 
 import stages.dream
-import wm.value
+import wm.dream.value
 from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
-from wm.agent import load_agent
-from wm.config import FAST_ENV, PRESETS
-from wm.controller.basis import fit_basis
+from wm.config.names import FAST_ENV
+from wm.config.presets import PRESETS
 from wm.controller.linear import load_controller, save_controller
-from wm.dream import Population, load_ensemble, load_networks
-from wm.evolve import Evolution
+from wm.dream.ensemble import load_ensemble
+from wm.dream.networks import load_networks
+from wm.dream.population import Population
+from wm.driving.loading import load_agent
+from wm.learning.basis import fit_basis
+from wm.learning.evolution import Evolution
 from wm.memory.mdnrnn import save_mdnrnn
-from wm.run import Run, UserError, file_hash, read_lines, read_metrics
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.json_files import read_lines
+from wm.run.metrics import read_metrics
 from wm.store.starts import load_starts
 
 SMALL = [
@@ -328,7 +335,7 @@ def test_recorded_noise_has_a_temperature_of_its_own(run: Run) -> None:
 
 
 def test_a_value_that_nothing_recorded_tells_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wm.value, "AFTER", 100)
+    monkeypatch.setattr(wm.dream.value, "AFTER", 100)
     with pytest.raises(UserError, match=r"--value 5 is too long \(no recorded episode is longer than 100 \+ 5"):
         stage(run, "--value", "5")
     assert not run.dream.exists()

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 import stages.mdnrnn
-from stages.mdnrnn import binary, constant_predictors, main, to_tensors, validate
-from wm.agent import load_models
-from wm.config import MDNRNNConfig
-from wm.dream import load_networks, split_latents
+from stages.mdnrnn import main
+from wm.config.vmc import MDNRNNConfig
+from wm.dream.networks import load_networks, split_latents
+from wm.driving.loading import load_models
 from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
-from wm.run import Run, UserError, file_hash, read_metrics
+from wm.memory.training import binary, constant_predictors, to_tensors, validate
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.metrics import read_metrics
 from wm.store.episode import Episode
 from wm.store.latents import Latents, clip_batches, validation_clips
 from wm.store.shards import Rollouts, write_shard
@@ -244,7 +248,9 @@ def test_dropout_is_in_the_loss_and_not_in_validation(run: Run) -> None:
         config = MDNRNNConfig(batch=3, length=10, dropout=dropout)
         constants = constant_predictors(latents, training, config)
         with torch.no_grad():
-            total, _ = stages.mdnrnn.loss(model, clips, torch.Generator().manual_seed(0), config=config, device=cpu)
+            total, _ = stages.mdnrnn.batch_loss(
+                model, clips, torch.Generator().manual_seed(0), config=config, device=cpu
+            )
             metrics.append(validate(model, clips=clips, constants=constants, config=config, seed=0, device=cpu))
         losses.append(total.item())
     assert metrics[0] == metrics[1]
@@ -264,13 +270,13 @@ def test_it_begins_with_given_weights(run: Run, source: Path, tmp_path: Path, mo
     stage(run, "--updates", "2")
     shutil.copy(run.mdnrnn, start)
     given, found = weights(run), []
-    original = stages.mdnrnn.loss
+    original = stages.mdnrnn.batch_loss
 
     def first_only(model: MDNRNN, *rest, **more):  # type: ignore[no-untyped-def]
         found.append(torch.cat([value.flatten() for value in model.state_dict().values()]).cpu().clone())
         return original(model, *rest, **more)
 
-    monkeypatch.setattr(stages.mdnrnn, "loss", first_only)
+    monkeypatch.setattr(stages.mdnrnn, "batch_loss", first_only)
     other = Run(shutil.copytree(source, tmp_path / "other"))
     write_shard(other.rollouts / "c.h5", [toy_episode(8, 20), toy_episode(9, 20)])
     write_vae(other)
@@ -303,7 +309,7 @@ def test_resume_is_exact(run: Run, source: Path, tmp_path: Path, monkeypatch: py
     stage(whole, *options)
 
     calls = 0
-    original = stages.mdnrnn.loss
+    original = stages.mdnrnn.batch_loss
 
     def interrupted(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal calls
@@ -313,7 +319,7 @@ def test_resume_is_exact(run: Run, source: Path, tmp_path: Path, monkeypatch: py
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.mdnrnn, "loss", interrupted)
+        patch.setattr(stages.mdnrnn, "batch_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stage(run, *options)
     assert not run.mdnrnn.exists()

@@ -18,11 +18,14 @@ import torch
 
 import stages.vae
 from stages.vae import main, report
-from wm.config import VAEConfig
-from wm.run import Run, UserError, file_hash, read_metrics
+from wm.config.vmc import VAEConfig
+from wm.learning.checkpoint import Best
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.metrics import read_metrics
 from wm.store.episode import Episode
 from wm.store.shards import Rollouts, write_shard
-from wm.train import Best
 from wm.vision.encoder import Encoder, encoder_graph
 from wm.vision.vae import VAE, as_input, load_vae
 
@@ -149,14 +152,14 @@ def test_it_begins_with_given_weights_and_goes_on_without_them(
     made: list[dict[str, torch.Tensor]] = []
     start.write_bytes(trained.vae.read_bytes())
     given = load_vae(start)[0].state_dict()
-    original = stages.vae.loss
+    original = stages.vae.batch_loss
 
     def first_only(model: VAE, *rest: Any, **more: Any) -> Any:
         if not made:
             made.append({name: value.cpu().clone() for name, value in model.state_dict().items()})
         return original(model, *rest, **more)
 
-    monkeypatch.setattr(stages.vae, "loss", first_only)
+    monkeypatch.setattr(stages.vae, "batch_loss", first_only)
     run = new_run(tmp_path / "run", 8)
     options = [*SMALL, "--earlier", "6", "--updates"]
     main(arguments(run, *options, "3", "--start", str(start)))
@@ -276,8 +279,8 @@ def test_z_tells_frames_apart(tmp_path: Path) -> None:
 def test_kills_change_nothing(tmp_path: Path) -> None:
     """The real command, killed at random times and called again, ends with the bits of one that was left alone."""
     code = (
-        "import wm.train; wm.train.SAVE_SECONDS = 0.2\n"
-        "from wm.cli import run_stage; from stages.vae import main; run_stage(main)"
+        "import wm.learning.gradient; wm.learning.gradient.SAVE_SECONDS = 0.2\n"
+        "from wm.run.command_line import run_stage; from stages.vae import main; run_stage(main)"
     )
     rng = random.Random(0)
     runs = [new_run(tmp_path / name) for name in ("killed", "whole")]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wm.run import UserError
+from wm.run.errors import UserError
 from wm.store.starts import Starts, load_starts, save_starts
 
 COUNT, Z, HIDDEN = 6, 3, 5

@@ -16,11 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import wm.train
-from wm.artifact import save_artifact
-from wm.run import Run, UserError, read_metrics
-from wm.signals import Interrupted
-from wm.train import Best, derived_seed, forget, is_finished, seeded, train
+import wm.learning.gradient
+from wm.learning.checkpoint import Best, forget, is_finished
+from wm.learning.gradient import train
+from wm.run.artifact import save_artifact
+from wm.run.device import derived_seed, seeded
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.metrics import read_metrics
+from wm.run.signals import Interrupted
 
 CPU = torch.device("cpu")
 
@@ -172,8 +176,8 @@ def test_resume_is_exact(
     run = Run(tmp_path_factory.mktemp("stopped"))
     with pytest.MonkeyPatch.context() as patch:
         clock = iter(range(100_000_000))  # a clock that ticks at each look, to save often and at odd updates
-        patch.setattr(wm.train, "SAVE_SECONDS", save_every)
-        patch.setattr(wm.train.time, "monotonic", lambda: next(clock))
+        patch.setattr(wm.learning.gradient, "SAVE_SECONDS", save_every)
+        patch.setattr(wm.learning.gradient.time, "monotonic", lambda: next(clock))
         for kind, at in stops:
             with suppress(kind):
                 go(run, loss=stop_in(loss, at, kind))
@@ -328,8 +332,8 @@ def test_a_resume_around_a_divergence_is_exact(
     go(runs[0], loss=bad)
     with pytest.MonkeyPatch.context() as patch:
         clock = iter(range(100_000_000))
-        patch.setattr(wm.train, "SAVE_SECONDS", 9)
-        patch.setattr(wm.train.time, "monotonic", lambda: next(clock))
+        patch.setattr(wm.learning.gradient, "SAVE_SECONDS", 9)
+        patch.setattr(wm.learning.gradient.time, "monotonic", lambda: next(clock))
         with suppress(kind):
             go(runs[1], loss=stop_in(bad, stop, kind))
         go(runs[1], loss=bad)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from wm.agent import Agent, load_acting
-from wm.config import FAST_ENV
+from wm.config.names import FAST_ENV
+from wm.driving.agent import Agent
+from wm.driving.loading import load_acting
+from wm.driving.policies import Driven
+from wm.driving.rollout import score
+from wm.driving.trials import Trial, make_player
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
-from wm.policies import Driven
-from wm.rollout import score
-from wm.run import Run
-from wm.trials import Trial, make_player
+from wm.run.folder import Run
 from wm.vision.encoder import Encoder
 
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")

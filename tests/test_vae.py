@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import conv_transpose2d, relu
 
-from wm.run import UserError
-from wm.train import seeded
+from wm.run.device import seeded
+from wm.run.errors import UserError
 from wm.vision.vae import PARAMETERS, VAE, as_input, kl_per_dimension, load_vae, save_vae, vae_loss
 
 

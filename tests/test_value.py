@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import wm.value
+import wm.dream.value
 from tests.toy_dream import FEATURES, HIDDEN, Z, toy_mdnrnn
+from wm.dream.value import AFTER, EVERY, IDLE, fit_value, recorded_returns
 from wm.memory.cell import LSTMCell
 from wm.store.latents import LatentEpisode
-from wm.value import AFTER, EVERY, IDLE, fit_value, recorded_returns
 
 
 def episode(steps: int, seed: int, terminated: bool = False) -> LatentEpisode:
@@ -85,7 +85,7 @@ def test_a_lost_car_costs_what_would_have_come() -> None:
     training = [drive(lost, seed) for seed in range(8) for lost in (False, True)]
     value, explained = fit_value(toy_mdnrnn(), training, training[:2], steps=40, seed=0)
     assert explained > 0.9
-    going, gone = (float(value(wm.value._pairs(toy_mdnrnn(), [one], 40)[0]).mean()) for one in training[:2])
+    going, gone = (float(value(wm.dream.value._pairs(toy_mdnrnn(), [one], 40)[0]).mean()) for one in training[:2])
     assert going == pytest.approx(0.5 * 40, rel=0.1)
     assert gone == pytest.approx(-0.1 * 40, abs=1.5)
 
@@ -93,7 +93,7 @@ def test_a_lost_car_costs_what_would_have_come() -> None:
 def test_features_are_what_the_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """z of a frame, and M's memory of all that came before it."""
     model, record = toy_mdnrnn(), episode(90, 0)
-    features, returns = wm.value._pairs(model, [record], 10)
+    features, returns = wm.dream.value._pairs(model, [record], 10)
     moments, wanted = recorded_returns(record, 10)
     np.testing.assert_array_equal(returns.numpy(), wanted)
     cell = LSTMCell({name: part.detach().numpy() for name, part in model.state_dict().items() if "lstm" in name})

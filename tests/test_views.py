@@ -12,12 +12,13 @@ import torch
 
 import wm.envs  # noqa: F401
 from stages.replay import main
-from wm.config import FAST_ENV
+from wm.config.names import FAST_ENV
 from wm.controller.linear import load_controller, save_controller
 from wm.memory.mdnrnn import load_mdnrnn, mixture_moments
-from wm.run import Run, UserError
-from wm.show.canvas import Image, Moment
-from wm.show.views import WARM_UP, Shot, WorldModel, drive, moments, together
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.show.videos.canvas import Image, Moment
+from wm.show.videos.views import WARM_UP, Shot, WorldModel, drive, moments, together
 from wm.vision.vae import load_vae
 
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
@@ -170,7 +171,7 @@ def test_together_the_last_moments_of_short_drives_stay() -> None:
 def test_a_drive_that_ends_too_early_is_told_in_one_sentence(
     world: WorldModel, env: gym.Env, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wm.show.views.play", lambda *_, **__: iter(()))
+    monkeypatch.setattr("wm.show.videos.views.play", lambda *_, **__: iter(()))
     for view in ("dream", "compare"):
         with pytest.raises(UserError, match="another SEED"):
             next(moments(view, env, world, TRACK, STEPS, 1.0))

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import wm.workers
-from wm.signals import EXIT_CODE, INTERRUPTED
-from wm.workers import Inline, ProcessPool, WorkersDied, make_workers
+import wm.driving.workers
+from wm.driving.workers import Inline, ProcessPool, WorkersDied, make_workers
+from wm.run.signals import EXIT_CODE, INTERRUPTED
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,13 +105,13 @@ def make_threads() -> Callable[[int], dict[str, object]]:
         "blas": [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"],
         "cv2": cv2.getNumThreads(),
         "deaf to Ctrl-C": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "environment": {name: os.environ.get(name) for name in wm.workers.ONE_THREAD},
+        "environment": {name: os.environ.get(name) for name in wm.driving.workers.ONE_THREAD},
     }
 
 
 def make_modules() -> Callable[[int], list[str]]:
-    import wm.policies  # noqa: F401
-    import wm.trials  # noqa: F401
+    import wm.driving.policies  # noqa: F401
+    import wm.driving.trials  # noqa: F401
 
     return lambda _: sorted(sys.modules)
 
@@ -217,7 +217,7 @@ def test_a_worker_killed_from_outside_is_noticed() -> None:
 def test_a_worker_that_always_dies_is_given_up(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WorkersDied, match="died 5 times in a row"), ProcessPool(2, make_stillborn) as pool:
         list(pool.run(range(4)))
-    assert capfd.readouterr().err.count("a worker died") == wm.workers.MOST_DEATHS - 1
+    assert capfd.readouterr().err.count("a worker died") == wm.driving.workers.MOST_DEATHS - 1
 
 
 def test_a_deadly_task_ends_in_an_error_and_no_result_comes_twice() -> None:
@@ -374,8 +374,8 @@ def make_much(much: bytes) -> Callable[[int], int]:
 
 STAGE = """
 from tests.test_workers import make_much
-from wm.cli import run_stage
-from wm.workers import make_workers
+from wm.run.command_line import run_stage
+from wm.driving.workers import make_workers
 
 def main(argv):
     with make_workers(2, make_much, bytes(8_000_000)) as workers:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
-from wm.run import Run, file_hash
+from wm.run.checksums import file_hash
+from wm.run.folder import Run
 from wm.store.episode import Episode
 from wm.store.latents import LatentsWriter
 from wm.vision.vae import VAE, save_vae

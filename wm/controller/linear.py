@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic, check_archive, check_read, in_short
+from wm.config.names import RUN_FORMAT
+from wm.run.checksums import check_archive
+from wm.run.errors import UserError, check_read, in_short
+from wm.run.files import atomic
 
 ACTIONS = 3
 """CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from wm.artifact import fill, load_artifact, save_artifact
-from wm.run import UserError
+from wm.run.artifact import fill, load_artifact, save_artifact
+from wm.run.errors import UserError
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -55,7 +55,7 @@ class MDNRNN(nn.Module):
     `forward` takes whole sequences as well as single steps.
 
     Attributes:
-        reward: "tile" or "value", what the reward head predicts (see `wm.config.MDNRNNConfig`).
+        reward: "tile" or "value", what the reward head predicts (see `wm.config.vmc.MDNRNNConfig`).
         outlook: The horizons in steps.
     """
 

@@ -12,11 +12,12 @@ import pygame
 from numpy.typing import NDArray
 
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
-from wm.config import FAST_ENV, STOCK_ENV
-from wm.envs.preprocess import preprocess
-from wm.run import Run, UserError
-from wm.show.canvas import FPS, Image, Moment, Pane, side_by_side
-from wm.show.views import WorldModel, speed_of, without_dashboard
+from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.envs.car_racing.preprocess import preprocess
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.show.videos.canvas import FPS, Image, Moment, Pane, side_by_side
+from wm.show.videos.views import WorldModel, speed_of, without_dashboard
 
 Action = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from wm.run import UserError
+from wm.run.errors import UserError
 
 ADDRESS = "127.0.0.1"
 """Only this machine can reach it."""

@@ -15,13 +15,22 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from wm.agent import load_acting
-from wm.config import DreamConfig
+from wm.config.vmc import DreamConfig
 from wm.controller.linear import parameter_count
-from wm.dream import find_starts, load_networks
-from wm.run import Run, UserError, atomic, file_hash, read_score, write_json
-from wm.show.canvas import FPS
-from wm.show.graphs import controller_graph, decoder_graph, dream_graph, spread, starts_graph
+from wm.dream.networks import load_networks
+from wm.dream.starts import find_starts
+from wm.driving.loading import load_acting
+from wm.driving.scores import read_score
+from wm.run.checksums import file_hash
+from wm.run.errors import UserError
+from wm.run.files import atomic
+from wm.run.folder import Run
+from wm.run.json_files import write_json
+from wm.show.graphs.controller import controller_graph
+from wm.show.graphs.memory import dream_graph
+from wm.show.graphs.starts import spread, starts_graph
+from wm.show.graphs.vision import decoder_graph
+from wm.show.videos.canvas import FPS
 
 PAGE = Path(__file__).parent / "page"
 """The page's own files."""
@@ -49,7 +58,7 @@ def build_site(run: Run, target: Path, controller: str = "controller") -> int:
     Args:
         run: The run folder.
         target: The folder of the page; its files are replaced.
-        controller: "controller" or "dream", as for `wm.agent.load_acting`.
+        controller: "controller" or "dream", as for `wm.driving.loading.load_acting`.
 
     Returns:
         Size of the run's graphs in bytes.

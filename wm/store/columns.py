@@ -23,9 +23,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import RUN_FORMAT
-from wm.run import UserError, check_read, in_short
-from wm.signals import held
+from wm.config.names import RUN_FORMAT
+from wm.run.errors import UserError, check_read, in_short
+from wm.run.signals import held
 
 Array = NDArray[Any]
 

@@ -13,7 +13,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.run import UserError, atomic
+from wm.run.errors import UserError
+from wm.run.files import atomic
 from wm.store.columns import Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wm.run import UserError, atomic, share
+from wm.run.errors import UserError
+from wm.run.files import atomic, share
 from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 

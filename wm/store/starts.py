@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config import RUN_FORMAT
-from wm.run import UserError, atomic, check_archive, check_read, in_short
+from wm.config.names import RUN_FORMAT
+from wm.run.checksums import check_archive
+from wm.run.errors import UserError, check_read, in_short
+from wm.run.files import atomic
 
 Floats = NDArray[np.float32]
 

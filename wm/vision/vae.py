@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from wm.artifact import fill, load_artifact, save_artifact
-from wm.run import UserError
+from wm.run.artifact import fill, load_artifact, save_artifact
+from wm.run.errors import UserError
 
 PARAMETERS = 4_348_547
 """Parameters of V with z 32, as the paper's table counts them."""

@@ -1,0 +1,1 @@
+"""The dream: M as an environment, alone, for populations and for measuring it."""

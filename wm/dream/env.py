@@ -1,0 +1,380 @@
+"""The dream as an environment: CarRacing's actions in, M's next latents and rewards out. No simulator is involved.
+
+The environments use neither torch nor run folders, but a `World`. `wm.dream` makes the `World` of a run; its functions
+are the entry points of "wm/Dream-v0".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from wm.config.vmc import DreamConfig
+from wm.dream.fused import make_dreamer
+from wm.dream.networks import Networks, load_networks
+from wm.dream.starts import find_starts
+from wm.run.folder import Run
+from wm.store.starts import Starts
+from wm.vision.vae import as_frames
+
+Floats = NDArray[np.float32]
+
+Frames = NDArray[np.uint8]
+
+Observe = Literal["features", "pixels"]
+
+LOW, HIGH = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
+"""Bounds of CarRacing's actions: steering, gas, brake. Actions are clipped to them, since M was not trained beyond."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The models and starts of a dream as plain functions and arrays.
+
+    Attributes:
+        step: One step of M: (z, h, c, a, uniform, noise, head_mask) to (z, h, c, reward, probability of terminating),
+            all f32[N,...], new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness. `head_mask`
+            f32[N,H] multiplies the h that M's heads read (dropout), or is None.
+        decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
+        z: f32[S,Z], latents of the S starts.
+        h: f32[S,H], M's recurrent outputs at the starts.
+        c: f32[S,H], M's LSTM cells at the starts.
+        end: Reward of a step that terminates.
+    """
+
+    step: Callable[
+        [Floats, Floats, Floats, Floats, Floats, Floats, Floats | None], tuple[Floats, Floats, Floats, Floats, Floats]
+    ]
+    decode: Callable[[Floats], Frames]
+    z: Floats
+    h: Floats
+    c: Floats
+    end: float
+
+
+def draw_head_mask(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> Floats:
+    """Dropout factors, f32 of the given shape: 0 with probability `dropout`, else 1 / (1 - dropout)."""
+    return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
+
+
+class _Dreams:
+    """The state of N parallel dreams; M advances once per step."""
+
+    def __init__(
+        self, world: World, dreams: int, horizon: int, start: int | None, observe: Observe, dropout: float
+    ) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon is {horizon}, not at least 1")
+        if observe not in ("features", "pixels"):
+            raise ValueError(f"observe is {observe!r}, neither 'features' nor 'pixels'")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}, not at least 0 and below 1")
+        self._world, self._horizon, self._observe = world, horizon, observe
+        self._start = self._checked(start)
+        # Copies, since `begin` writes into their rows. [N,Z] and twice [N,H]
+        self._z, self._h, self._c = (np.repeat(part[:1], dreams, axis=0) for part in (world.z, world.h, world.c))
+        self._steps = np.zeros(dreams, np.int64)
+        self._dropout, self._head_mask = dropout, np.ones_like(self._h) if dropout else None
+
+    def space(self) -> spaces.Box:
+        """The observation space of one dream."""
+        if self._observe == "pixels":
+            return spaces.Box(0, 255, self._world.decode(self._z[:1]).shape[1:], np.uint8)
+        z, h = self._z.shape[1], self._h.shape[1]
+        bound = np.concatenate([np.full(z, np.inf), np.ones(h)]).astype(np.float32)  # [F]
+        return spaces.Box(-bound, bound, dtype=np.float32)
+
+    def begin(self, row: int, rng: np.random.Generator, start: int | None = None) -> int:
+        """Begins an episode in `row`; returns the number of its start."""
+        start = self._start if start is None else self._checked(start)
+        drawn = int(rng.integers(len(self._world.z)))  # always drawn, so that later draws do not depend on `start`
+        chosen = drawn if start is None else start
+        self._z[row], self._h[row], self._c[row] = (
+            part[chosen] for part in (self._world.z, self._world.h, self._world.c)
+        )
+        self._steps[row] = 0
+        if self._head_mask is not None:
+            self._head_mask[row] = draw_head_mask(rng, self._head_mask[row].shape, self._dropout)
+        return chosen
+
+    def advance(
+        self, actions: Floats, rngs: Sequence[np.random.Generator | None]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Advances all dreams by one step, each with noise from its own generator.
+
+        Args:
+            actions: f32[N,A].
+            rngs: The generator of each dream; None for a dream that is reset instead of stepped.
+
+        Returns:
+            Rewards f64[N], terminated bool[N] and truncated bool[N].
+
+        Raises:
+            ValueError: The actions are of another shape, or not finite.
+        """
+        count, z = self._z.shape
+        actions = np.asarray(actions, np.float32)
+        if actions.shape != (count, len(LOW)):
+            raise ValueError(f"actions are of shape {actions.shape}, not {(count, len(LOW))}")
+        if not np.isfinite(actions[[rng is not None for rng in rngs]]).all():
+            raise ValueError("actions are not finite")
+        # The last column of `uniform` decides about termination.
+        uniform, noise = np.zeros((count, z + 1), np.float32), np.zeros((count, z), np.float32)  # [N,Z+1], [N,Z]
+        for row, rng in enumerate(rngs):
+            if rng is not None:
+                rng.random(out=uniform[row], dtype=np.float32)
+                rng.standard_normal(out=noise[row], dtype=np.float32)
+        actions = np.clip(actions, LOW, HIGH)
+        self._z, self._h, self._c, reward, chance = self._world.step(
+            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise, self._head_mask
+        )
+        self._steps += 1
+        terminated = uniform[:, z] < chance
+        truncated = ~terminated & (self._steps >= self._horizon)
+        return np.where(terminated, self._world.end, reward).astype(np.float64), terminated, truncated
+
+    def observe(self) -> NDArray[Any]:
+        """The current observations, in new memory: [z, h] f32[N,F], or decoded frames u8[N,64,64,3]."""
+        if self._observe == "pixels":
+            return self.frames()
+        return np.concatenate([self._z, self._h], axis=1)  # [N,F]
+
+    def frames(self) -> Frames:
+        """The decoded latents, u8[N,64,64,3]."""
+        return self._world.decode(self._z)
+
+    def _checked(self, start: int | None) -> int | None:
+        if start is not None and not 0 <= start < len(self._world.z):
+            raise ValueError(f"start is {start}, there are {len(self._world.z)} starts, counted from 0")
+        return start
+
+
+class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
+    """One dream. Its reward is M's expected reward of a step; `reset(options={"start": i})` chooses the start."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  Gymnasium's own form
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        horizon: int,
+        start: int | None = None,
+        observe: Observe = "features",
+        dropout: float = 0.0,
+        render_mode: str | None = None,
+    ) -> None:
+        """Takes a world.
+
+        Args:
+            world: The models and starts.
+            horizon: Steps after which an episode is truncated, >= 1.
+            start: Number of the start of every episode; None: drawn for each episode.
+            observe: "features": [z, h] f32[F]. "pixels": decoded frames u8[64,64,3].
+            dropout: Probability that a unit of h is hidden from M's heads, drawn per episode; in [0, 1).
+            render_mode: "rgb_array": `render` returns decoded frames u8[64,64,3]; or None.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
+        _check_render_mode(render_mode, self.metadata)
+        self.render_mode = render_mode
+        self._dreams = _Dreams(world, 1, horizon, start, observe, dropout)
+        self.observation_space = self._dreams.space()
+        self.action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Begins an episode; info["start"] is the number of its start."""
+        super().reset(seed=seed)
+        start = self._dreams.begin(0, self.np_random, (options or {}).get("start"))
+        return self._dreams.observe()[0], {"start": start}
+
+    def step(self, action: Floats) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Dreams one step."""
+        reward, terminated, truncated = self._dreams.advance(np.asarray(action)[None], [self.np_random])
+        return self._dreams.observe()[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> Frames | None:
+        """The decoded latent, u8[64,64,3]; None without a render mode."""
+        return None if self.render_mode is None else self._dreams.frames()[0]
+
+
+class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[Any]]):
+    """N dreams as one batch of M. Dream i with seed s equals `DreamEnv` with seed s + i.
+
+    An ended dream is reset in the next step, which ignores its action (autoreset mode NEXT_STEP).
+    """
+
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 50,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int,
+        world: World,
+        *,
+        horizon: int,
+        start: int | None = None,
+        observe: Observe = "features",
+        dropout: float = 0.0,
+        render_mode: str | None = None,
+    ) -> None:
+        """Takes a world for `num_envs` >= 1 dreams; the rest as for `DreamEnv`."""
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}, not at least 1")
+        _check_render_mode(render_mode, self.metadata)
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self._dreams = _Dreams(world, num_envs, horizon, start, observe, dropout)
+        self.single_observation_space = self._dreams.space()
+        self.single_action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._ended = np.zeros(num_envs, np.bool_)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Begins all dreams.
+
+        Args:
+            seed: s for the seeds s, s + 1, ...; or one seed per dream; None: continue with the current generators.
+            options: "start": the number of a start, the same for all dreams.
+
+        Returns:
+            The observations, and infos with "start", the number of each dream's start.
+        """
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None:
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} dreams")
+            for row, one in enumerate(seeds):
+                if one is not None:
+                    self._rngs[row] = seeding.np_random(one)[0]
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        infos = self._begin(range(self.num_envs), (options or {}).get("start"))
+        return self._dreams.observe(), infos
+
+    def step(
+        self, actions: Floats
+    ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Dreams one step in all dreams; those that ended in the previous step are reset instead."""
+        rngs = [None if ended else rng for ended, rng in zip(self._ended, self._rngs, strict=True)]
+        reward, terminated, truncated = self._dreams.advance(actions, rngs)
+        begun = np.flatnonzero(self._ended)
+        infos = self._begin(begun.tolist())
+        reward[begun], terminated[begun], truncated[begun] = 0.0, False, False
+        self._ended = terminated | truncated
+        return self._dreams.observe(), reward, terminated, truncated, infos
+
+    def render(self) -> tuple[Frames, ...] | None:
+        """The decoded latents, a frame u8[64,64,3] for each dream; None without a render mode."""
+        return None if self.render_mode is None else tuple(self._dreams.frames())
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each dream."""
+        return tuple(self._rngs)
+
+    def _begin(self, rows: Sequence[int], start: int | None = None) -> dict[str, Any]:
+        infos: dict[str, Any] = {}
+        for row in rows:
+            begun = self._dreams.begin(row, self._rngs[row], start)
+            infos = self._add_info(infos, {"start": begun}, row)
+        return infos
+
+
+def _check_render_mode(mode: str | None, metadata: dict[str, Any]) -> None:
+    if mode is not None and mode not in metadata["render_modes"]:
+        raise ValueError(f"render_mode is {mode!r}, not one of {metadata['render_modes']}")
+
+
+def make_dream_env(
+    run: str | Path,
+    *,
+    temperature: float = DreamConfig.temperature,
+    horizon: int = DreamConfig.horizon,
+    start: int | None = None,
+    observe: Observe = "features",
+    dropout: float = DreamConfig.dropout,
+    render_mode: str | None = None,
+) -> DreamEnv:
+    """Makes the dream environment of a run; the entry point of `gymnasium.make("wm/Dream-v0", run=...)`.
+
+    Args:
+        run: A run folder with V, M and starts.npz or latents.h5.
+        temperature: tau > 0 of M's samples (paper, section 4); less makes the dream more certain.
+        horizon: Steps after which an episode is truncated, >= 1.
+        start: Number of the start of every episode; None: drawn for each episode.
+        observe: "features": [z, h] f32[Z+H]. "pixels": decoded frames u8[64,64,3].
+        dropout: Probability that a unit of h is hidden from M's heads in an episode, in [0, 1).
+        render_mode: "rgb_array" or None.
+
+    Raises:
+        UserError: A file in the folder is missing, or the files do not fit together.
+        ValueError: An option is out of range.
+    """
+    world = load_world(Run(run), temperature)
+    return DreamEnv(world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode)
+
+
+def make_dream_vector_env(
+    num_envs: int,
+    run: str | Path,
+    *,
+    temperature: float = DreamConfig.temperature,
+    horizon: int = DreamConfig.horizon,
+    start: int | None = None,
+    observe: Observe = "features",
+    dropout: float = DreamConfig.dropout,
+    render_mode: str | None = None,
+) -> DreamVectorEnv:
+    """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`.
+
+    `num_envs` is N; the other arguments and the errors are those of `make_dream_env`.
+    """
+    world = load_world(Run(run), temperature)
+    return DreamVectorEnv(
+        num_envs, world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode
+    )
+
+
+def load_world(run: Run, temperature: float) -> World:
+    """The world of a run's dream environments, on the CPU; UserError as for `find_starts`."""
+    networks = load_networks(run)
+    return make_world(networks, find_starts(run, networks, DreamConfig()), temperature)
+
+
+def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
+    """The world of given starts, on the CPU; ValueError when the temperature is not above 0 and finite."""
+    dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
+
+    @torch.inference_mode()
+    def step(*arrays: NDArray[np.float32] | None) -> Any:
+        given: list[Any] = [None if each is None else torch.from_numpy(each) for each in arrays]
+        return tuple(each.numpy() for each in dreamer.step(*given))
+
+    @torch.inference_mode()
+    def decode(z: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return as_frames(networks.vae.decode(torch.from_numpy(z)))
+
+    return World(step, decode, starts.z, starts.h, starts.c, end=float(starts.rewards[2]))

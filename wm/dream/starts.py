@@ -1,0 +1,164 @@
+"""Where dreams start: moments of the record, with M's state after all real steps before them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.config.vmc import DreamConfig
+from wm.dream.networks import Networks, split_latents
+from wm.memory.cell import LSTMCell
+from wm.memory.mdnrnn import MDNRNN
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.provenance import check_made_from
+from wm.store.latents import LatentEpisode, Latents
+from wm.store.starts import Starts, load_starts
+
+Array = NDArray[np.float64]
+
+
+def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
+    """The starts of a run: from starts.npz if it exists, else drawn from latents.h5. Nothing is written.
+
+    Raises:
+        UserError: Both files are missing, or one is damaged, does not fit V and M, or has no moment to start at.
+    """
+    if run.starts.exists() or not run.latents.exists():
+        return given_starts(run, networks)
+    return new_starts(run, networks, config)
+
+
+def given_starts(run: Run, networks: Networks) -> Starts:
+    """Reads starts.npz; UserError when it is missing, damaged or does not fit V and M."""
+    starts = load_starts(run.starts)
+    check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
+    return starts
+
+
+def new_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
+    """Draws starts from M's training episodes in latents.h5; UserError as for `find_starts`."""
+    latents, training, _ = split_latents(run, networks)
+    return draw_starts(
+        latents,
+        training[-config.fresh :],
+        networks,
+        count=config.starts,
+        after=config.start_after,
+        near=config.start_near,
+        # From all episodes: the newest may contain no termination, and a dreamt one would then cost nothing.
+        rewarded=training,
+    )
+
+
+def draw_starts(
+    latents: Latents,
+    episodes: NDArray[np.int64],
+    networks: Networks,
+    *,
+    count: int,
+    after: int,
+    near: int,
+    rewarded: NDArray[np.int64],
+    seed: int = 0,
+) -> Starts:
+    """Draws moments of recorded episodes uniformly and warms M up over all real steps before each.
+
+    Args:
+        latents: The recorded episodes.
+        episodes: i64[N], places of the episodes to draw from.
+        networks: V and M.
+        count: Number of starts, >= 1.
+        after: Minimum number of steps before a moment. The last moment of an episode is never drawn.
+        near: A moment has a new tile within this many steps before or after it; 0, or no such moment: any moment.
+        rewarded: i64[N], places of the episodes whose mean rewards are stored with the starts.
+        seed: Seed of the choice.
+
+    Raises:
+        UserError: No episode is longer than `after`.
+    """
+    possible = moments(latents, episodes, after, near)
+    if near and not len(possible):
+        possible = moments(latents, episodes, after, near=0)
+    if not len(possible):
+        raise UserError(
+            f"no recorded episode is longer than --start-after {after} steps: give fewer steps, or collect longer "
+            "episodes."
+        )
+    rng = np.random.default_rng([seed, count])
+    drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
+    nth, steps = possible[drawn].T
+
+    cell = make_cell(networks.mdnrnn)
+    found = []
+    for n in np.unique(nth).tolist():
+        episode = latents.episode(episodes[n])
+        wanted = steps[nth == n]
+        found.append((episode.mu[wanted], *warm_up(cell, episode, wanted)))
+    # Rounded to float16 as on disk, so that drawn starts equal saved ones. [N,Z] and twice [N,H]
+    z, h, c = (np.concatenate(part).astype(np.float16).astype(np.float32) for part in zip(*found, strict=True))
+    return Starts(
+        z=z,
+        h=h,
+        c=c,
+        episode=latents.table["index"][episodes][nth].astype(np.int64),
+        step=steps.astype(np.int64),
+        rewards=mean_rewards(latents, rewarded),
+        made_from=networks.made_from,
+    )
+
+
+def moments(latents: Latents, episodes: NDArray[np.int64], after: int, near: int) -> NDArray[np.int64]:
+    """All moments that `draw_starts` draws from, i64[N,2]: position in `episodes`, and steps before the moment."""
+    found = []
+    for n, place in enumerate(episodes.tolist()):
+        steps = np.arange(after, latents.table["length"][place])
+        if near:
+            touched = np.flatnonzero(latents.episode(place).rewards > 0)  # step t leads from moment t to t + 1
+            first, last = (np.searchsorted(touched, steps + shift) for shift in (-near, near))
+            steps = steps[last > first]
+        found.append(np.stack([np.full(len(steps), n), steps], axis=1))
+    return np.concatenate(found)
+
+
+def make_cell(model: MDNRNN) -> LSTMCell:
+    """M's LSTM in numpy, as the agent runs it."""
+    weights = {name: value.numpy() for name, value in model.state_dict().items() if name.startswith("lstm.")}
+    return LSTMCell(weights)
+
+
+def warm_up(
+    cell: LSTMCell, episode: LatentEpisode, steps: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Runs M over an episode as the agent does (z is V's mean).
+
+    Args:
+        cell: M's LSTM.
+        episode: The recorded episode.
+        steps: i64[N], numbers of steps.
+
+    Returns:
+        (h, c), each f32[N,H], after each of these numbers of steps.
+    """
+    state = cell.initial()
+    states = [state]
+    for z, action in zip(episode.mu[: steps.max()], episode.actions, strict=False):
+        state = cell.step(z, action, state)
+        states.append(state)
+    h, c = zip(*(states[step] for step in steps.tolist()), strict=True)
+    return np.stack(h), np.stack(c)
+
+
+def mean_rewards(latents: Latents, episodes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """f32[3]: mean reward of recorded steps that touch no tile, touch one, or terminate the episode.
+
+    A kind without any step gets the mean of the first kind.
+    """
+    sums, counts = np.zeros(3), np.zeros(3)
+    for place in episodes.tolist():
+        episode = latents.episode(place)
+        kind = np.where(episode.terminated, 2, episode.rewards > 0)
+        sums += np.bincount(kind, episode.rewards, 3)
+        counts += np.bincount(kind, minlength=3)
+    means = sums / np.maximum(counts, 1)
+    return np.where(counts > 0, means, means[0]).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Driving: agents and policies in environments, and the workers that run them."""

@@ -1,0 +1,226 @@
+"""Collection of rollouts: the work of a worker, and the check of the episodes in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, SEEDS_PER_RUN, track_seeds
+from wm.driving.agent import Agent
+from wm.driving.loading import Models
+from wm.driving.policies import POLICIES, Driven, choose
+from wm.driving.rollout import Policy, play
+from wm.envs import make_env
+from wm.envs.car_racing.truth import has_road, is_on_road
+from wm.learning.basis import centred_basis
+from wm.memory.cell import LSTMCell
+from wm.run.errors import MachineError, UserError
+from wm.run.progress import Progress
+from wm.run.schema import NUMBER, Shape, is_histogram
+from wm.store.columns import ColumnFile
+from wm.store.episode import Episode
+from wm.store.shards import KIND, ROW, WAY_OUT, read_episode, write_shard
+from wm.vision.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A controller that drives episodes, and its disturbances.
+
+    Attributes:
+        models: The V and M that it acts on.
+        theta: f32[3·(F+1)], its weights.
+        bursts: Probability per step that a burst of brownian actions begins.
+        spread: Standard deviation of Gaussian noise on the weights in every second episode, for features minus
+            `centre`.
+        centre: f64[F], a mean of [z; h]; unused without spread.
+    """
+
+    models: Models
+    theta: NDArray[np.float32]
+    bursts: float
+    spread: float
+    centre: NDArray[np.float64]
+
+    def drawn(self, index: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """The weights f32[3·(F+1)] that drive the episode with this index."""
+        if not self.spread or index % 2 == 0:
+            return self.theta
+        basis = centred_basis(self.centre)
+        away = basis.express(rng.normal(0, self.spread, basis.weights))  # `express` is linear
+        return (self.theta + away).astype(np.float32)
+
+
+def make_collector(
+    env_id: str,
+    policy: str,
+    max_steps: int,
+    seed: int,
+    folder: str,
+    cut_after: int = 0,
+    driver: Driver | None = None,
+) -> Callable[[Sequence[int]], int]:
+    """Builds a worker that collects episodes into shards.
+
+    Args:
+        env_id: Gymnasium id.
+        policy: Name of a policy or a mixture in `wm.driving.policies`.
+        max_steps: Maximum length of an episode.
+        seed: The run's seed.
+        folder: Folder of the shards.
+        cut_after: End an episode after this many steps without a positive reward; 0: never.
+        driver: The controller that drives the episodes from index `DRIVEN_FROM` on.
+
+    Returns:
+        A function that plays the episodes of given indices, writes them as one shard, and returns the number of steps.
+    """
+    env = make_env(env_id)
+    made = dict[str, Policy]()
+    if driver is not None:
+        encoder, cell = Encoder(driver.models.graph), LSTMCell(driver.models.cell)
+    tracks = track_seeds(COLLECT_SEEDS, seed)
+
+    def record(index: int) -> Episode:
+        # All randomness of an episode comes from (seed, index), whichever worker records it.
+        rng = np.random.default_rng([seed, index])
+        name = choose(policy, rng) if index < DRIVEN_FROM else Driven.name
+        if name == Driven.name:
+            assert driver is not None
+            theta = driver.drawn(index, rng)
+            policy_of_it: Policy = Driven(env.action_space, Agent(encoder, cell, theta), driver.bursts)
+        else:
+            if name not in made:
+                made[name] = POLICIES[name](env.action_space)
+            policy_of_it = made[name]
+        limits = {"max_steps": max_steps, "cut_after": cut_after}
+        return record_episode(env, policy_of_it, name, index=index, seed=tracks[index], **limits, rng=rng)
+
+    def work(indices: Sequence[int]) -> int:
+        steps = 0
+
+        def episodes() -> Iterator[Episode]:
+            nonlocal steps
+            for index in indices:
+                episode = record(index)
+                steps += episode.length
+                yield episode
+
+        write_shard(Path(folder) / f"{indices[0]:06d}-{indices[-1]:06d}.h5", episodes())
+        return steps
+
+    return work
+
+
+def record_episode(
+    env: gym.Env[Any, Any],
+    policy: Policy,
+    name: str,
+    *,
+    index: int,
+    seed: int,
+    max_steps: int,
+    cut_after: int = 0,
+    rng: np.random.Generator,
+) -> Episode:
+    """Plays and records one episode, with `name` as the name of its policy; a cut episode counts as truncated."""
+    assert env.spec is not None
+    steps, on_road = [], 0
+    for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng, cut_after=cut_after):
+        steps.append(step)
+        on_road += is_on_road(env)
+    return Episode(
+        index=index,
+        seed=seed,
+        policy=name,
+        env_id=env.spec.id,
+        env_version=gym.__version__,
+        observations=np.stack([step.observation for step in steps] + [steps[-1].following]),
+        actions=np.stack([step.action for step in steps]),
+        rewards=np.array([step.reward for step in steps], np.float32),
+        terminated=steps[-1].terminated,
+        truncated=steps[-1].truncated or steps[-1].cut,
+        on_road=on_road / len(steps) if has_road(env) else float("nan"),
+    )
+
+
+def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
+    """Why an episode, a row of a shard's table, is none of the collection that these make; "" when it is."""
+    index, length = int(row["index"]), int(row["length"])
+    if row["env_id"].decode() != env_id:
+        return f"environment {row['env_id'].decode()}, not {env_id}"
+    if not 0 <= index < SEEDS_PER_RUN or row["seed"] != track_seeds(COLLECT_SEEDS, seed)[index]:
+        return f"track {row['seed']}, which is not that of seed {seed}"
+    wanted = choose(policy, np.random.default_rng([seed, index])) if index < DRIVEN_FROM else Driven.name
+    if row["policy"].decode() != wanted:
+        return f"policy {row['policy'].decode()}, not {wanted}"
+    limit = min(max_steps, gym.spec(env_id).max_episode_steps or max_steps)
+    least = cut_after or limit  # of an episode that was ended
+    if length > limit or (row["truncated"] and length < min(least, limit)):
+        return f"{length} steps, where {limit} are the most"
+    return ""
+
+
+def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: "") -> list[int]:
+    """Reads every shard to its end, and moves damaged, foreign, strange and doubled ones to folder/damaged/.
+
+    Args:
+        folder: Where the shards are.
+        strange: Says of a row of a shard's table why that episode does not belong here; "" when it does.
+
+    Returns:
+        The indices of the episodes that are there and whole.
+
+    Raises:
+        MachineError: The system does not let one be read, which says nothing about it.
+    """
+    paths = sorted(folder.glob("*.h5"))
+    found: set[int] = set()
+    with Progress("check shards", len(paths), unit="shard") as progress:
+        for path in paths:
+            progress.update()
+            try:
+                shard = ColumnFile(path, KIND, ROW, WAY_OUT)
+                for row in range(len(shard.table)):
+                    index = read_episode(shard, row).index
+                    if reason := strange(shard.table[row]):
+                        raise UserError(f"{path} is of another collection (its episode {index} has {reason}).")
+                shard.close()
+                indices = set(shard.table["index"].tolist())
+                if len(indices) < len(shard.table) or found & indices:
+                    raise UserError(f"{path} holds an episode that is there already.")
+                found |= indices
+            except MachineError:
+                raise
+            except UserError as error:
+                set_aside(path)
+                print(f"set aside in {folder / 'damaged'}: {error}")
+    return sorted(found)
+
+
+def set_aside(path: Path) -> None:
+    """Moves a file into damaged/ beside it, under a name that is free there: shards of all collections are alike."""
+    folder = path.parent / "damaged"
+    folder.mkdir(exist_ok=True)
+    target, number = folder / path.name, 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.stem}-{number}{path.suffix}"
+    path.rename(target)
+
+
+SUMMARY: Shape = {
+    **dict.fromkeys(("episodes", "frames"), int),
+    **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), NUMBER),
+    "policies": {...: int},
+    "on_road": (float, NoneType),
+    "actions": [is_histogram],
+    "returns?": is_histogram,
+}
+"""Schema of the fields of summary.json that are read again. Stage collect writes it."""

@@ -1,0 +1,1 @@
+"""Learning: the gradient loop of V and M, the evolution of C."""

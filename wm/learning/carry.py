@@ -1,0 +1,64 @@
+"""Transfers a controller to another V and M: a least-squares fit of its actions on their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.controller.linear import ACTIONS, parameter_count
+from wm.driving.agent import Agent
+from wm.driving.loading import Models
+from wm.memory.cell import LSTMCell
+from wm.run.errors import UserError
+from wm.store.episode import Episode
+from wm.vision.encoder import Encoder
+
+Array = NDArray[np.float64]
+
+LIMIT = 2.5
+"""The arguments of tanh are clipped to ±LIMIT in the fit: beyond it tanh is 0.99, and the action hardly changes."""
+
+RIDGE = 1e-3
+"""Ridge penalty on features of unit variance, beside the mean squared error; needed since many features correlate."""
+
+
+def features(models: Models, episode: Episode) -> Iterator[NDArray[np.float32]]:
+    """Yields [z; h], f32[F], at each step of a recorded CarRacing episode; M reads the recorded actions."""
+    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(parameter_count(models.features), np.float32))
+    for frame, action in zip(episode.observations, episode.actions, strict=False):  # one frame more than actions
+        agent.act(frame, instead=action)
+        yield agent.features.copy()
+
+
+def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Iterable[Episode]) -> Array:
+    """Fits weights on new features to the actions of a controller on old features.
+
+    Args:
+        theta: f[3·(F+1)], the controller.
+        old: V and M that it acts on.
+        new: V and M that the fitted controller acts on.
+        episodes: Recorded episodes to fit on, best those that the controller itself drove.
+
+    Returns:
+        f64[3·(F'+1)].
+
+    Raises:
+        UserError: The controller is not linear.
+    """
+    if theta.shape != (parameter_count(old.features),):
+        raise UserError("--carry does not support a controller with a hidden layer: give a linear one.")
+    x: list[NDArray[np.float32]] = []
+    y: list[NDArray[np.float32]] = []
+    for episode in episodes:
+        y.extend(features(old, episode))
+        x.extend(features(new, episode))
+    weights, bias = np.split(theta.astype(np.float64), [ACTIONS * old.features])
+    wanted = (np.array(y) @ weights.reshape(ACTIONS, -1).T + bias).clip(-LIMIT, LIMIT)  # [N,3]
+    given = np.array(x, np.float64)
+    mean, spread = given.mean(axis=0), given.std(axis=0) + 1e-9
+    unit = (given - mean) / spread
+    moment = unit.T @ unit / len(unit) + RIDGE * np.eye(new.features)
+    fitted = np.linalg.solve(moment, unit.T @ (wanted - wanted.mean(axis=0)) / len(unit)).T / spread  # [3,F']
+    return np.concatenate([fitted.ravel(), wanted.mean(axis=0) - fitted @ mean])

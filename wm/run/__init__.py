@@ -1,0 +1,1 @@
+"""What every command needs: run folder, files, errors, metrics, provenance, signals, command line."""

@@ -1,0 +1,262 @@
+"""The command line of all stages: typed arguments by tyro, errors as one sentence, exit codes.
+
+A stage's arguments are the common ones below and the fields of its config dataclass. The defaults are those of the
+preset: `python -m stages.vae --help --preset paper` shows them.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import os
+import select
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass, fields, make_dataclass
+from itertools import dropwhile, pairwise, takewhile
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from wm.config.bounds import BOUNDS
+from wm.config.names import FAST_ENV
+from wm.config.presets import PRESETS
+from wm.config.seeds import RUN_SEEDS
+from wm.config.vmc import Config
+from wm.run.errors import UNWRITABLE, MachineError, UserError, writing
+from wm.run.folder import LOCKS
+from wm.run.signals import EXIT_CODE, Interrupted, farewell, ignore, unwind
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
+"""Messages of RuntimeErrors (torch's and Python's) that mean the same as a MemoryError."""
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Those that this process may use; macOS knows only how many there are."""
+
+Sizes = TypeVar("Sizes")
+"""A stage's config dataclass."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """Arguments of every stage."""
+
+    run: Path
+    """Run folder. It is created if missing."""
+    preset: str = "laptop"
+    """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), dreamer (rounds in the dream)."""
+    env: str = FAST_ENV
+    """Gymnasium id of the environment. Each environment has its own presets."""
+    workers: int = CORES
+    """Number of worker processes. 0: run in this process, with the same results. It is also the number of threads that
+    train V and M, which changes the last digits."""
+    seed: int = 0
+    """Seed of the run, 0 to 99. It fixes all randomness."""
+    restart: bool = False
+    """Delete this stage's earlier results in the run folder and start again."""
+
+    def config(self) -> Config:
+        """The preset's config; UserError when the environment or the preset is unknown."""
+        if self.env not in PRESETS:
+            raise UserError(f"--env {self.env} has no presets: choose one of {', '.join(PRESETS)}.")
+        if self.preset not in PRESETS[self.env]:
+            raise UserError(f"--preset {self.preset} is unknown: choose one of {', '.join(PRESETS[self.env])}.")
+        return PRESETS[self.env][self.preset]
+
+    def elsewhere(self, folder: Path) -> dict[str, object]:
+        """The same common options for another run folder, as `call_stage` takes them."""
+        return {"run": folder, "preset": self.preset, "env": self.env, "workers": self.workers, "seed": self.seed}
+
+
+def parse(config_of: Callable[[Config], Any], description: str, argv: list[str]) -> tuple[Common, Any]:
+    """Parses a stage's command line.
+
+    Args:
+        config_of: Gives the stage's config dataclass of a preset.
+        description: The first line of --help.
+        argv: Arguments without the program's name.
+
+    Returns:
+        The common arguments, and the stage's config with the values of the command line.
+    """
+    # The preset gives the defaults of the fields, so it is parsed first.
+    wanted = Common(
+        run=Path(),
+        preset=_option(argv, "--preset", Common.preset),
+        env=_option(argv, "--env", Common.env),
+    )
+    default = config_of(wanted.config())
+
+    arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            found: Any = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as left:
+        if left.code == 0:  # --help
+            raise
+        raise UserError(f"{_first_paragraph(said.getvalue())} (--help lists all options).") from left
+    _check(found.common)
+    check_bounds(found.config)
+    return found.common, found.config
+
+
+def stage_config(given: Any, kind: type[Sizes]) -> Sizes:
+    """The config dataclass `kind` out of a stage's arguments; the manifest records this part and compares it."""
+    return kind(**{f.name: getattr(given, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+def _first_paragraph(panel: str) -> str:
+    """The text of one of tyro's error panels between its title and its first rule, in one line."""
+    frame = "─│╭╮╰╯-|+ "  # the last three where the terminal knows ASCII only
+    below_title = dropwhile(lambda line: not line.strip(frame), panel.splitlines()[1:])
+    said = takewhile(lambda line: line.strip(frame), below_title)
+    return " ".join(" ".join(line.strip("│| ") for line in said).split()).rstrip(".")
+
+
+def call_stage(stage: str, options: Mapping[str, object], arguments: Sequence[str] = ()) -> None:
+    """Runs another stage in its own process and waits for its end.
+
+    Args:
+        stage: Its name.
+        options: Values by option name, without dashes.
+        arguments: Further arguments of its command line.
+
+    Raises:
+        UserError: It ended with an error code; it has printed the reason.
+        MachineError: It was killed or interrupted.
+    """
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    with subprocess.Popen([*command, *arguments], pass_fds=LOCKS) as process:
+        try:
+            code = process.wait()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                # The terminal has sent Ctrl-C to the stage, too; a second signal could interrupt its saving.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=2)
+            process.terminate()  # the stage saves its state on SIGTERM
+            with suppress(subprocess.TimeoutExpired):  # the folder stays locked until it has saved
+                process.wait(timeout=30)
+            raise
+    if code == EXIT_CODE:
+        raise MachineError(f"stage {stage} of {options['run']} was interrupted: run the same command again to resume.")
+    if code < 0:
+        raise MachineError(
+            f"stage {stage} of {options['run']} was killed by signal {-code}: run the same command again to resume."
+        )
+    if code:
+        raise UserError(f"stage {stage} of {options['run']} ended with exit code {code}: see its message above.")
+
+
+def split_options(option: str, text: str) -> list[str]:
+    """Splits the text of `option` into the options of another stage.
+
+    Raises:
+        UserError: The quotes do not match, or the text has options that are common to all stages.
+    """
+    try:
+        found = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} cannot be parsed ({error}): check the quotes.") from error
+    common = {f"--{f.name}" for f in fields(Common)} | {"--no-restart"}
+    for name in found:
+        if name.split("=")[0] in common:
+            raise UserError(f"{option} has {name}, an option of all stages: give it to the command itself.")
+    return found
+
+
+def check_bounds(config: Any) -> None:
+    """UserError when a number of a config dataclass is outside its `BOUNDS`, or nan."""
+    for f in fields(config):
+        least, most = BOUNDS.get(f.name, (-math.inf, math.inf))
+        value = getattr(config, f.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not least <= number <= most:
+                option = f"--{f.name.replace('_', '-')}"
+                raise UserError(f"{option} {number} is out of range: give {least:,} to {most:,}.")
+
+
+def _option(argv: list[str], name: str, default: str) -> str:
+    found = default
+    for argument, following in pairwise([*argv, default]):
+        if argument == name:
+            found = following
+        elif argument.startswith(name + "="):
+            found = argument.split("=", 1)[1]
+    return found  # the last one wins, as with tyro
+
+
+def _check(common: Common) -> None:
+    if not 0 <= common.workers <= 1024:
+        raise UserError(f"--workers {common.workers} is out of range: give 0 to 1024.")
+    if not 0 <= common.seed < RUN_SEEDS:
+        raise UserError(f"--seed {common.seed} is out of range: give 0 to {RUN_SEEDS - 1}.")
+
+
+def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
+    """Runs a stage's main(argv) and exits with its exit code.
+
+    0: done. 2: an error that the user can correct, in one sentence. 130: interrupted, or the reader of its output has
+    left; the same command resumes. Any other error is a defect of this project and shows its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # which may have no sign for ± or for what is in a path
+            stream.reconfigure(errors="backslashreplace")
+    unwind()
+    threading.excepthook = _say_of_thread
+    code = 0
+    try:
+        with writing(None):  # for writes that do not go through `wm.run.files.atomic`
+            main(sys.argv[1:])
+            sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        code = EXIT_CODE
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not _is_want(error):
+            raise
+        sentence = "the machine has no memory or processes left: give smaller sizes or fewer --workers."
+        print(f"error: {sentence}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, Interrupted):
+        ignore()
+        print(farewell("--restart" in sys.argv), file=sys.stderr)
+        code = EXIT_CODE
+    ignore()
+    sys.exit(code)
+
+
+def _is_want(error: MemoryError | RuntimeError | OSError) -> bool:
+    """Whether an error means that the machine had no memory, process or thread left."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.EAGAIN)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _unread() -> bool:
+    """Whether the reader of the output has closed it, as `| head` does; further output is then dropped."""
+    watched = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        watched.register(stream.fileno(), 0)
+    gone = [number for number, event in watched.poll(0) if event & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
+
+
+def _say_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Ignores a refusal to write in TensorBoard's thread; the main thread meets it at its next line of metrics."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in UNWRITABLE):
+        threading.__excepthook__(failed)

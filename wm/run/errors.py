@@ -1,0 +1,102 @@
+"""Errors that the user or the machine's owner can mend: one sentence, exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(Exception):
+    """An error that the user can correct: one sentence with the file or option and the way out. Exit code 2."""
+
+
+class MachineError(UserError):
+    """A refusal of the machine (disk space, permissions, memory). The options are valid, so the command can resume."""
+
+
+UNWRITABLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free disk space and run the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change the permissions, or choose another RUN or RUNS"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what has its name and run the same command again"
+    ),
+    errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
+}
+"""Way out when the system refuses to write, by errno."""
+
+NO_TEMPORARY = "No usable temporary directory"
+"""Message of Python's tempfile when no folder has space; its errno is that of a missing file."""
+
+UNREADABLE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change the permissions and run the same command again"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what is in its place and run the same command again"),
+    errno.EAGAIN: "close it where it is open and run the same command again",
+    errno.ENOMEM: "free memory and run the same command again",
+    errno.ENOENT: "restore it and run the same command again",
+}
+"""Way out when the system refuses to read, by errno."""
+
+SYSTEMS_NUMBER = re.compile(r"\berrno (?:= )?(\d+)")
+"""How HDF5 and torch report the system's errno."""
+
+OPEN_ELSEWHERE = re.compile("already open|file locking flag")
+"""What HDF5 reports, without an errno, for a file that another process writes or that this process has open."""
+
+
+@contextmanager
+def writing(path: Path | None) -> Iterator[None]:
+    """Context manager that turns an OSError of writing into one sentence.
+
+    Args:
+        path: The file to name; None: the file that the error names.
+
+    Raises:
+        MachineError: That sentence.
+    """
+    try:
+        yield
+    except OSError as error:
+        if NO_TEMPORARY in str(error):
+            way_out = UNWRITABLE[errno.ENOSPC]
+            raise MachineError(f"no folder for temporary files can be written: {way_out}.") from error
+        if error.errno not in UNWRITABLE:
+            raise
+        reason = os.strerror(error.errno)
+        where = path or error.filename or "a file of the run"
+        raise MachineError(f"{where} cannot be written ({reason}): {UNWRITABLE[error.errno]}.") from error
+
+
+def check_read(path: Path, error: BaseException) -> None:
+    """Raises an error if `error` prevented a file from being read but is no sign of damage to the file.
+
+    Raises:
+        MemoryError: There was not enough memory.
+        MachineError: The system refused to read, or the file is open elsewhere.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+    if OPEN_ELSEWHERE.search(str(error)):
+        raise MachineError(
+            f"{path} cannot be read while it is open elsewhere ({in_short(error)}): close it there, and the same "
+            "command goes on."
+        ) from error
+    number = error.errno if isinstance(error, OSError) else None
+    if found := SYSTEMS_NUMBER.search(str(error)):
+        number = int(found[1])
+    if number and number != errno.EINVAL:  # which is what places beyond a damaged file's end lead to
+        way_out = UNREADABLE.get(number, "mend that, and the same command goes on")
+        raise MachineError(f"{path} cannot be read ({os.strerror(number)}): {way_out}.") from error
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of an exception's message, at most 200 characters; its type if it has no message."""
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""The report: one page of all that a run folder holds."""

@@ -1,0 +1,56 @@
+"""A run as the report reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wm.driving.scores import read_score
+from wm.run.errors import UserError
+from wm.run.folder import Run
+from wm.run.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class RunReader:
+    """A reader of a run for the report.
+
+    Attributes:
+        name: Its name in plots.
+        run: Its folder.
+        beside: A folder whose scores and probe take precedence: the models of a committed run are scored elsewhere.
+        stages: Its manifest's records by stage.
+    """
+
+    name: str
+    run: Run
+    beside: Path
+    stages: Mapping[str, Any]
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The stage's lines of metrics.jsonl."""
+        return read_metrics(self.run.metrics, stage)
+
+    @property
+    def scored(self) -> str:
+        """Name of the scored controller: that of real rollouts, or that of the dream if there is no other."""
+        return "dream" if self.run.dream.exists() and not self.run.controller.exists() else "controller"
+
+    def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
+        """The score of a controller; None when it is missing."""
+        path = self.find("score.json" if controller == "controller" else f"score-{controller}.json")
+        return read_score(path) if path.exists() else None
+
+    def find(self, name: str) -> Path:
+        """The path of a file of the run, in `beside` if it exists there."""
+        beside = self.beside / name
+        return beside if beside.exists() else self.run.folder / name
+
+
+def open_run(run: Run, name: str) -> RunReader:
+    """Opens a run for the report; UserError when its folder or its manifest is missing or damaged."""
+    if not run.manifest.exists():
+        raise UserError(f"{run.folder} holds no run: make one with `make collect`, or give another RUN.")
+    return RunReader(name, run, run.folder, run.read_manifest()["stages"])
