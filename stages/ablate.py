@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from wm.config.bounds import bounded
 from wm.controller.linear import load_controller
 from wm.driving.scores import read_score
 from wm.learning.evolution import selections
@@ -67,13 +68,13 @@ class AblateArgs:
 
     rows: tuple[str, ...] = tuple(ROWS)
     """Rows to make. The table shows all rows made so far."""
-    steps: int = 1_500_000
+    steps: int = bounded(1_500_000, 1, 10**12)
     """Environment steps of the population in each row. Steps on selection tracks are counted separately."""
-    select_every: int = 5
+    select_every: int = bounded(5, 1, 10**6)
     """Generations between evaluations of the mean on the selection tracks, in each row."""
-    select_tracks: int = 32
+    select_tracks: int = bounded(32, 1, 10**6)
     """Number of selection tracks, in each row."""
-    episodes: int = 100
+    episodes: int = bounded(100, 1, 10**6)
     """Number of fresh stock tracks on which each row is scored."""
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wm.config.bounds import bounded
+from wm.config.seeds import RUN_SEEDS
 from wm.learning.experiments import CURVE, read_variants, stage_of
 from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
 from wm.run.errors import UserError
@@ -34,9 +36,9 @@ class CurvesArgs:
     """Stage to compare. controller: evolution on real rollouts. dream: evolution in the dream."""
     name: str = ""
     """Name of the variant to evolve, used in the results and the plot. Default: only draw the plot."""
-    steps: int = 3_000_000
+    steps: int = bounded(3_000_000, 1, 10**12)
     """Steps of the population per seed, real or dreamt. Steps on selection tracks are counted separately."""
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[int, ...] = bounded((1, 2), 0, RUN_SEEDS - 1)
     """Seeds of the evolution, for its samples and its tracks."""
     options: str = ""
     """Options of the stage that define the variant, such as "--popsize 64 --tracks 2"."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.config.bounds import bounded
 from wm.config.seeds import RUN_SEEDS, SELECT_SEEDS
 from wm.config.vmc import DreamConfig
 from wm.driving.loading import load_models
@@ -48,7 +49,7 @@ class DreamArgs(DreamConfig):
     ensemble: tuple[Path, ...] = ()
     """Run folders of further M's trained on the same vae.pt. In each dream one M of the ensemble draws z and predicts
     reward and termination."""
-    draw: int = 0
+    draw: int = bounded(0, 0, 10**6)
     """Index of the random sequence of candidates, starts and noise under the seed. Each round of stage iterate uses its
     own, since the same sequence again would search the same directions."""
 
@@ -59,7 +60,7 @@ class Recorded(DreamConfig):
 
     ensemble: tuple[str, ...] = ()
     """First 12 digits of the hash of each further M, in the order of the option."""
-    draw: int = 0
+    draw: int = bounded(0, 0, 10**6)
     """As given."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wm.config.bounds import bounded
 from wm.config.names import FAST_ENV, STOCK_ENV
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.config.vmc import EvaluateConfig
@@ -29,7 +30,7 @@ from wm.show.plots.curves import plot_score
 class EvaluateArgs(EvaluateConfig):
     """Options of stage evaluate: the protocol, the controller and the file of the score."""
 
-    first_seed: int = EVALUATE_SEEDS.start
+    first_seed: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
     """Seed of the first track; the other tracks follow it. Nothing is trained or selected on the default tracks."""
     controller: Literal["controller", "dream"] = "controller"
     """Controller to score. controller: evolved on real rollouts. dream: evolved in the dream."""

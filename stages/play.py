@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from wm.config.bounds import bounded
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.command_line import parse, run_stage
 from wm.run.folder import Run
@@ -23,11 +24,11 @@ class PlayArgs:
     by keyboard, beside V's reconstruction."""
     controller: Literal["controller", "dream"] = "controller"
     """Controller that can drive on the page. controller: evolved on real rollouts. dream: evolved in the dream."""
-    port: int = 8000
+    port: int = bounded(8000, 0, 65_535)
     """Port of the local web server, reachable from this machine only. 0: any free port."""
     serve: bool = True
     """Serve the page until Ctrl-C. --no-serve: only write it."""
-    track: int = EVALUATE_SEEDS.start
+    track: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
     """Seed of the real track. Default: the first track of the evaluation."""
     car: Literal["stock", "fast"] = "stock"
     """Rendering of the real track that V sees. stock: Gymnasium's. fast: ours."""

@@ -10,6 +10,7 @@ from typing import Literal
 import gymnasium as gym
 
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
+from wm.config.bounds import bounded
 from wm.config.names import FAST_ENV, STOCK_ENV
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.command_line import parse, run_stage
@@ -28,17 +29,17 @@ class ReplayArgs:
     """real: the camera, V's input and V's reconstruction. triptych: the camera, V's reconstruction, M's prediction of
     the frame. dream: the controller in the dream. compare: a real episode beside a dream of it, and their
     difference."""
-    track: int = EVALUATE_SEEDS.start
+    track: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
     """Seed of the track and of a dream's samples. Default: the first track of the evaluation."""
-    grid: int = 1
+    grid: int = bounded(1, 1, 36)
     """Number of tracks shown at once as tiles, from `track` on; up to 36."""
     car: Literal["stock", "fast"] = "stock"
     """Rendering of the real track. stock: Gymnasium's. fast: ours."""
-    max_steps: int = 1000
+    max_steps: int = bounded(1000, 1, 10**9)
     """Maximum length of an episode or a dream in environment steps."""
     controller: Literal["controller", "dream"] = "controller"
     """Controller to film. controller: evolved on real rollouts. dream: evolved in the dream."""
-    temperature: float = 1.0
+    temperature: float = bounded(1.0, 1e-12, 10**6)
     """tau of the dreams. 1: sample M's mixtures as they are. Less: a more certain dream."""
     source: Path | None = None
     """Run folder of V, M and C. Default: the run folder that the video is written to."""

@@ -2,13 +2,13 @@
 
 import importlib
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wm.config.bounds import BOUNDS
+from wm.config.bounds import bounds_of
 from wm.config.presets import PRESETS
 from wm.run.command_line import check_bounds
 from wm.run.errors import UserError, writing
@@ -35,7 +35,7 @@ def options(stage: str) -> Any:
 def test_every_number_has_bounds_that_hold_its_defaults(stage: str) -> None:
     for f in fields(options(stage)):
         if f.type in ("int", "float", "tuple[int, ...]"):
-            assert f.name in BOUNDS, f"--{f.name} of stage {stage} has no bounds in wm/config.py"
+            assert bounds_of(f), f"--{f.name} of stage {stage} has no bounds"
     for preset in next(iter(PRESETS.values())).values():
         for config in vars(preset).values():
             check_bounds(config)
@@ -52,7 +52,7 @@ def test_absurd_values_are_refused_in_a_sentence(
     for i, f in enumerate(fields(options(stage))):
         option = f"--{f.name.replace('_', '-')}"
         for value in ABSURD[i % every :: every]:
-            if f.type in ("bool", "str") or "Path" in str(f.type) or is_in_bounds(f.name, f.type, value):
+            if f.type in ("bool", "str") or "Path" in str(f.type) or is_in_bounds(f, value):
                 continue
             with pytest.raises(UserError) as raised:
                 main([*where, f"{option}={value}"])
@@ -62,11 +62,11 @@ def test_absurd_values_are_refused_in_a_sentence(
     assert capsys.readouterr().err == ""
 
 
-def is_in_bounds(name: str, kind: object, value: str) -> bool:
+def is_in_bounds(f: Field[Any], value: str) -> bool:
     """Whether it is none of the absurd values for this option after all."""
-    least, most = BOUNDS.get(name, (math.inf, -math.inf))
+    least, most = bounds_of(f) or (math.inf, -math.inf)
     try:
-        return least <= (float(value) if kind == "float" else int(value)) <= most
+        return least <= (float(value) if f.type == "float" else int(value)) <= most
     except ValueError:
         return False
 

@@ -8,7 +8,9 @@ texts. "Paper" means Ha & Schmidhuber, World Models, 2018, and its published cod
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from wm.config.bounds import MOST_AVERAGED, bounded, total
 
 Precision = Literal["float32", "int8"]
 """Number format of V's encoder when it acts."""
@@ -18,18 +20,18 @@ Precision = Literal["float32", "int8"]
 class CollectConfig:
     """Rollouts of untrained policies, then of a controller (paper, sections 4.1 and 5)."""
 
-    episodes: int = 10_000
+    episodes: int = total(10_000, 1, 10**6)
     """Total number of episodes of untrained policies. A larger number later adds the missing ones. Paper: 10,000."""
-    max_steps: int = 1000
+    max_steps: int = bounded(1000, 1, 10**9)
     """Maximum length of an episode in environment steps; a longer one is truncated. Paper: 1000."""
-    driven: int = 0
+    driven: int = total(0, 0, 10**6)
     """Number of additional episodes that a controller drives (paper, section 5: iterate), with random disturbances. The
     controller is that of --source, else of the scout. A larger number later adds the missing ones. Paper's CarRacing:
     none."""
-    bursts: float = 0.01
+    bursts: float = bounded(0.01, 0, 1)
     """Probability per step that a burst of brownian actions begins in a driven episode. 0.01: one burst in two seconds
     of driving."""
-    spread: float = 0.0
+    spread: float = bounded(0.0, 0, 10**6)
     """Standard deviation of Gaussian noise on the controller's weights (on centred [z; h]) in every second driven
     episode, like the candidates of an evolution with this sigma. 0: no noise."""
     scout: str = "scout"
@@ -40,9 +42,9 @@ class CollectConfig:
     walk in action space. mixture: each episode uses one of these two, with equal probability. cruise: a random walk of
     steering and one pedal, which drives fast. wide: one of these three, with cruise in half of the episodes. uniform:
     each action is sampled from the action space (the only policy that fits any environment)."""
-    cut_after: int = 0
+    cut_after: int = bounded(0, 0, 10**6)
     """End an episode after this many steps without a new tile, since only grass follows. 0: never. Paper: 0."""
-    episodes_per_shard: int = 8
+    episodes_per_shard: int = bounded(8, 1, 10**6)
     """Episodes in one HDF5 file. A killed command loses at most this many episodes per worker."""
 
 
@@ -50,33 +52,33 @@ class CollectConfig:
 class VAEConfig:
     """V, the convolutional VAE (paper, appendix A.1)."""
 
-    z: int = 32
+    z: int = bounded(32, 1, 4096)
     """Size of the latent vector. Paper: 32."""
-    updates: int = 1_000_000
+    updates: int = total(1_000_000, 0, 10**9)
     """Total number of gradient updates. Paper: 10 epochs over 10 million frames in batches of 100."""
-    batch: int = 100
+    batch: int = bounded(100, 1, 10**8)
     """Frames per batch. Paper: 100."""
-    lr: float = 1e-4
+    lr: float = bounded(1e-4, 1e-12, 1)
     """Adam's learning rate. Paper: 1e-4."""
-    free_nats: float = 0.5
+    free_nats: float = bounded(0.5, 0, 10**6)
     """Free nats per latent dimension: a KL below free_nats * z is not penalised. Paper's code: 0.5, so 16 for z 32."""
-    kl_weight: float = 1.0
+    kl_weight: float = bounded(1.0, 0, 10**6)
     """Weight of the KL term beside the summed squared error. Below 1, z holds more of the frame. Paper: 1."""
-    road_weight: float = 1.0
+    road_weight: float = bounded(1.0, 0, 10**6)
     """Weight of the squared error on pixels that are not grass (road, curbs, car), where CarRacing's rewards come from.
     Paper: 1."""
-    validation: float = 0.05
+    validation: float = bounded(0.05, 1e-6, 1 - 1e-6)
     """Fraction of the episodes (never single frames) held out for validation."""
-    earlier: tuple[int, ...] = ()
+    earlier: tuple[int, ...] = bounded((), 1, 10**6)
     """Number of episodes in each earlier round. It keeps the validation split of those rounds, since a V that continues
     from them (--start) was trained on the rest. None: there was no earlier round."""
-    validate_every: int = 5000
+    validate_every: int = bounded(5000, 1, 10**9)
     """Updates between validations. The weights with the lowest validation loss are saved."""
-    validation_frames: int = 4000
+    validation_frames: int = bounded(4000, 1, 10**6)
     """Maximum number of frames per validation, spread over all validation episodes."""
-    shuffle_frames: int = 20_000
+    shuffle_frames: int = bounded(20_000, 1, 10**8)
     """Frames in the shuffle buffer. It bounds the memory (12 kB a frame) for any size of the data."""
-    warn_error: float = 30.0
+    warn_error: float = bounded(30.0, 0, 10**6)
     """Warn when the squared error per validation image is above this: V is then not good enough to drive by."""
 
 
@@ -84,52 +86,52 @@ class VAEConfig:
 class MDNRNNConfig:
     """M, the MDN-RNN (paper, appendix A.2)."""
 
-    hidden: int = 256
+    hidden: int = bounded(256, 1, 65_536)
     """LSTM units. Paper: 256."""
-    mixtures: int = 5
+    mixtures: int = bounded(5, 1, 1024)
     """Gaussians per latent dimension. Paper: 5."""
     reward: Literal["tile", "value"] = "tile"
     """tile: the reward head predicts the probability of touching a new tile in this step (CarRacing's rewards are
     pulses of 1000/N, where N differs by track, minus 0.1 a step). value: the head predicts the reward itself."""
-    updates: int = 4000
+    updates: int = total(4000, 0, 10**9)
     """Total number of gradient updates. Paper's code: 4000."""
-    batch: int = 100
+    batch: int = bounded(100, 1, 10**8)
     """Clips per batch. Paper: 100."""
-    length: int = 1000
+    length: int = bounded(1000, 1, 10**6)
     """Steps per clip; shorter clips are padded and masked. Paper: whole episodes, whose 1000 frames have 999 steps
     between them; ours include the last frame."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, 1e-12, 1)
     """Initial learning rate of Adam. Paper: 1e-3."""
-    lr_final: float = 1e-5
+    lr_final: float = bounded(1e-5, 1e-12, 1)
     """Final learning rate, the limit of the decay. Paper: 1e-5."""
-    lr_decay: float = 0.9999
+    lr_decay: float = bounded(0.9999, 1e-12, 1)
     """Factor on (lr - lr_final) per update. Paper's code: 0.9999."""
-    clip: float = 1.0
+    clip: float = bounded(1.0, 1e-12, 10**6)
     """Maximum norm of the gradient. Paper's code clips each entry at 1.0."""
-    logsigma_floor: float = -7.0
+    logsigma_floor: float = bounded(-7.0, -50, 0)
     """Lower bound of log sigma. Without it, sigma goes to 0 and the loss explodes."""
-    dropout: float = 0.0
+    dropout: float = bounded(0.0, 0, 0.99)
     """Probability that a unit of h is hidden from the heads in training, the same units for a whole clip (Wellmer &
     Kwok, 2021). It allows dropout in the dream (--dropout of stage dream). Paper: 0."""
-    posterior: float = 1.0
+    posterior: float = bounded(1.0, 1e-3, 1)
     """Factor on V's standard deviation when z is drawn for M's training. 1: z is drawn from V's posterior (paper).
     Less: z is closer to V's mean, which the agent acts on."""
-    head_weight: float = 1.0
+    head_weight: float = bounded(1.0, 0, 10**6)
     """Weight of the reward and termination losses (nats per step) beside the NLL (nats per latent dimension)."""
-    outlook: tuple[int, ...] = ()
+    outlook: tuple[int, ...] = bounded((), 1, 10**6)
     """Horizons in steps over which an additional linear head predicts the mean rate of new tiles (or the mean reward).
     It makes h hold what C needs, such as the speed, in a linear form. Paper: none."""
-    outlook_weight: float = 100.0
+    outlook_weight: float = bounded(100.0, 0, 10**6)
     """Weight of the outlook's squared error (tiles per step; their variance is about 0.01) beside the NLL."""
-    fresh: int = 0
+    fresh: int = bounded(0, 0, 10**9)
     """Draw half of the clips of each batch from the newest N training episodes. 0: draw from all alike."""
-    validation: float = 0.05
+    validation: float = bounded(0.05, 1e-6, 1 - 1e-6)
     """Fraction of the episodes held out for validation; the same episodes as V's for equal fractions and seeds."""
-    earlier: tuple[int, ...] = ()
+    earlier: tuple[int, ...] = bounded((), 1, 10**6)
     """Number of episodes in each earlier round, as for V."""
-    validate_every: int = 500
+    validate_every: int = bounded(500, 1, 10**9)
     """Updates between validations. The weights with the lowest validation loss are saved."""
-    validation_clips: int = 200
+    validation_clips: int = bounded(200, 1, 10**6)
     """Maximum number of clips per validation."""
 
 
@@ -137,47 +139,47 @@ class MDNRNNConfig:
 class EvolutionConfig:
     """The evolution of C, in the environment or in the dream (paper, appendix A.4)."""
 
-    generations: int = 1800
+    generations: int = total(1800, 1, 10**9)
     """Total number of generations (one ask-tell cycle each). A larger number later continues. Paper: 1800."""
-    env_steps: int = 0
+    env_steps: int = total(0, 0, 10**12)
     """Upper bound on the steps of the population, in the environment or in the dream. The evolution ends at this bound
     or at --generations. A larger number later continues. 0: no bound."""
     es: Literal["cmaes", "sep-cmaes", "openes"] = "cmaes"
     """Evolution strategy. cmaes, sep-cmaes: pycma's, with a full or a diagonal covariance. openes: OpenAI's (mirrored
     samples, ranks, Adam). Paper: CMA-ES."""
-    lr: float = 0.02
+    lr: float = bounded(0.02, 1e-12, 1)
     """Learning rate of openes. The other strategies have none."""
     ranks: bool = True
     """Weight openes's candidates by rank, as the other strategies do. --no-ranks: by the fitness itself."""
-    popsize: int = 64
+    popsize: int = bounded(64, 4, 10**5)
     """Candidates per generation. Paper: 64."""
-    sigma0: float = 0.1
+    sigma0: float = bounded(0.1, 1e-12, 10**6)
     """Initial sigma (step size). Paper: 0.1."""
-    sigma_max: float = 1000.0
+    sigma_max: float = bounded(1000.0, 1e-12, 10**6)
     """Upper bound of sigma. Without it, sigma grows until the mean is no longer informative. 1000: in effect no bound
     (paper). With openes sigma stays at sigma0."""
-    sigma_min: float = 0.0
+    sigma_min: float = bounded(0.0, 0, 10**6)
     """Lower bound of sigma. Noise in the fitness shrinks sigma too early, and a mean whose neighbours drive well is
     robust. 0: no bound (paper)."""
     centre: bool = False
     """Evolve on [z; h] minus its mean over the collected data (in the dream: over the starts). The mean is folded into
     b, so no weights are added. Paper: no."""
-    whiten: float = 0.0
+    whiten: float = bounded(0.0, 0, 1)
     """Divide each principal direction of [z; h] by its standard deviation to this power, 0 to 1. The factors are folded
     into the weights. Paper: 0."""
-    components: int = 0
+    components: int = bounded(0, 0, 4096)
     """Evolve only on the first N principal directions of [z; h], those of largest variance. They are folded into the
     weights. 0: all. Paper: 0."""
     precision: Precision = "float32"
     """Number format of V's encoder when this controller acts on frames. int8: integer convolutions; they take less than
     half the time and change mu by a fraction of the posterior's sigma."""
-    max_steps: int = 1000
+    max_steps: int = bounded(1000, 1, 10**9)
     """Maximum length of a real rollout in environment steps. Paper: 1000."""
-    select_every: int = 10
+    select_every: int = bounded(10, 1, 10**6)
     """Generations between evaluations of the distribution mean on the selection tracks (also after the last one)."""
-    select_tracks: int = 16
+    select_tracks: int = bounded(16, 1, 10**6)
     """Number of fixed selection tracks, always real ones. The mean with the best score on them is saved."""
-    average: int = 1
+    average: int = bounded(1, 1, MOST_AVERAGED)
     """Evaluate and save the average of the last N distribution means, which varies less than the last mean. Paper:
     1."""
 
@@ -186,23 +188,23 @@ class EvolutionConfig:
 class ControllerConfig(EvolutionConfig):
     """C, the linear controller, evolved on real rollouts (paper, appendix A.3 and A.4)."""
 
-    tracks: int = 16
+    tracks: int = bounded(16, 1, 10**6)
     """Rollouts per candidate, each on one track. Tracks are drawn anew for each generation and are the same for all its
     candidates. Paper: 16."""
-    double_every: int = 0
+    double_every: int = bounded(0, 0, 10**6)
     """Double the rollouts per candidate every N generations, from 1 up to `tracks`. One track shows which candidates
     stay on the road; many tracks show which ones fail on some. 0: `tracks` in all generations. Paper: 0."""
-    cut_after: int = 100
+    cut_after: int = bounded(100, 0, 10**6)
     """End a training rollout after this many steps without a new tile and charge it 0.1 for each step not driven. 0:
     never. Rollouts for selection and evaluation are never cut."""
-    disturb: float = 0.0
+    disturb: float = bounded(0.0, 0, 1)
     """Probability per step that a burst of brownian actions begins in a training rollout, as in driven episodes, so
     that C learns to recover. Paper: 0. Rollouts for selection and evaluation are never disturbed."""
     inputs: Literal["zh", "z"] = "zh"
     """Input of C. zh: [z; h]. z: only V's latent, without M's memory (paper, section 3.4: "V model only")."""
-    hidden_units: int = 0
+    hidden_units: int = bounded(0, 0, 1024)
     """Units of C's hidden layer. 0: C is linear, as in the paper except for its "V model only with a hidden layer"."""
-    step_cost: float = 0.1
+    step_cost: float = bounded(0.1, 0, 10**6)
     """Cost of each step in CarRacing, also charged for each step that a cut rollout did not drive."""
 
 
@@ -210,38 +212,40 @@ class ControllerConfig(EvolutionConfig):
 class DreamConfig(EvolutionConfig):
     """C evolved in M's dream instead of the environment (paper, section 4, does so for Doom)."""
 
-    dreams: int = 16
+    REMOVED: ClassVar[dict[str, Any]] = {"discount": 0.0, "pace": 0.0}
+
+    dreams: int = bounded(16, 1, 10**6)
     """Dreams per candidate. Starts and noise are drawn anew for each generation and are the same for all its
     candidates. Paper: 16."""
-    horizon: int = 1000
+    horizon: int = bounded(1000, 1, 10**6)
     """Steps per dream. Paper: the environment's own limit."""
-    value: int = 0
+    value: int = bounded(0, 0, 10**9)
     """Add the return of the N steps after the dream, estimated from [z; h] at its end by a small network. The network
     is fitted to N-step returns of recorded episodes. 0: add nothing. Paper: none."""
-    unpaid: int = 50
+    unpaid: int = bounded(50, 0, 10**6)
     """Number of first steps of a dream that are not scored. A fast start keeps collecting tiles by momentum, about a
     second long, whatever the candidate does. Paper: none."""
-    temperature: float = 1.0
+    temperature: float = bounded(1.0, 1e-12, 10**6)
     """tau of M's samples: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
     noise: Literal["drawn", "recorded"] = "drawn"
     """Source of a dream's noise. drawn: sampled, as in the paper. recorded: inferred from the recorded steps after the
     start, as far as they go (Buesing et al., 2019); the recorded actions then lead to the recorded frames, and other
     actions to what they would have led to on that road. Roads that M samples are easier than real ones."""
-    dropout: float = 0.0
+    dropout: float = bounded(0.0, 0, 0.99)
     """Probability that a unit of h is hidden from the heads in a dream. The units are drawn anew for each dream and
     stay the same in all its steps (Wellmer & Kwok, 2021), so that C cannot exploit a single model. Paper: 0."""
-    disagreement: float = 0.0
+    disagreement: float = bounded(0.0, 0, 10**6)
     """Penalty on the disagreement of an ensemble (--ensemble), in points per scored step and unit of disagreement: the
     variance of the M's means of the next z, averaged over its dimensions. Paper: no ensemble."""
-    starts: int = 512
+    starts: int = bounded(512, 1, 10**6)
     """Number of moments of recorded episodes at which dreams start, saved in starts.npz."""
-    fresh: int = 0
+    fresh: int = bounded(0, 0, 10**9)
     """Use only the newest N episodes for starts and value fitting, since slow cars visit other states than fast ones.
     0: all."""
-    start_after: int = 70
+    start_after: int = bounded(70, 0, 10**6)
     """Minimum number of recorded steps before a start; M has read all of them. CarRacing zooms in for 50 steps, and 20
     more let M forget the zoom."""
-    start_near: int = 20
+    start_near: int = bounded(20, 0, 10**6)
     """A start has a new tile within N recorded steps before or after it. Elsewhere there is no road, and all candidates
     earn the same. 0, or a record without such moments: any moment."""
 
@@ -250,34 +254,36 @@ class DreamConfig(EvolutionConfig):
 class IterateConfig:
     """Rounds of collecting, V, M and the dream (paper, section 5, which names no sizes)."""
 
-    rounds: int = 3
+    REMOVED: ClassVar[dict[str, Any]] = {"go_on": False, "later_options": "", "later_from": 1}
+
+    rounds: int = total(3, 1, 50)
     """Total number of rounds. A larger number later adds the missing ones. Paper: one for CarRacing."""
-    added: int = 10_000
+    added: int = bounded(10_000, 1, 10_000)
     """Episodes that each round after the first adds, driven by the controller of the previous round."""
     driver: Literal["dream", "dream-latest"] = "dream"
     """Controller that drives these episodes. dream: the mean with the best score on real selection tracks.
     dream-latest: the last mean, which exploits the errors of its dream most."""
-    vae_updates: int = 100_000
+    vae_updates: int = bounded(100_000, 0, 10**9)
     """Gradient updates of V in each round after the first, from the weights of the previous round."""
-    vae_rounds: int = 1_000_000
+    vae_rounds: int = bounded(1_000_000, 0, 10**9)
     """Number of rounds after the first that train V. Later rounds reuse V and encode only the new frames."""
-    mdnrnn_updates: int = 2000
+    mdnrnn_updates: int = bounded(2000, 0, 10**9)
     """Gradient updates of M in each round after the first, from the weights of the previous round."""
     mdnrnn_options: str = ""
     """Options of stage mdnrnn in each round after the first, such as "--lr 5e-4"."""
-    fresh_rounds: int = 0
+    fresh_rounds: int = bounded(0, 0, 50)
     """In each round after the first, take half of M's clips, all starts and the value's data from the episodes of the
     last N rounds. While there are fewer rounds, the newest episodes of the first round fill up. 0: use all episodes
     alike."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--popsize 128 --horizon 150"."""
-    refine_from: int = 0
+    refine_from: int = bounded(0, 0, 10**9)
     """First refinement round. A refinement round is small: C continues from the latest mean of the previous round. In
     earlier rounds C starts from zeros, so that it forgets what it learnt from a less trained M. 0: no refinement
     rounds; the three options below then have no effect."""
-    refine_added: int = 40
+    refine_added: int = bounded(40, 1, 10_000)
     """Episodes that each refinement round adds, instead of `added`."""
-    refine_updates: int = 200
+    refine_updates: int = bounded(200, 0, 10**9)
     """Gradient updates of M in each refinement round, instead of `mdnrnn_updates`."""
     refine_options: str = ""
     """Options of stage dream in refinement rounds, after `dream_options`, such as few --generations and a small
@@ -288,9 +294,9 @@ class IterateConfig:
 class EvaluateConfig:
     """The score: mean ± std over 100 fresh tracks of the stock environment (paper, section 4.1)."""
 
-    episodes: int = 100
+    episodes: int = total(100, 1, 10**6)
     """Number of tracks, one episode each. Paper and the Gym leaderboard: 100 consecutive trials."""
-    max_steps: int = 1000
+    max_steps: int = bounded(1000, 1, 10**9)
     """Maximum length of an episode in environment steps, as the environment's own limit."""
 
 
@@ -298,18 +304,18 @@ class EvaluateConfig:
 class ProbeConfig:
     """Ridge regression of the car's state on [z; h]. Not in the paper."""
 
-    episodes: int = 60
+    episodes: int = total(60, 1, 10**6)
     """Number of fresh tracks, each driven once by the controller with bursts of brownian actions."""
-    max_steps: int = 1000
+    max_steps: int = bounded(1000, 1, 10**9)
     """Maximum length of an episode in environment steps."""
-    validation: float = 0.25
+    validation: float = bounded(0.25, 1e-6, 1 - 1e-6)
     """Fraction of the episodes, the last ones, that test the regression; it is fitted to the others."""
-    penalty: float = 10.0
+    penalty: float = bounded(10.0, 1e-12, 10**6)
     """Ridge penalty on the squared weights of features of variance 1, beside the squared errors summed over all steps.
     A penalty of N acts like N additional steps in which each feature carries no information."""
-    start_after: int = 50
+    start_after: int = bounded(50, 0, 10**6)
     """Number of first steps of each episode to leave out. CarRacing zooms in for 50."""
-    off_road: float = 12.0
+    off_road: float = bounded(12.0, 1e-12, 10**6)
     """Leave out steps at this distance from the centre line or beyond, in world units. The road ends at 6.7, so such a
     car is in the grass; far out, the nearest piece of road may be a different one, or out of the picture."""
 

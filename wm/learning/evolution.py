@@ -97,7 +97,7 @@ def _check_plain(plain: Mapping[str, Any], theta: Array | None) -> None:
 
 
 def check_sizes(config: EvolutionConfig) -> None:
-    """UserError when sizes do not fit together; `BOUNDS` limits each of them separately."""
+    """UserError when sizes do not fit together; the bounds of their fields limit each of them separately."""
     if not config.sigma_min <= config.sigma0 <= config.sigma_max:
         raise UserError("--sigma0 is out of range: give a value from --sigma-min to --sigma-max.")
     if config.es == "openes" and config.popsize % 2:

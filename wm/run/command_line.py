@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from wm.config.bounds import BOUNDS
+from wm.config.bounds import bounds_of
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS
 from wm.config.seeds import RUN_SEEDS
@@ -174,9 +174,9 @@ def split_options(option: str, text: str) -> list[str]:
 
 
 def check_bounds(config: Any) -> None:
-    """UserError when a number of a config dataclass is outside its `BOUNDS`, or nan."""
+    """UserError when a number of a config dataclass is outside its bounds, or nan."""
     for f in fields(config):
-        least, most = BOUNDS.get(f.name, (-math.inf, math.inf))
+        least, most = bounds_of(f) or (-math.inf, math.inf)
         value = getattr(config, f.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not least <= number <= most:

@@ -29,11 +29,7 @@ from wm.run.schema import NUMBER, Shape, fits
 from wm.run.signals import work_begins
 
 RECORD: Shape = {
-    "config": {
-        **dict.fromkeys(("updates?", "generations?", "horizon?", "z?"), int),
-        "temperature?": NUMBER,
-        "reward?": str,
-    },
+    "config": dict,
     "seed": int,
     "versions": {...: str},
     "commit": str,
@@ -43,7 +39,15 @@ RECORD: Shape = {
     "seconds": NUMBER,
     "peak_memory_mb": NUMBER,
 }
-"""Schema of the manifest's record of a stage, which `Run.stage` writes."""
+"""What the manifest holds of each stage. `Run.stage` writes it."""
+
+CONFIGS: dict[str, Shape] = {
+    "vae": {"updates?": int, "z?": int},
+    "mdnrnn": {"updates?": int, "reward?": str},
+    "controller": {"generations?": int},
+    "dream": {"generations?": int, "horizon?": int, "temperature?": NUMBER},
+}
+"""By stage: fields of its recorded config that others read."""
 
 LOCKS: list[int] = []
 """File descriptors of the locks that this process holds. A called stage inherits them, so that the folder stays locked
@@ -85,8 +89,10 @@ class Run:
             raise UserError(
                 f"{self.manifest} is not of format {RUN_FORMAT}, which this version writes: choose another RUN."
             )
-        stages = manifest.get("stages")
-        if not fits(stages, {...: RECORD}):
+        stages = manifest.get("stages", {})
+        if not fits(manifest, {"stages": {...: RECORD}}) or not all(
+            fits(record["config"], CONFIGS.get(stage, dict)) for stage, record in stages.items()
+        ):
             raise UserError(f"{self.manifest} is damaged (its records of stages are not readable): restore it.")
         return manifest
 
