@@ -152,7 +152,7 @@ def test_a_row_on_an_older_v_is_refused_and_made_anew(run: Run, pretended: Prete
     ablate(run, "--rows", "full")
     run.vae.unlink()
     run.vae.write_text("another V")
-    with pytest.raises(UserError, match=r"full/vae.pt is not that of .*--restart"):
+    with pytest.raises(UserError, match=r"full/vae.pt differs from that of .*--restart"):
         ablate(run, "--rows", "full")
     ablate(run, "--rows", "full", "--restart")
     assert row_of(run, "full").vae.read_text() == "another V"

@@ -188,25 +188,15 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def foreign(path: Path) -> None:
-    path.unlink()
-    with h5py.File(path, "w") as file:
-        file["x"] = np.zeros(3)
-
-
 def empty(path: Path) -> None:
     path.write_bytes(b"")
-
-
-def without_episodes(path: Path) -> None:
-    write_shard(path, [])
 
 
 def missing(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, foreign, empty, without_episodes, missing])
+@pytest.mark.parametrize("damage", [cut, flip, empty, missing])
 def test_damage_is_set_aside_and_filled_up(
     whole: Run, copy: Run, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,8 +226,8 @@ def test_damage_is_set_aside_and_filled_up(
         ({"shorter": 5}, "7 steps, where 12 are the most"),
     ],
 )
-def test_a_shard_of_another_collection_is_set_aside(
-    whole: Run, copy: Run, change: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+def test_a_shard_of_another_collection_stays_and_is_refused(
+    whole: Run, copy: Run, change: dict[str, Any], reason: str
 ) -> None:
     episode = Rollouts(copy.rollouts).episode(0)
     change = dict(change)
@@ -246,20 +236,60 @@ def test_a_shard_of_another_collection_is_set_aside(
             name: getattr(episode, name)[steps:] for name in ("observations", "actions", "rewards")
         }
         episode = replace(episode, **parts)
-    path = sorted(copy.rollouts.glob("*.h5"))[0]
-    write_shard(path, [replace(episode, **change), Rollouts(whole.rollouts).episode(1)])
-    main(arguments(copy.folder))
-    assert reason in capsys.readouterr().out
-    assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
-    assert read_json(copy.rollouts / "summary.json")["episodes"] == 4
+    first, last = sorted(copy.rollouts.glob("*.h5"))
+    write_shard(last, [replace(episode, **change), Rollouts(whole.rollouts).episode(1)])
+    cut(first)
+    before = contents(copy.folder)
+    with pytest.raises(
+        UserError, match=rf"{last.name} is whole and .* has .*{reason}.*: choose another RUN or RUNS, give"
+    ):
+        main(arguments(copy.folder, episodes=5))
+    assert contents(copy.folder) == before
 
 
-def test_a_doubled_episode_is_set_aside(whole: Run, copy: Run) -> None:
-    path = sorted(copy.rollouts.glob("*.h5"))[0]
-    (copy.rollouts / "z.h5").write_bytes(path.read_bytes())
-    main(arguments(copy.folder))
-    assert (copy.rollouts / "damaged" / "z.h5").exists()
-    assert Rollouts(copy.rollouts).fingerprint() == Rollouts(whole.rollouts).fingerprint()
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def of_another_kind(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros(3)
+
+
+def of_another_format(path: Path) -> None:
+    shutil.copy(path.parent / "000000-000001.h5", path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format"] = 999
+
+
+def without_episodes(path: Path) -> None:
+    write_shard(path, [])
+
+
+def doubled(path: Path) -> None:
+    shutil.copy(path.parent / "000000-000001.h5", path)
+
+
+@pytest.mark.parametrize("make", [of_another_kind, of_another_format, without_episodes, doubled])
+def test_a_whole_file_that_does_not_belong_there_stays_and_is_refused(copy: Run, make: Callable[[Path], None]) -> None:
+    make(copy.rollouts / "z.h5")
+    cut(copy.rollouts / "000002-000003.h5")
+    before = contents(copy.folder)
+    with pytest.raises(UserError, match=r"z\.h5 .*: move (it|one of them) away"):
+        main(arguments(copy.folder))
+    assert contents(copy.folder) == before
+
+
+def test_who_has_episodes_of_their_own_is_told_how_to_train_on_them(whole: Run, tmp_path: Path) -> None:
+    """`make vae` asks for rollouts/summary.json, which only a collection makes; stages.vae takes what is there."""
+    run = Run(tmp_path / "run")
+    write_shard(run.rollouts / "mine.h5", [replace(episode, seed=7) for episode in Rollouts(whole.rollouts)])
+    before = contents(run.folder)
+    with pytest.raises(
+        UserError, match=f"with `.venv/bin/python -m stages.vae --run {run.folder}`, or throw all of it"
+    ):
+        main(arguments(run.folder))
+    assert contents(run.folder) == before | {run.folder / ".lock": b""}
 
 
 def test_an_earlier_damaged_shard_stays(copy: Run) -> None:
@@ -306,7 +336,9 @@ def test_leftovers_of_a_killed_run_go(copy: Run) -> None:
     leftover = copy.rollouts / ".000000-000001-abc.tmp.h5"
     leftover.write_bytes(b"half a shard")
     assert set_aside_damaged(copy.rollouts) == [0, 1, 2, 3]
+    main(arguments(copy.folder))
     assert not leftover.exists()
+    assert not (copy.rollouts / "damaged").exists()
 
 
 def test_other_options_are_refused_and_restart_makes_anew(copy: Run) -> None:

@@ -326,7 +326,7 @@ def test_a_truncated_shard_is_refused(tmp_path: Path, share: float) -> None:
 def test_a_foreign_file_is_refused(folder: Path) -> None:
     with h5py.File(folder / "foreign.h5", "w") as file:
         file["x"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"foreign\.h5 .*`make collect`"):
+    with pytest.raises(UserError, match=r"foreign\.h5 is no file of rollouts: move it away"):
         Rollouts(folder)
     (folder / "foreign.h5").write_text("no HDF5 at all")
     with pytest.raises(UserError, match=r"foreign\.h5 .*`make collect`"):
@@ -335,7 +335,7 @@ def test_a_foreign_file_is_refused(folder: Path) -> None:
 
 def test_a_shard_without_episodes_is_refused(folder: Path) -> None:
     write_shard(folder / "empty.h5", [])
-    with pytest.raises(UserError, match=r"empty\.h5 holds no episodes.*`make collect`"):
+    with pytest.raises(UserError, match=r"empty\.h5 holds no episodes: move it away"):
         Rollouts(folder)
 
 
@@ -407,7 +407,7 @@ def test_a_name_too_long_for_the_table_is_an_error(tmp_path: Path) -> None:
 
 
 def test_column_files_close(folder: Path) -> None:
-    file = ColumnFile(folder / "a.h5", shards.KIND, shards.ROW, shards.WAY_OUT)
+    file = shards.open_shard(folder / "a.h5")
     file.close()
     assert len(file.table) == 3
     assert len(file.read("step/rewards", 0, 0, 2)) == 2  # it opens again

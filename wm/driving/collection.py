@@ -21,12 +21,11 @@ from wm.envs import make_env
 from wm.envs.car_racing.truth import has_road, is_on_road
 from wm.learning.basis import centred_basis
 from wm.memory.cell import LSTMCell
-from wm.run.errors import MachineError, UserError
+from wm.run.errors import DamageError, UserError
 from wm.run.progress import Progress
 from wm.run.schema import NUMBER, Shape, is_histogram
-from wm.store.columns import ColumnFile
 from wm.store.episode import Episode
-from wm.store.shards import KIND, ROW, WAY_OUT, read_episode, write_shard
+from wm.store.shards import open_shard, read_episode, write_shard
 from wm.vision.encoder import Encoder
 
 
@@ -168,7 +167,7 @@ def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_a
 
 
 def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: "") -> list[int]:
-    """Reads every shard to its end, and moves damaged, foreign, strange and doubled ones to folder/damaged/.
+    """Reads every shard to its end, and moves the damaged ones to folder/damaged/; what is whole stays where it is.
 
     Args:
         folder: Where the shards are.
@@ -178,29 +177,36 @@ def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: 
         The indices of the episodes that are there and whole.
 
     Raises:
-        MachineError: The system does not let one be read, which says nothing about it.
+        UserError: One is whole and does not belong here, or holds an episode that another one has; nothing is moved.
+        MachineError: The system does not let one be read, which says nothing about it; nothing is moved.
     """
-    paths = sorted(folder.glob("*.h5"))
-    found: set[int] = set()
+    paths = sorted(folder.glob("[!.]*.h5"))
+    found = dict[int, Path]()
+    damages = dict[Path, DamageError]()
     with Progress("check shards", len(paths), unit="shard") as progress:
         for path in paths:
             progress.update()
             try:
-                shard = ColumnFile(path, KIND, ROW, WAY_OUT)
-                for row in range(len(shard.table)):
-                    index = read_episode(shard, row).index
-                    if reason := strange(shard.table[row]):
-                        raise UserError(f"{path} is of another collection (its episode {index} has {reason}).")
+                shard = open_shard(path)
+                episodes = [read_episode(shard, row).index for row in range(len(shard.table))]
                 shard.close()
-                indices = set(shard.table["index"].tolist())
-                if len(indices) < len(shard.table) or found & indices:
-                    raise UserError(f"{path} holds an episode that is there already.")
-                found |= indices
-            except MachineError:
-                raise
-            except UserError as error:
-                set_aside(path)
-                print(f"set aside in {folder / 'damaged'}: {error}")
+            except DamageError as error:
+                damages[path] = error
+                continue
+            for row, index in zip(shard.table, episodes, strict=True):
+                if reason := strange(row):
+                    raise UserError(
+                        f"{path} is whole and of another collection (its episode {index} has {reason}): choose another "
+                        f"RUN or RUNS, give the options that it was made with, train V on what is there with "
+                        f"`.venv/bin/python -m stages.vae --run {folder.parent}`, or throw all of it away with "
+                        "`make collect ARGS=--restart`."
+                    )
+                if index in found:
+                    raise UserError(f"{found[index]} and {path} both hold episode {index}: move one of them away.")
+                found[index] = path
+    for path, damage in damages.items():
+        set_aside(path)
+        print(f"set aside in {folder / 'damaged'}: {damage}")
     return sorted(found)
 
 

@@ -14,6 +14,10 @@ class UserError(Exception):
     """An error that the user can correct: one sentence with the file or option and the way out. Exit code 2."""
 
 
+class DamageError(UserError):
+    """A file that is damaged: its content differs from what was written."""
+
+
 class MachineError(UserError):
     """A refusal of the machine (disk space, permissions, memory). The options are valid, so the command can resume."""
 

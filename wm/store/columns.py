@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.names import RUN_FORMAT
-from wm.run.errors import UserError, check_read, in_short
+from wm.run.errors import DamageError, UserError, check_read, in_short
 from wm.run.signals import held
 
 Array = NDArray[Any]
@@ -163,19 +163,21 @@ class ColumnFile:
         columns: (shape of a row, dtype) by "frame/<name>" and "step/<name>".
     """
 
-    def __init__(self, path: Path, kind: str, row: np.dtype[Any], way_out: str) -> None:
+    def __init__(self, path: Path, kind: str, row: np.dtype[Any], way_out: str, foreign: str = "") -> None:
         """Opens and checks a file.
 
         Args:
             path: The file.
             kind: The expected kind of the file.
             row: dtype of the table.
-            way_out: End of the sentence of every error.
+            way_out: End of the sentence of an error of a damaged file.
+            foreign: End of the sentence for a file that is whole but not the expected one; None: `way_out`.
 
         Raises:
-            UserError: It is damaged, foreign or empty, or of another format.
+            DamageError: It is damaged.
+            UserError: It is foreign or empty, or of another format.
         """
-        self.path, self._way_out = path, way_out
+        self.path, self._way_out, self._foreign = path, way_out, foreign or way_out
         self._file: h5py.File | None = None
         try:
             self._check(self._opened(), kind, row)
@@ -196,13 +198,13 @@ class ColumnFile:
     def _check(self, opened: h5py.File, kind: str, row: np.dtype[Any]) -> None:
         attributes = {name: _text(value) for name, value in opened.attrs.items()}
         if attributes.get("kind") != kind:
-            raise UserError(f"{self.path} is no file of {kind}: {self._way_out}.")
+            raise UserError(f"{self.path} is no file of {kind}: {self._foreign}.")
         if attributes.get("format") != str(RUN_FORMAT):
-            raise UserError(f"{self.path} is not of format {RUN_FORMAT}, which this version reads: {self._way_out}.")
+            raise UserError(f"{self.path} is not of format {RUN_FORMAT}, which this version reads: {self._foreign}.")
         # The low-level interface takes a third of the time, which counts for thousands of shards.
         file = opened.id
         if b"episodes" not in file:
-            raise UserError(f"{self.path} holds no episodes: {self._way_out}.")
+            raise UserError(f"{self.path} holds no episodes: {self._foreign}.")
         table = _whole(file, b"episodes", row)
         if not len(table) or (table["length"] < 1).any():
             raise ValueError("its table of episodes is not one")
@@ -247,7 +249,7 @@ class ColumnFile:
         if len(values) != stop - start:
             raise self._damaged(ValueError("it has been replaced by another one"))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise UserError(f"{self.path} holds {column} that are not finite: {self._way_out}.")
+            raise self._damaged(ValueError(f"its {column} are not finite"))
         return values
 
     def check_episode(self, row: int, *columns: Array) -> None:
@@ -264,8 +266,8 @@ class ColumnFile:
             self._file.close()
             self._file = None
 
-    def _damaged(self, error: BaseException) -> UserError:
-        return UserError(f"{self.path} is damaged ({in_short(error)}): {self._way_out}.")
+    def _damaged(self, error: BaseException) -> DamageError:
+        return DamageError(f"{self.path} is damaged ({in_short(error)}): {self._way_out}.")
 
 
 def checksum(*columns: Array) -> int:

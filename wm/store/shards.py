@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from wm.run.errors import UserError
+from wm.run.errors import DamageError, UserError
 from wm.run.files import atomic, share
 from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "rollouts"
 WAY_OUT = "`make collect` sets it aside and fills up"
+FOREIGN = "move it away, or choose another RUN or RUNS"
+"""What to do about a whole file that does not belong where it is: nothing of ours moves it."""
 ROW = np.dtype(
     [
         ("index", "i8"),
@@ -56,8 +58,13 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
             )
 
 
+def open_shard(path: Path) -> ColumnFile:
+    """A shard to read from; as `ColumnFile`."""
+    return ColumnFile(path, KIND, ROW, WAY_OUT, FOREIGN)
+
+
 def read_episode(shard: ColumnFile, row: int) -> Episode:
-    """The episode in a row of a shard; UserError when it does not match its digest."""
+    """The episode in a row of a shard; DamageError when it does not match its digest."""
     about = shard.table[row]
     index, steps = int(about["index"]), int(about["length"])
     try:
@@ -75,9 +82,9 @@ def read_episode(shard: ColumnFile, row: int) -> Episode:
             on_road=float(about["on_road"]),
         )
     except ValueError as error:
-        raise UserError(f"{shard.path} is damaged (episode {index}: {error}): {WAY_OUT}.") from error
+        raise DamageError(f"{shard.path} is damaged (episode {index}: {error}): {WAY_OUT}.") from error
     if episode.digest().encode() != about["digest"]:
-        raise UserError(f"{shard.path} is damaged (episode {index} does not fit its digest): {WAY_OUT}.")
+        raise DamageError(f"{shard.path} is damaged (episode {index} does not fit its digest): {WAY_OUT}.")
     return episode
 
 
@@ -108,11 +115,11 @@ class Rollouts:
         self._shards: list[ColumnFile] = []
         self._open = OrderedDict[int, None]()
         for path in paths:
-            shard = ColumnFile(path, KIND, ROW, WAY_OUT)
+            shard = open_shard(path)
             shard.close()  # h5py is slow with many open files
             self._shards.append(shard)
             if shard.columns != self._shards[0].columns:
-                raise UserError(f"{path} has other observations or actions than {paths[0]}: {WAY_OUT}.")
+                raise UserError(f"{path} has other observations or actions than {paths[0]}: {FOREIGN}.")
         tables = [shard.table for shard in self._shards]
         counts = [len(table) for table in tables]
         table = np.concatenate(tables)
@@ -143,7 +150,7 @@ class Rollouts:
         found = {name: (shape, dtype.str.lstrip("<|=")) for name, (shape, dtype) in self._shards[0].columns.items()}
         wanted = {"frame/observations": (FRAME, "u1"), "step/actions": ((3,), "f4"), "step/rewards": ((), "f4")}
         if found != wanted:
-            raise UserError(f"{self._shards[0].path} holds no CarRacing to train V and M on ({found}): {WAY_OUT}.")
+            raise UserError(f"{self._shards[0].path} holds no CarRacing to train V and M on ({found}): {FOREIGN}.")
 
     def read(self, episode: int, start: int, stop: int) -> Array:
         """Observations start..stop-1 of an episode of T+1; UserError when the shard is damaged there."""
