@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 FAST_ENV = "wm/CarRacing-v3"
-
 STOCK_ENV = "CarRacing-v3"
-
 DREAM_ENV = "wm/Dream-v0"
 
 RUN_FORMAT = 1

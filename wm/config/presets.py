@@ -8,7 +8,6 @@ from wm.config.names import FAST_ENV
 from wm.config.vmc import Config
 
 PAPER = Config()
-
 LAPTOP = Config(
     collect=replace(PAPER.collect, episodes=500, driven=400, max_steps=500),
     vae=replace(PAPER.vae, updates=4000, lr=3e-4, kl_weight=0.1, validate_every=500, validation_frames=2000),
@@ -56,7 +55,6 @@ LAPTOP = Config(
     ),
     iterate=replace(PAPER.iterate, added=200, vae_updates=1000),
 )
-
 SCOUT = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=300, driven=0),
@@ -72,7 +70,6 @@ SCOUT = replace(
         select_tracks=32,
     ),
 )
-
 DREAMER = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100, bursts=0, spread=0.06),
@@ -98,7 +95,6 @@ DREAMER = replace(
         refine_options="--generations 6 --sigma0 0.05 --dreams 96",
     ),
 )
-
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
     vae=replace(

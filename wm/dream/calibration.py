@@ -19,13 +19,10 @@ Array = NDArray[np.float64]
 
 BINS = 10
 """Bins of a reliability diagram, with equal numbers of steps."""
-
 CLIP_STEPS = 100
 """Length in steps of the clips that are dreamt again: two seconds."""
-
 CLIPS = 64
 """Maximum number of clips."""
-
 SAMPLES = 8
 """Dreams per clip."""
 

@@ -29,9 +29,7 @@ from wm.store.starts import Starts
 from wm.vision.vae import as_frames
 
 Floats = NDArray[np.float32]
-
 Frames = NDArray[np.uint8]
-
 Observe = Literal["features", "pixels"]
 
 LOW, HIGH = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)

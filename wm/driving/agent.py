@@ -14,7 +14,6 @@ from wm.memory.cell import LSTMCell
 from wm.vision.encoder import Encoder
 
 Frame = NDArray[np.uint8]
-
 State = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 

@@ -22,7 +22,6 @@ Z, HIDDEN = 32, 256
 
 CAUCHY_SCALE = 0.01
 """Upper bound of the scale of the random network's weights, as in the paper's code: rand() * 0.01."""
-
 CAUCHY_LIMIT = 1000.0
 """Clip of the draws, in units of the scale (it affects 1 in 1,600). Without it activations reach infinity and nan."""
 
@@ -154,7 +153,6 @@ class Driven:
 POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {
     p.name: p for p in (Uniform, Brownian, RandomNetwork, Cruise)
 }
-
 MIXTURES = {
     "mixture": (RandomNetwork.name, Brownian.name),
     "wide": (RandomNetwork.name, Brownian.name, Cruise.name, Cruise.name),

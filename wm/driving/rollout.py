@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 
 Observation = Any
-
 Action = Any
 
 

@@ -32,9 +32,7 @@ from wm.run.errors import MachineError, writing
 from wm.run.signals import held
 
 Task = Any
-
 Result = Any
-
 Work = Callable[[Task], Result]
 
 MOST_DEATHS = 5
@@ -238,7 +236,6 @@ class _Context(SpawnContext):
 
 
 _make: Callable[[], Work] | None = None
-
 _work: Work | None = None
 
 

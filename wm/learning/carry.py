@@ -19,7 +19,6 @@ Array = NDArray[np.float64]
 
 LIMIT = 2.5
 """The arguments of tanh are clipped to ±LIMIT in the fit: beyond it tanh is 0.99, and the action hardly changes."""
-
 RIDGE = 1e-3
 """Ridge penalty on features of unit variance, beside the mean squared error; needed since many features correlate."""
 

@@ -32,7 +32,6 @@ Array = NDArray[np.float64]
 
 Evaluate = Callable[[Array, int], tuple[Array, int]]
 """(candidates f64[P,N], number of the generation, from 1) to (fitness f64[P], number of steps)."""
-
 Select = Callable[[Array], tuple[Array, int]]
 """theta f64[N] to (returns f64[tracks] on the selection tracks, number of environment steps)."""
 

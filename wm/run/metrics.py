@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 EVOLVED = ("env_steps", "seconds", "mean")
-
 SELECTED = ("select_std", "select_steps")
-
 REQUIRED_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     "vae": {"val_loss": ("val_error", "val_kl", "val_dead")},
     "mdnrnn": {"val_loss": ("val_nll", "val_nll_one", "val_nll_marginal", "val_nll_unit")},

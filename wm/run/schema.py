@@ -11,7 +11,6 @@ items; a dict with the schemas of an object's fields by name ("name?": optional)
 fields; a function that returns a bool."""
 
 NUMBER = (int, float)
-
 LARGEST = 1e100
 """Largest absolute value that counts as a plausible number."""
 

@@ -58,28 +58,18 @@ from gymnasium.envs.box2d.car_racing import (
 )
 
 PX_X = WINDOW_W / STATE_W  # stock surface pixels per observation pixel, across
-
 PX_Y = WINDOW_H / STATE_H  # and down
-
 DASH_ROW = 84  # the dashboard is rows 84..95: 5/40 of the height
-
 FULL_ZOOM = ZOOM * SCALE  # surface pixels per world unit once the zoom-in is over
 
 # One period of the grass pattern: a patch and a gap, both ways. The field is 20 x 20 periods.
 PERIOD = 2 * GRASS_DIM
-
 N_PERIODS = 20
-
 SUPERSAMPLE = 4  # polygons are drawn at this multiple of the texture's resolution
-
 SUBPIXEL_BITS = 4  # fixed-point fraction of OpenCV's polygon vertices
-
 FINE = 96  # texels per period: 0.35 units a texel, against 0.64 x 0.51 units an observation pixel
-
 COARSE = 64  # the same for the texture of the zoom-in
-
 N_COARSE = 4  # and its halvings: 64, 32, 16, 8 texels per period
-
 FINE_FROM_ZOOM = 10.0  # surface pixels per unit from which the zoom-in, too, uses the fine texture
 
 
@@ -205,15 +195,10 @@ def _fill(image: np.ndarray, polygons: np.ndarray, colours: np.ndarray) -> None:
 
 # The observation's pixels that the car can cover, and the same on stock's surface.
 CAR_ROWS, CAR_COLS = slice(66, 78), slice(44, 52)
-
 CAR_LEFT, CAR_RIGHT = math.floor(CAR_COLS.start * PX_X), math.ceil(CAR_COLS.stop * PX_X)
-
 CAR_TOP, CAR_BOTTOM = math.floor(CAR_ROWS.start * PX_Y), math.ceil(CAR_ROWS.stop * PX_Y)
-
 HULL_COLOUR = (204, 0, 0)  # 0.8 * 255
-
 N_STEER = 40  # pictures per radian of steering
-
 N_PHASE = 32  # pictures per turn of a wheel
 
 # All of the ground is seen but for what the car covers; and a half, since the conversion to u8 cuts off.
@@ -226,7 +211,6 @@ def _as_in_box2d(corners: Sequence[tuple[float, float]]) -> np.ndarray:
 
 
 HULL = [_as_in_box2d(corners) for corners in (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)]
-
 TYRE = _as_in_box2d([(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)])
 
 
@@ -239,7 +223,6 @@ def _area_weights(start: int, stop: int, px: float, low: int, high: int) -> np.n
 
 
 _CAR_DOWN = _area_weights(CAR_ROWS.start, CAR_ROWS.stop, PX_Y, CAR_TOP, CAR_BOTTOM)
-
 _CAR_ACROSS = np.hstack(  # from RGBA to both halves of a picture: minus the coverage thrice, RGB
     [
         np.kron(_area_weights(CAR_COLS.start, CAR_COLS.stop, PX_X, CAR_LEFT, CAR_RIGHT).T, channels)
@@ -350,11 +333,8 @@ def _car_picture(angles: list[float], phases: list[float], zoom: float) -> np.nd
 
 # ---- The dashboard, rows 84..95: its parts are drawn by pygame as in stock, shrunk, and cached.
 DASH_TOP = round(DASH_ROW * PX_Y)  # 700
-
 UNIT_X, UNIT_Y = WINDOW_W // 40, WINDOW_H // 40  # stock's dashboard grid
-
 BOTTOM = WINDOW_H - UNIT_Y  # where vertical bars stand
-
 SCORE_COLS = 12  # of the observation; exactly 125 surface pixels
 
 
@@ -451,9 +431,7 @@ class _World(Box2D.b2World):
 
 # What Gymnasium's car has written in its code, in its units.
 GRASS_GRIP = FRICTION_LIMIT * 0.6
-
 STIFFNESS = 205000 * SIZE * SIZE
-
 BRAKE_FORCE = 15
 
 

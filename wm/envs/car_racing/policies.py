@@ -15,22 +15,16 @@ DT = 1 / 50
 
 CRUISE_SECONDS = 0.3
 """Correlation time of wheel and pedal in the cruise policy: the autocorrelation falls to 1/e."""
-
 CRUISE_STEERING = (0.02, 1.0)
 """Range of the standard deviation of the steering, drawn log-uniformly per episode: most go straight, some spin."""
-
 CRUISE_PEDAL = (0.0, 0.25)
 """Range of the mean pedal (above 0 gas, below 0 brake), drawn per episode: both a stop and 50 units/s are rare."""
-
 CRUISE_PEDAL_STD = (0.1, 0.8)
 """Range of the standard deviation of the pedal, drawn per episode."""
-
 CRUISE_HOLD_CHANCE = 0.01
 """Probability per step that a hold of wheel and pedal begins: one in two seconds of driving."""
-
 CRUISE_HOLD_STEPS = (10, 100)
 """Steps of a hold, from the first number to below the second: at 50 a second, 0.2 to 2 seconds."""
-
 CRUISE_HOLD_REACH = 1.5
 """Held values are drawn uniformly within ± this and clipped to ±1: a third are full lock, full gas or full brake."""
 

@@ -10,9 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 FRAME_SHAPE = (96, 96, 3)  # CarRacing's observation
-
 SIZE = 64  # V's input (paper, appendix A.1)
-
 DASHBOARD_ROW = 84  # rows 84..95 are the dashboard
 
 

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 from wm.run.errors import UserError
 
 Array = NDArray[np.generic]
-
 Shapes = Mapping[str, tuple[int | str, ...]]
 
 

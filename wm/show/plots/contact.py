@@ -12,10 +12,8 @@ from wm.store.shards import Rollouts
 
 ROWS, COLUMNS = 10, 12
 """Number of episodes, and of frames per episode."""
-
 GAP = 2
 """Pixels between pictures."""
-
 FRAME = 64
 
 

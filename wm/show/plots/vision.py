@@ -18,13 +18,10 @@ Frames = NDArray[np.uint8]
 
 COLUMNS = 12
 """Number of frames in the reconstructions."""
-
 ROWS = 12
 """Number of latent dimensions in the traversals, those with the largest KL."""
-
 VALUES = np.linspace(-3, 3, 9)
 """Values of a traversed dimension; the prior's standard deviation is 1."""
-
 GAP = 4
 """Pixels between pictures."""
 

@@ -16,10 +16,8 @@ from wm.show.svg import Line, Plotter
 
 SCORE_STEPS, SCORE_BINS = (5, 10, 20, 50, 100), 25
 """Bin widths of a score's histogram, and the maximum number of bins; the first width within this maximum is used."""
-
 SOLVED = 900.0
 """Mean return at which the environment counts as solved (Gym's documentation)."""
-
 DREAM_SCORE = "make evaluate ARGS='--controller dream'"
 """The command that scores the controller of the dream."""
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
-
 Colour = tuple[int, int, int]
 
 FPS = 50
@@ -67,17 +66,12 @@ class Moment:
 
 GAP = 12
 """Pixels between things."""
-
 GROUND = 24
 """Grey of what is empty."""
-
 INK: Colour = (235, 235, 235)
-
 FAINT: Colour = (150, 150, 150)
-
 LINES: tuple[Colour, ...] = ((255, 170, 60), (150, 150, 150), (90, 170, 255))
 """Colours of a plot's lines, in their order."""
-
 BARS: tuple[tuple[str, float, Colour], ...] = (
     ("steer", -1.0, (90, 170, 255)),
     ("gas", 0.0, (110, 220, 110)),
@@ -87,25 +81,18 @@ BARS: tuple[tuple[str, float, Colour], ...] = (
 
 CAMERA = (720, 480)
 """Width and height of a lone large camera: CarRacing's own 3:2."""
-
 SMALL = 216
 """Side of the pictures beside it."""
-
 PANE = (400, 280)
 """Width and height of a picture among equals: the shape of what V sees, 10:7, as it lies in the world."""
-
 HEADER, FOOTER, PLOT = 68, 96, 200
 """Heights of the captions, of the bars and readings, and of the plots."""
-
 WIDEST = 1440
 """Pixels across a grid of tracks."""
-
 SEAM, TILE_TEXT, TILE_PLOT = 4, 60, 150
 """In a tile: pixels between its pictures, and the heights of its two lines of text and of its plots."""
-
 LEAST_PLOT = 450
 """Pixels across that a plot needs: narrow tiles show the first one only."""
-
 MOST_TILES = 36
 """Tracks in a grid; the text of more of them could not be read."""
 

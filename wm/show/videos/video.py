@@ -14,13 +14,10 @@ from wm.show.videos.canvas import FPS, Image
 
 PREVIEW_SECONDS = 10
 """Length of a preview in seconds."""
-
 PREVIEW_EVERY = 4
 """A preview shows one of this many frames: 12.5 frames per second."""
-
 PREVIEW_BYTES = 2_000_000
 """Maximum size of a preview in bytes, since it loads with the page that shows it."""
-
 PREVIEW_SIZES = ((800, 70), (800, 45), (640, 40), (480, 40), (480, 20), (320, 20), (240, 10))
 """Widths in pixels and qualities (0 to 100) of a preview, in order of preference."""
 

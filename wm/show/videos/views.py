@@ -36,9 +36,7 @@ from wm.vision.encoder import Encoder
 from wm.vision.vae import as_frames, as_input
 
 View = Literal["real", "triptych", "dream", "compare"]
-
 Vector = NDArray[np.float32]
-
 State = tuple[Vector, Vector]
 
 WARM_UP = DreamConfig.start_after
