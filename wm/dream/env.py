@@ -1,7 +1,7 @@
 """The dream as an environment: CarRacing's actions in, M's next latents and rewards out. No simulator is involved.
 
-The environments use neither torch nor run folders, but a `World`. `wm.dream` makes the `World` of a run; its functions
-are the entry points of "wm/Dream-v0".
+The environments know neither torch nor run folders: they get a `World`, which `load_world` makes of a run. The two
+functions `make_dream_env` and `make_dream_vector_env` are the entry points of "wm/Dream-v0".
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         self,
         world: World,
         *,
-        horizon: int,
+        horizon: int = DreamConfig.horizon,
         start: int | None = None,
         observe: Observe = "features",
         dropout: float = 0.0,
@@ -227,7 +227,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         num_envs: int,
         world: World,
         *,
-        horizon: int,
+        horizon: int = DreamConfig.horizon,
         start: int | None = None,
         observe: Observe = "features",
         dropout: float = 0.0,
@@ -306,54 +306,26 @@ def _check_render_mode(mode: str | None, metadata: dict[str, Any]) -> None:
         raise ValueError(f"render_mode is {mode!r}, not one of {metadata['render_modes']}")
 
 
-def make_dream_env(
-    run: str | Path,
-    *,
-    temperature: float = DreamConfig.temperature,
-    horizon: int = DreamConfig.horizon,
-    start: int | None = None,
-    observe: Observe = "features",
-    dropout: float = DreamConfig.dropout,
-    render_mode: str | None = None,
-) -> DreamEnv:
+def make_dream_env(run: str | Path, *, temperature: float = DreamConfig.temperature, **options: Any) -> DreamEnv:
     """Makes the dream environment of a run; the entry point of `gymnasium.make("wm/Dream-v0", run=...)`.
 
     Args:
         run: A run folder with V, M and starts.npz or latents.h5.
         temperature: tau > 0 of M's samples (paper, section 4); less makes the dream more certain.
-        horizon: Steps after which an episode is truncated, >= 1.
-        start: Number of the start of every episode; None: drawn for each episode.
-        observe: "features": [z, h] f32[Z+H]. "pixels": decoded frames u8[64,64,3].
-        dropout: Probability that a unit of h is hidden from M's heads in an episode, in [0, 1).
-        render_mode: "rgb_array" or None.
+        **options: Those of `DreamEnv`: horizon, start, observe, dropout, render_mode.
 
     Raises:
         UserError: A file in the folder is missing, or the files do not fit together.
         ValueError: An option is out of range.
     """
-    world = load_world(Run(run), temperature)
-    return DreamEnv(world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode)
+    return DreamEnv(load_world(Run(run), temperature), **options)
 
 
 def make_dream_vector_env(
-    num_envs: int,
-    run: str | Path,
-    *,
-    temperature: float = DreamConfig.temperature,
-    horizon: int = DreamConfig.horizon,
-    start: int | None = None,
-    observe: Observe = "features",
-    dropout: float = DreamConfig.dropout,
-    render_mode: str | None = None,
+    num_envs: int, run: str | Path, *, temperature: float = DreamConfig.temperature, **options: Any
 ) -> DreamVectorEnv:
-    """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`.
-
-    `num_envs` is N; the other arguments and the errors are those of `make_dream_env`.
-    """
-    world = load_world(Run(run), temperature)
-    return DreamVectorEnv(
-        num_envs, world, horizon=horizon, start=start, observe=observe, dropout=dropout, render_mode=render_mode
-    )
+    """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`."""
+    return DreamVectorEnv(num_envs, load_world(Run(run), temperature), **options)
 
 
 def load_world(run: Run, temperature: float) -> World:
