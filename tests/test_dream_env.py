@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
+import wm.envs  # noqa: F401  registers wm/Dream-v0
 from wm.dream.env import DreamEnv, DreamVectorEnv, World
 
 Floats = NDArray[np.float32]

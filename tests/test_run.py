@@ -143,6 +143,9 @@ def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.Monkey
     assert index.stat().st_mtime_ns == before
     (tmp_path / "wm" / "run.py").write_text("changed")
     assert re.fullmatch(r"[0-9a-f]{12}-dirty", commit())
+    monkeypatch.setattr(wm.run.provenance, "__file__", str(tmp_path / "lib" / "wm" / "run" / "provenance.py"))
+    (tmp_path / "lib").mkdir()  # in a folder of another repository
+    assert commit() == "unknown"
 
 
 def test_peak_memory_is_in_megabytes() -> None:

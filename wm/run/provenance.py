@@ -29,13 +29,14 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this code, with '-dirty' when tracked files differ from it; 'unknown' outside of git."""
+    """The commit of this code, with '-dirty' when tracked files differ from it; 'unknown' outside of its repository."""
+    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         # Without optional locks: after a kill, a leftover .git/index.lock would block every commit.
         return subprocess.run(
             ["git", "--no-optional-locks", *arguments],
-            cwd=Path(__file__).parents[2],
+            cwd=root,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -43,6 +44,8 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown"  # installed inside another repository, whose commit says nothing of this code
         dirty = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
