@@ -1,6 +1,7 @@
 """Calibration: reliability against a hand count, and a dream's clips against the record they start from."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,15 @@ def test_the_picture(tmp_path: Path, run: Run, networks: Networks) -> None:
     heads = head_reliability(latents, held_out, networks)
     plot_calibration(tmp_path / "c.png", heads, dream_clips(latents, held_out, networks, starts, after=20))
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@torch.no_grad()
+def test_a_dream_that_has_ended_earns_nothing_more(tmp_path: Path) -> None:
+    networks = load_networks(run := make_toy_run(tmp_path))
+    networks.mdnrnn.terminated_head.weight.zero_()
+    networks.mdnrnn.terminated_head.bias.fill_(0.0)  # each step ends it with the probability 1/2
+    latents, _, held_out = split_latents(run, networks)
+    starts = find_starts(run, networks, SMOKE.dream)
+    starts = replace(starts, rewards=np.array([1, 1, 0], np.float32))
+    clips = dream_clips(latents, held_out, networks, starts, after=20)
+    np.testing.assert_allclose(clips.dreamt[0, 0, :5], 0.5 ** np.arange(1, 6), rtol=1e-5)

@@ -71,3 +71,12 @@ def test_the_carried_controller_acts_alike_with_another_memory() -> None:
     found = x @ carried[: 3 * models.features].reshape(3, -1).T + carried[3 * models.features :]
     wanted = (x @ weights.T + [0.1, -0.2, 0.3]).clip(-LIMIT, LIMIT)
     assert ((found - wanted) ** 2).mean() < 0.02 * wanted.var()
+
+
+def test_the_features_of_an_episode_can_be_kept_side_by_side() -> None:
+    models, theta = load_acting(PRETRAINED)
+    record = episode(models, theta, 5, 0)
+    kept = list(features(models, record))
+    copies = [each.copy() for each in features(models, record)]
+    np.testing.assert_array_equal(kept, copies)
+    assert len({each.tobytes() for each in kept}) == 5

@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from wm.config.names import FAST_ENV
 from wm.config.presets import LAPTOP, PRESETS, SMOKE
 from wm.config.vmc import Config, ControllerConfig
 from wm.controller.linear import load_controller, save_controller
-from wm.run.command_line import Common, call_stage, parse
+from wm.run.command_line import Common, call_stage, check_bounds, parse
 from wm.run.errors import MachineError, UserError
 from wm.run.folder import Run
 from wm.run.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, held
@@ -338,3 +338,28 @@ def test_a_signal_after_the_end_changes_nothing(number: signal.Signals) -> None:
     command = [sys.executable, "-c", late + STAGE, "--run", "x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("unwinding")
+def test_a_signal_waits_for_the_outermost_that_holds_it() -> None:
+    passed = []
+
+    @held()
+    def outer() -> None:
+        with held():
+            os.kill(os.getpid(), signal.SIGINT)
+        passed.append("inner")
+        _ = [None for _ in range(1000)]  # gives the interpreter time to meet the signal
+        passed.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        outer()
+    assert passed == ["inner", "outer"]
+
+
+def test_bounds_are_inclusive_on_both_sides() -> None:
+    for whiten in (0.0, 1.0):
+        check_bounds(replace(SMOKE.controller, whiten=whiten))
+    for whiten in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match=rf"--whiten {whiten} is out of range: give 0 to 1\."):
+            check_bounds(replace(SMOKE.controller, whiten=whiten))

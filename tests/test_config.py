@@ -102,3 +102,10 @@ def test_work_done_with_an_option_that_is_no_more_has_changed() -> None:
     old = asdict(SMOKE.iterate)
     assert list(changed_fields({**old, "go_on": False, "later_from": 1}, SMOKE.iterate)) == []
     assert list(changed_fields({**old, "go_on": True}, SMOKE.iterate)) == ["go_on was True, is no longer supported"]
+
+
+def test_a_field_that_old_work_lacks_had_its_default() -> None:
+    old = {name: value for name, value in asdict(SMOKE.controller).items() if name != "whiten"}
+    default = type(SMOKE.controller).whiten
+    assert list(changed_fields(old, replace(SMOKE.controller, whiten=default))) == []
+    assert list(changed_fields(old, replace(SMOKE.controller, whiten=0.5))) == [f"whiten was {default}, is 0.5"]

@@ -1,3 +1,4 @@
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -106,3 +107,8 @@ def test_the_dashboard_that_is_cropped_is_not_missed() -> None:
         assert reward == other
     assert frame[DASHBOARD_ROW:].any()
     assert not cropped.unwrapped.state[DASHBOARD_ROW:].any()  # type: ignore[attr-defined]
+
+
+def test_the_picture_is_the_first_84_rows() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    np.testing.assert_array_equal(preprocess(frame), cv2.resize(frame[:84], (64, 64), interpolation=cv2.INTER_LINEAR))

@@ -488,3 +488,8 @@ def test_a_run_whose_name_is_not_in_utf_8_has_a_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run").folder.rename(tmp_path / os.fsdecode(b"ran\xe9"))
     main(["--run", str(folder), "--no-videos"])
     assert "Run ran\\udce9" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_has_all_its_updates_is_done(tmp_path: Path) -> None:
+    page = check(render(open_run(write_run(tmp_path / "whole"), "whole"), [], []))
+    assert "dreamdone" in page.words  # two cells of one row: generations 2 of 2

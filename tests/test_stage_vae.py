@@ -15,19 +15,23 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import stages.vae
 from stages.vae import main, report
+from wm.config.presets import SMOKE
 from wm.config.vmc import VAEConfig
 from wm.learning.checkpoint import Best
 from wm.run.checksums import file_hash
+from wm.run.device import derived_seed
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import read_metrics
 from wm.store.episode import Episode
 from wm.store.shards import Rollouts, write_shard
 from wm.vision.encoder import Encoder, encoder_graph
-from wm.vision.vae import VAE, as_input, load_vae
+from wm.vision.training import batch_loss, validate
+from wm.vision.vae import VAE, as_input, kl_per_dimension, load_vae, vae_loss
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--updates=6", "--batch=8", "--validate-every=3", "--validation-frames=24", "--shuffle-frames=40"]
@@ -308,3 +312,45 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
     for name, value in one["model"].items():
         assert torch.equal(value, other["model"][name])
     assert runs[0].vae.exists()
+
+
+@torch.no_grad()
+def test_vs_validation_is_the_mean_over_all_frames_with_the_same_noise() -> None:
+    config, model = SMOKE.vae, VAE(SMOKE.vae.z)
+    frames = np.random.default_rng(0).integers(0, 256, (150, 64, 64, 3), np.uint8)  # two batches
+    found = validate(model, frames, config=config, seed=3, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(derived_seed("vae validation", 3))
+    wanted, errors, kls = [], [], []
+    for part in np.split(frames, 2):
+        x = as_input(torch.from_numpy(part))
+        mu, logvar = model.encode(x)
+        z = mu + torch.randn(mu.shape, generator=generator) * (logvar / 2).exp()
+        kl = kl_per_dimension(mu, logvar)
+        value, error = vae_loss(x, model.decode(z), kl, config.free_nats, config.kl_weight, config.road_weight)
+        wanted.append(value.item())
+        errors.append(error.item())
+        kls.append(kl.mean(0))
+    assert found["loss"] == pytest.approx(np.mean(wanted), rel=1e-4)
+    assert found["error"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert found["kl"] == pytest.approx(torch.stack(kls).mean(0).sum().item(), rel=1e-4)
+    assert found["kl_05"] == pytest.approx(torch.stack(kls).mean(0)[5].item(), rel=1e-3)
+
+
+def test_vs_loss_draws_z_and_counts_what_validation_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wm.run.device.has_fast_bf16", lambda device: False)
+    config, model = SMOKE.vae, VAE(SMOKE.vae.z)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+
+    def at(seed: int) -> tuple[Tensor, Any]:
+        return batch_loss(model, frames, torch.Generator().manual_seed(seed), config=config, device=torch.device("cpu"))
+
+    assert at(0)[1]["error"] == at(0)[1]["error"] != at(1)[1]["error"]
+    x = as_input(torch.from_numpy(frames))
+    mu, logvar = model.encode(x)
+    noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
+    made = model.decode(mu + noise * (logvar / 2).exp())
+    wanted, error = vae_loss(
+        x, made, kl_per_dimension(mu, logvar), config.free_nats, config.kl_weight, config.road_weight
+    )
+    assert at(0)[0].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert at(0)[1]["error"].item() == pytest.approx(error.item(), rel=1e-4)

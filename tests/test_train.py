@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wm.learning.gradient
+from wm.config.bounds import total
 from wm.learning.checkpoint import Best, forget, is_finished
 from wm.learning.gradient import train
 from wm.run.artifact import save_artifact
@@ -31,7 +32,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class TinyConfig:
-    updates: int = 30
+    updates: int = total(30, 0, 10**9)
     validate_every: int = 7
     width: int = 8
     lr: float = 0.02
@@ -413,3 +414,15 @@ def test_finished_or_not(tmp_path: Path) -> None:
     forget(run, "tiny", path)
     assert not path.exists()
     assert not is_finished(run, "tiny", path, replace(config, updates=40), made_from)
+
+
+def test_the_noise_of_an_update_is_seeded_by_stage_seed_and_its_number(tmp_path: Path) -> None:
+    seeds = []
+
+    def watched(model: Any, batch: Any, generator: torch.Generator) -> Any:
+        seeds.append(generator.initial_seed())
+        return loss(model, batch, generator)
+
+    go(Run(tmp_path), TinyConfig(updates=5), loss=watched)
+    go(Run(tmp_path), TinyConfig(updates=9), loss=watched)
+    assert seeds == [derived_seed("tiny", 5, n) for n in range(9)]
