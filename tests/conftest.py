@@ -35,6 +35,26 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
 
 
+class Figures:
+    """Prints what tests recorded as `figure` as soon as each is done, also of tests side by side."""
+
+    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == "figure" and report.when == "call":
+                self._reporter.ensure_newline()
+                self._reporter.write_line(str(value))
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has made its reporter
+def pytest_configure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:  # not in the processes of tests side by side
+        config.pluginmanager.register(Figures(reporter))
+
+
 @pytest.fixture
 def unwinding() -> Iterator[None]:
     """The test's process takes signals as a command does."""

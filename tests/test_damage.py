@@ -211,7 +211,7 @@ def is_what_was_written(kind: Kind, found: Any, wanted: Any) -> bool:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("mutations", [FEW, pytest.param(MANY, marks=[pytest.mark.faults, pytest.mark.slow])])
 def test_damage_is_refused_or_harmless(
-    source: Run, copy: Run, name: str, mutations: int, capsys: pytest.CaptureFixture[str]
+    source: Run, copy: Run, name: str, mutations: int, record_property: Callable[[str, object], None]
 ) -> None:
     kind = KINDS[name]
     wanted = plain(kind.load(source))
@@ -229,8 +229,7 @@ def test_damage_is_refused_or_harmless(
     assert plain(kind.load(copy)) == wanted
     assert refused > mutations / 3
     if mutations == MANY:
-        with capsys.disabled():
-            print(f"\n{name}: {refused} of {mutations} mutations refused, the others changed nothing", flush=True)
+        record_property("figure", f"{name}: {refused} of {mutations} mutations refused, the others changed nothing")
 
 
 @pytest.mark.parametrize("name", KINDS)

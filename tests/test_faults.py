@@ -98,15 +98,9 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def tell(full: bool, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Says a figure of the full dose at once, past pytest's capture: for docs/reliability.md."""
-
-    def said(line: str) -> None:
-        if full:
-            with capsys.disabled():
-                print(f"\n{line}", flush=True)
-
-    return said
+def tell(full: bool, record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says a figure of the full dose: for docs/reliability.md."""
+    return (lambda line: record_property("figure", line)) if full else (lambda line: None)
 
 
 def command(stage: str, folder: Path, workers: int = 2) -> list[str]:

@@ -269,7 +269,7 @@ def test_damaged_artifact_is_one_sentence(started: Run) -> None:
 def test_z_tells_frames_apart(tmp_path: Path) -> None:
     """A V that has collapsed decodes the mean frame, whatever it sees; this one does better."""
     run = new_run(tmp_path, 8)
-    main(arguments(run, "--validation-frames", "200"))
+    main(arguments(run, "--updates", "45", "--validation-frames", "200"))
     rollouts = Rollouts(run.rollouts)
     _, held_out = rollouts.split(0.25, 0)
     frames = np.concatenate([rollouts.episode(i).observations for i in held_out]) / 255
