@@ -49,7 +49,7 @@ class CollectArgs(CollectConfig):
 
 
 def main(argv: list[str]) -> None:
-    """Collects the missing episodes; damaged shards are set aside first, shards of another collection are refused."""
+    """Collects the missing episodes; damaged shards are set aside first, and foreign ones are refused."""
     args, given = parse(
         lambda preset: CollectArgs(**vars(preset.collect)), "Collect episodes to train V and M on.", argv
     )

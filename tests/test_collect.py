@@ -241,7 +241,7 @@ def test_a_shard_of_another_collection_stays_and_is_refused(
     cut(first)
     before = contents(copy.folder)
     with pytest.raises(
-        UserError, match=rf"{last.name} is whole and .* has .*{reason}.*: choose another RUN or RUNS, give"
+        UserError, match=rf"{last.name} belongs to another collection .*{reason}.*: choose another RUN or RUNS, give"
     ):
         main(arguments(copy.folder, episodes=5))
     assert contents(copy.folder) == before
@@ -286,7 +286,7 @@ def test_who_has_episodes_of_their_own_is_told_how_to_train_on_them(whole: Run, 
     write_shard(run.rollouts / "mine.h5", [replace(episode, seed=7) for episode in Rollouts(whole.rollouts)])
     before = contents(run.folder)
     with pytest.raises(
-        UserError, match=f"with `.venv/bin/python -m stages.vae --run {run.folder}`, or throw all of it"
+        UserError, match=f"with `.venv/bin/python -m stages.vae --run {run.folder}`, or delete all of them"
     ):
         main(arguments(run.folder))
     assert contents(run.folder) == before | {run.folder / ".lock": b""}

@@ -280,7 +280,7 @@ def test_what_the_system_does_not_read_is_not_taken_for_damaged(
             with pytest.raises(MachineError) as said:
                 KINDS[name].load(source)
         assert str(said.value).startswith(f"{source.folder / path} cannot be read ({os.strerror(number)}): ")
-        assert str(said.value).endswith(", and the same command goes on.")
+        assert str(said.value).endswith(" and run the same command again.")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_a_shard_that_claims_more_than_it_holds_is_set_aside(tmp_path: Path) -> 
         for group, rows in (("frame", steps + 1), ("step", steps)):
             for column in file[group].values():
                 column.resize(rows, axis=0)
-    with pytest.raises(UserError, match=r"a\.h5 is damaged \((frame|step)/\w+ is not whole\)"):
+    with pytest.raises(UserError, match=r"a\.h5 is damaged \((frame|step)/\w+ is not complete\)"):
         Rollouts(tmp_path)
     assert set_aside_damaged(tmp_path) == []
     assert (tmp_path / "damaged" / "a.h5").exists()

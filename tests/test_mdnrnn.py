@@ -502,7 +502,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str
 
 def test_another_artifact_is_refused(tmp_path: Path) -> None:
     save_artifact(tmp_path / "mdnrnn.pt", "vae", small().state_dict(), CONFIG, {})
-    with pytest.raises(UserError, match="no mdnrnn"):
+    with pytest.raises(UserError, match="not a mdnrnn"):
         load_mdnrnn(tmp_path / "mdnrnn.pt")
     with pytest.raises(UserError, match="make mdnrnn"):
         load_mdnrnn(tmp_path / "missing.pt")

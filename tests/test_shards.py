@@ -269,7 +269,7 @@ def test_a_shard_that_was_replaced_while_it_was_not_open_is_refused(tmp_path: Pa
     write_shard(tmp_path / "x.h5", [drawn(0, steps=9)])
     rollouts = Rollouts(tmp_path)
     write_shard(tmp_path / "x.h5", [drawn(0, steps=5)])
-    with pytest.raises(UserError, match=r"x\.h5 is damaged \(it has been replaced by another one\)"):
+    with pytest.raises(UserError, match=r"x\.h5 is damaged \(it has been replaced by another file\)"):
         rollouts.read(0, 0, 10)
 
 
@@ -465,5 +465,5 @@ def test_rows_that_nobody_wrote_are_no_table(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "r+") as file:
         del file["episodes"]
         file.create_dataset("episodes", shape=(2**50,), dtype=shards.ROW, chunks=(64,), fletcher32=True)
-    with pytest.raises(UserError, match=r"x\.h5 is damaged \(its episodes are not whole\)"):
+    with pytest.raises(UserError, match=r"x\.h5 is damaged \(its episodes are not complete\)"):
         Rollouts(tmp_path)

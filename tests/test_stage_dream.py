@@ -205,7 +205,7 @@ def test_an_ensemble_cannot_change_under_way(run: Run, tmp_path: Path, capsys: p
     assert "finished" in capsys.readouterr().out
     stage(run, "--restart")
     assert outcome(run)[0] != first[0]
-    with pytest.raises(UserError, match=r"--ensemble .*gone: there is no .*mdnrnn\.pt"):
+    with pytest.raises(UserError, match=r"--ensemble .*gone: .*mdnrnn\.pt is missing"):
         stage(run, "--ensemble", str(tmp_path / "gone"))
 
 

@@ -150,7 +150,7 @@ def record_episode(
 
 
 def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
-    """Why an episode, a row of a shard's table, is none of the collection that these make; "" when it is."""
+    """Why an episode, a row of a shard's table, is not part of the collection with these options; "" when it is."""
     index, length = int(row["index"]), int(row["length"])
     if row["env_id"].decode() != env_id:
         return f"environment {row['env_id'].decode()}, not {env_id}"
@@ -167,18 +167,18 @@ def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_a
 
 
 def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: "") -> list[int]:
-    """Reads every shard to its end, and moves the damaged ones to folder/damaged/; what is whole stays where it is.
+    """Reads every shard completely and moves the damaged ones to folder/damaged/; complete shards are never moved.
 
     Args:
         folder: Where the shards are.
-        strange: Says of a row of a shard's table why that episode does not belong here; "" when it does.
+        strange: Gives the reason why the episode of a row of a shard's table does not belong here; "" if it does.
 
     Returns:
-        The indices of the episodes that are there and whole.
+        The indices of the complete episodes.
 
     Raises:
-        UserError: One is whole and does not belong here, or holds an episode that another one has; nothing is moved.
-        MachineError: The system does not let one be read, which says nothing about it; nothing is moved.
+        UserError: A complete shard belongs to another collection, or has an episode of another shard. Nothing is moved.
+        MachineError: The system refuses to read a shard, which is no sign of damage. Nothing is moved.
     """
     paths = sorted(folder.glob("[!.]*.h5"))
     found = dict[int, Path]()
@@ -196,9 +196,9 @@ def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: 
             for row, index in zip(shard.table, episodes, strict=True):
                 if reason := strange(row):
                     raise UserError(
-                        f"{path} is whole and of another collection (its episode {index} has {reason}): choose another "
-                        f"RUN or RUNS, give the options that it was made with, train V on what is there with "
-                        f"`.venv/bin/python -m stages.vae --run {folder.parent}`, or throw all of it away with "
+                        f"{path} belongs to another collection (its episode {index} has {reason}): choose another RUN "
+                        "or RUNS, give the options with which it was made, train V on the existing episodes with "
+                        f"`.venv/bin/python -m stages.vae --run {folder.parent}`, or delete all of them with "
                         "`make collect ARGS=--restart`."
                     )
                 if index in found:
@@ -211,7 +211,7 @@ def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: 
 
 
 def set_aside(path: Path) -> None:
-    """Moves a file into damaged/ beside it, under a name that is free there: shards of all collections are alike."""
+    """Moves a file into damaged/ beside it, under a free name, since shards of all collections have the same names."""
     folder = path.parent / "damaged"
     folder.mkdir(exist_ok=True)
     target, number = folder / path.name, 1

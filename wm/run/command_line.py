@@ -37,7 +37,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thre
 """Messages of RuntimeErrors (torch's and Python's) that mean the same as a MemoryError."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""Those that this process may use; macOS knows only how many there are."""
+"""CPU cores that this process may use; on macOS all cores."""
 
 Sizes = TypeVar("Sizes")
 """A stage's config dataclass."""
@@ -208,7 +208,7 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     left; the same command resumes. Any other error is a defect of this project and shows its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # which may have no sign for ± or for what is in a path
+        if isinstance(stream, io.TextIOWrapper):  # its encoding may lack ± or characters of a path
             stream.reconfigure(errors="backslashreplace")
     unwind()
     threading.excepthook = _say_of_thread
@@ -250,10 +250,10 @@ def _unread() -> bool:
     watched = select.poll()
     for stream in (sys.stdout, sys.stderr):
         watched.register(stream.fileno(), 0)
-    gone = [number for number, event in watched.poll(0) if event & select.POLLERR]
-    for number in gone:
+    closed = [number for number, event in watched.poll(0) if event & select.POLLERR]
+    for number in closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    return bool(gone)
+    return bool(closed)
 
 
 def _say_of_thread(failed: threading.ExceptHookArgs) -> None:

@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class DamageError(UserError):
-    """A file that is damaged: its content differs from what was written."""
+    """A file is damaged: it differs from what was written."""
 
 
 class MachineError(UserError):
@@ -41,7 +41,7 @@ UNREADABLE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change the permissions and run the same command again"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what is in its place and run the same command again"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what has its name and run the same command again"),
     errno.EAGAIN: "close it where it is open and run the same command again",
     errno.ENOMEM: "free memory and run the same command again",
     errno.ENOENT: "restore it and run the same command again",
@@ -49,10 +49,10 @@ UNREADABLE = {
 """Way out when the system refuses to read, by errno."""
 
 SYSTEMS_NUMBER = re.compile(r"\berrno (?:= )?(\d+)")
-"""How HDF5 and torch report the system's errno."""
+"""The errno in messages of HDF5 and torch."""
 
 OPEN_ELSEWHERE = re.compile("already open|file locking flag")
-"""What HDF5 reports, without an errno, for a file that another process writes or that this process has open."""
+"""HDF5's messages, without an errno, about a file that is open for writing, or open in this process in another mode."""
 
 
 @contextmanager
@@ -89,14 +89,14 @@ def check_read(path: Path, error: BaseException) -> None:
         raise error
     if OPEN_ELSEWHERE.search(str(error)):
         raise MachineError(
-            f"{path} cannot be read while it is open elsewhere ({in_short(error)}): close it there, and the same "
-            "command goes on."
+            f"{path} cannot be read while it is open elsewhere ({in_short(error)}): close it there and run "
+            "the same command again."
         ) from error
     number = error.errno if isinstance(error, OSError) else None
     if found := SYSTEMS_NUMBER.search(str(error)):
         number = int(found[1])
-    if number and number != errno.EINVAL:  # which is what places beyond a damaged file's end lead to
-        way_out = UNREADABLE.get(number, "mend that, and the same command goes on")
+    if number and number != errno.EINVAL:  # EINVAL comes from offsets beyond the end of a damaged file
+        way_out = UNREADABLE.get(number, "correct this and run the same command again")
         raise MachineError(f"{path} cannot be read ({os.strerror(number)}): {way_out}.") from error
 
 

@@ -43,14 +43,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Errors of file systems that have no `flock`."""
+"""errno of file systems without `flock`."""
 
 
 def locked(handle: int, wait: bool = True) -> bool:
     """Locks an open file for this process; False where its file system has no locks.
 
     Raises:
-        BlockingIOError: Another one holds it, and this one was not to wait.
+        BlockingIOError: Another process holds the lock, and `wait` is False.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,10 +91,10 @@ def share(source: Path, target: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Removes temporary files that a killed process left in a folder; files that are being written stay.
 
-    Without file locks all stay, since nothing tells the two apart.
+    On a file system without locks all of them stay, since nothing distinguishes the two.
     """
     for leftover in folder.rglob(".*.tmp*"):
-        # Open for writing, without which NFS locks nothing.
+        # Opened for writing, since NFS does not lock files opened for reading.
         with suppress(FileNotFoundError, BlockingIOError), leftover.open("rb+") as file:
             if locked(file.fileno(), wait=False):
                 leftover.unlink()

@@ -110,10 +110,11 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the folder; UserError when another command has locked it. The kernel frees it when the process ends."""
-        if os.fsencode(self.folder) != str(self.folder).encode(errors="surrogatepass"):  # where TensorBoard would write
+        # TensorBoard writes to the UTF-8 form of the name.
+        if os.fsencode(self.folder) != str(self.folder).encode(errors="surrogatepass"):
             raise UserError(
-                f"the name of {self.folder} is not in UTF-8: choose another RUN or RUNS, or a locale with UTF-8, such "
-                "as LC_ALL=C.UTF-8."
+                f"the name of {self.folder} is not in UTF-8: choose another RUN or RUNS, or a UTF-8 locale such as "
+                "LC_ALL=C.UTF-8."
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

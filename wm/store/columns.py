@@ -170,8 +170,8 @@ class ColumnFile:
             path: The file.
             kind: The expected kind of the file.
             row: dtype of the table.
-            way_out: End of the sentence of an error of a damaged file.
-            foreign: End of the sentence for a file that is whole but not the expected one; None: `way_out`.
+            way_out: End of the sentence of an error about damage.
+            foreign: End of the sentence of an error about a complete file of another kind; "": `way_out`.
 
         Raises:
             DamageError: It is damaged.
@@ -207,12 +207,12 @@ class ColumnFile:
             raise UserError(f"{self.path} holds no episodes: {self._foreign}.")
         table = _whole(file, b"episodes", row)
         if not len(table) or (table["length"] < 1).any():
-            raise ValueError("its table of episodes is not one")
+            raise ValueError("its table of episodes is not valid")
         self.attributes, self.table = attributes, table
         # Older files have no checksums.
         self._sums = _whole(file, b"checksums", SUM) if b"checksums" in file else None
         if self._sums is not None and self._sums.shape != table.shape:
-            raise ValueError("its checksums are none")
+            raise ValueError("its checksums do not fit its table")
         self.columns: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._starts: dict[str, Array] = {}
         for group, extra in (("frame", 1), ("step", 0)):
@@ -225,7 +225,7 @@ class ColumnFile:
                 if rows != ends[-1]:
                     raise ValueError(f"{group}/{name.decode()} has {rows} rows, not {ends[-1]}")
                 if rows * math.prod(shape) * column.dtype.itemsize > MOST_PACKED * column.get_storage_size():
-                    raise ValueError(f"{group}/{name.decode()} is not whole")  # nobody wrote so much
+                    raise ValueError(f"{group}/{name.decode()} is not complete")  # its size is not plausible
                 self.columns[f"{group}/{name.decode()}"] = (tuple(shape), column.dtype)
 
     def check_columns(self, wanted: Mapping[str, tuple[int, str]]) -> None:
@@ -247,7 +247,7 @@ class ColumnFile:
             check_read(self.path, error)
             raise self._damaged(error) from error
         if len(values) != stop - start:
-            raise self._damaged(ValueError("it has been replaced by another one"))
+            raise self._damaged(ValueError("it has been replaced by another file"))
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise self._damaged(ValueError(f"its {column} are not finite"))
         return values
@@ -283,9 +283,9 @@ def _whole(file: Any, name: bytes, dtype: np.dtype[Any]) -> Array:
     column = h5py.h5d.open(file, name)
     # HDF5 types are compared, since a conversion to a structured dtype takes as long as opening the file.
     if not column.get_type().equal(_type(dtype)) or len(column.shape) != 1:
-        raise ValueError(f"its {name.decode()} are none")
-    if column.get_storage_size() < column.shape[0] * dtype.itemsize:  # rows that nobody wrote, perhaps beyond count
-        raise ValueError(f"its {name.decode()} are not whole")
+        raise ValueError(f"its {name.decode()} have another type")
+    if column.get_storage_size() < column.shape[0] * dtype.itemsize:  # rows that were never written
+        raise ValueError(f"its {name.decode()} are not complete")
     rows = np.empty(column.shape, dtype)
     column.read(h5py.h5s.ALL, h5py.h5s.ALL, rows)
     return rows

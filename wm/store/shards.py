@@ -17,7 +17,7 @@ from wm.store.episode import Episode
 KIND = "rollouts"
 WAY_OUT = "`make collect` sets it aside and fills up"
 FOREIGN = "move it away, or choose another RUN or RUNS"
-"""What to do about a whole file that does not belong where it is: nothing of ours moves it."""
+"""Way out for a complete file that does not belong in the folder; it is never moved automatically."""
 ROW = np.dtype(
     [
         ("index", "i8"),
@@ -59,7 +59,7 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
 
 
 def open_shard(path: Path) -> ColumnFile:
-    """A shard to read from; as `ColumnFile`."""
+    """Opens a shard; errors as for `ColumnFile`."""
     return ColumnFile(path, KIND, ROW, WAY_OUT, FOREIGN)
 
 
