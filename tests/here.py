@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -21,7 +22,17 @@ ROOT = Path(__file__).parent.parent
 CALLING = ("ablate", "collect", "curves", "iterate")
 """Stages that call others."""
 
+VARIABLES = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"} | {
+    *("VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD"),
+}
+"""What the Makefile is told by; a make around the tests, as in `make test ARGS=...`, hands on its own."""
+
 Done = subprocess.CompletedProcess[str]
+
+
+def outside_of_make() -> dict[str, str]:
+    """The environment without the variables of a make around the tests."""
+    return {n: v for n, v in os.environ.items() if n not in VARIABLES and not n.startswith(("MAKE", "MFLAGS"))}
 
 
 def run_here(stage: str, arguments: Sequence[str], pictures: bool = True) -> Done:

@@ -1,7 +1,6 @@
 """The whole pipeline by the commands that the README gives, at the smoke preset's sizes."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
-from tests.here import make_here, run_here
+from tests.here import make_here, outside_of_make, run_here
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS, SMOKE
 from wm.controller.hidden import hidden_count
@@ -38,8 +37,7 @@ def make_in(
     """Runs make in the repository with its run folders in `runs`."""
 
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-        done = how([*arguments, f"RUNS={runs}", "PRESET=smoke", f"WORKERS={workers}"], environment)
+        done = how([*arguments, f"RUNS={runs}", "PRESET=smoke", f"WORKERS={workers}"], outside_of_make())
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
