@@ -15,10 +15,7 @@ from wm.controller.linear import ACTIONS
 from wm.driving.encoding import encode, encoded, known_latents
 from wm.learning.checkpoint import Best, begin_with, check_updates, forget, is_finished
 from wm.learning.gradient import train
-from wm.memory.mdnrnn import (
-    MDNRNN,
-    save_mdnrnn,
-)
+from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
 from wm.memory.training import batch_loss, constant_predictors, validate
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
