@@ -122,14 +122,7 @@ def main(argv: list[str]) -> None:
         device = pick_device()
         threads = max(1, args.workers)
         population = Population(
-            networks.mdnrnn,
-            starts,
-            config,
-            others=others,
-            records=records,
-            value=value,
-            threads=threads,
-            device=device,
+            networks.mdnrnn, starts, config, others=others, records=records, value=value, threads=threads, device=device
         )
         print(
             f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"

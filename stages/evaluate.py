@@ -46,9 +46,7 @@ class EvaluateArgs(EvaluateConfig):
 def main(argv: list[str]) -> None:
     """Plays every track once; an interrupted evaluation resumes with the missing tracks."""
     args, config = parse(
-        lambda preset: EvaluateArgs(**asdict(preset.evaluate)),
-        "Score the controller on fresh stock tracks.",
-        argv,
+        lambda preset: EvaluateArgs(**asdict(preset.evaluate)), "Score the controller on fresh stock tracks.", argv
     )
     source = Run(config.source or args.run)
     models, theta = load_acting(source, config.controller)

@@ -46,13 +46,7 @@ def record() -> list[Episode]:
     policy = Brownian(env.action_space)
     return [
         record_episode(
-            env,
-            policy,
-            policy.name,
-            index=i,
-            seed=COLLECT_SEEDS[i],
-            max_steps=STEPS,
-            rng=np.random.default_rng(i),
+            env, policy, policy.name, index=i, seed=COLLECT_SEEDS[i], max_steps=STEPS, rng=np.random.default_rng(i)
         )
         for i in range(EPISODES)
     ]

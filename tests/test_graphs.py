@@ -115,9 +115,7 @@ def test_a_hundred_teacher_forced_steps(networks: tuple[VAE, MDNRNN], temperatur
         given = {"z": z, "a": a, "uniform": uniform, "noise": noise}
         found = run(step, **given, h=state[0], c=state[1], temperature=np.array([temperature], np.float32))
         state = found["next_h"], found["next_c"]
-        wanted = dreamer.step(
-            *map(torch.from_numpy, (z, *torch_state, a, uniform, noise)),
-        )
+        wanted = dreamer.step(*map(torch.from_numpy, (z, *torch_state, a, uniform, noise)))
         torch_state = wanted.h.numpy(), wanted.c.numpy()
         for name, value in (
             *(("next_z", wanted.z), ("next_h", wanted.h), ("next_c", wanted.c)),

@@ -329,10 +329,7 @@ def test_a_folder_that_cannot_be_made_is_a_users_error(tmp_path: Path) -> None:
 
 def test_a_folder_whose_name_is_not_in_utf_8_is_a_users_error(tmp_path: Path) -> None:
     run = Run(tmp_path / os.fsdecode(b"ran\xe9"))
-    with (
-        pytest.raises(UserError, match=r"is not in UTF-8: choose another RUN or RUNS, or a UTF-8 locale"),
-        run.lock(),
-    ):
+    with pytest.raises(UserError, match=r"is not in UTF-8: choose another RUN or RUNS, or a UTF-8 locale"), run.lock():
         pass
     assert not run.folder.exists()
     with Run(tmp_path / "ran é").lock():

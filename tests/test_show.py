@@ -188,15 +188,7 @@ def test_action_bars_grow_from_zero_to_the_value() -> None:
 
 def test_plots_are_readable_pngs(tmp_path: Path) -> None:
     rows = [
-        {
-            "step": g,
-            "env_steps": g * 1000,
-            "seconds": g * 2.0,
-            "best": 10 + g,
-            "mean": g,
-            "worst": -g,
-            "sigma": 0.1,
-        }
+        {"step": g, "env_steps": g * 1000, "seconds": g * 2.0, "best": 10 + g, "mean": g, "worst": -g, "sigma": 0.1}
         | ({"select": 5.0 + g, "select_std": 2.0} if g % 2 == 0 else {})
         for g in range(1, 8)
     ]

@@ -177,7 +177,7 @@ def test_v_m_and_record_may_lie_in_another_folder(run: Run, source: Path, tmp_pa
     stage(run)
     assert outcome(run) == outcome(other)
     assert {path.name for path in other.folder.glob("*.*")} == {
-        *(".lock", "starts.npz", "dream.npz", "dream-latest.npz", "metrics.jsonl", "manifest.json"),
+        *(".lock", "starts.npz", "dream.npz", "dream-latest.npz", "metrics.jsonl", "manifest.json")
     }
 
 

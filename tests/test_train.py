@@ -168,10 +168,7 @@ def stop_in(what: Any, at: int, kind: type[BaseException]) -> Any:
 )
 @settings(deadline=None, max_examples=15)
 def test_resume_is_exact(
-    plain: Run,
-    tmp_path_factory: pytest.TempPathFactory,
-    stops: list[tuple[type[BaseException], int]],
-    save_every: int,
+    plain: Run, tmp_path_factory: pytest.TempPathFactory, stops: list[tuple[type[BaseException], int]], save_every: int
 ) -> None:
     """Stopped anywhere, gently or not, and called again: bit for bit what one go gives."""
     run = Run(tmp_path_factory.mktemp("stopped"))

@@ -307,11 +307,7 @@ def parent_at_work(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process with two workers in mid-task, in a process group of its own."""
     code = f"from tests.test_workers import hold_workers; hold_workers({str(folder)!r})"
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         yield process

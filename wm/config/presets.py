@@ -61,13 +61,7 @@ SCOUT = replace(
     vae=replace(LAPTOP.vae, updates=2000),
     mdnrnn=replace(LAPTOP.mdnrnn, updates=2000, validate_every=250),
     controller=replace(
-        LAPTOP.controller,
-        generations=40,
-        popsize=64,
-        tracks=1,
-        double_every=0,
-        select_every=10,
-        select_tracks=32,
+        LAPTOP.controller, generations=40, popsize=64, tracks=1, double_every=0, select_every=10, select_tracks=32
     ),
 )
 DREAMER = replace(
@@ -75,12 +69,7 @@ DREAMER = replace(
     collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100, bursts=0, spread=0.06),
     vae=SCOUT.vae,
     mdnrnn=SCOUT.mdnrnn,
-    dream=replace(
-        LAPTOP.dream,
-        generations=20,
-        popsize=64,
-        dreams=64,
-    ),
+    dream=replace(LAPTOP.dream, generations=20, popsize=64, dreams=64),
     iterate=replace(
         LAPTOP.iterate,
         rounds=12,

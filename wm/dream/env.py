@@ -247,10 +247,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         self._ended = np.zeros(num_envs, np.bool_)
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Begins all dreams.
 

@@ -67,12 +67,7 @@ class Value(nn.Module):
 
 
 def fit_value(
-    model: MDNRNN,
-    training: Iterable[LatentEpisode],
-    held_out: Iterable[LatentEpisode],
-    *,
-    steps: int,
-    seed: int,
+    model: MDNRNN, training: Iterable[LatentEpisode], held_out: Iterable[LatentEpisode], *, steps: int, seed: int
 ) -> tuple[Value, float]:
     """Fits the value to recorded returns.
 

@@ -58,13 +58,7 @@ class Driver:
 
 
 def make_collector(
-    env_id: str,
-    policy: str,
-    max_steps: int,
-    seed: int,
-    folder: str,
-    cut_after: int = 0,
-    driver: Driver | None = None,
+    env_id: str, policy: str, max_steps: int, seed: int, folder: str, cut_after: int = 0, driver: Driver | None = None
 ) -> Callable[[Sequence[int]], int]:
     """Builds a worker that collects episodes into shards.
 

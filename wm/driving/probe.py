@@ -181,7 +181,7 @@ PROBE: Shape = {
             **{"name": str, "unit": str, "std": NUMBER},
             "r2": dict.fromkeys(("z", "h", "[z; h]"), (*NUMBER, type(None))),
             "rmse": dict.fromkeys(("z", "h", "[z; h]"), NUMBER),
-        },
+        }
     ],
     "made_from": {...: str},
 }

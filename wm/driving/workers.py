@@ -150,10 +150,7 @@ class ProcessPool:
         if self._executor is None:
             self._used = 0
             self._executor = ProcessPoolExecutor(
-                self._workers,
-                mp_context=_Context(),
-                initializer=_start,
-                initargs=(self._payload,),
+                self._workers, mp_context=_Context(), initializer=_start, initargs=(self._payload,)
             )
         return self._executor
 

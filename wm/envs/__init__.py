@@ -11,16 +11,11 @@ from wm.config.names import DREAM_ENV, FAST_ENV
 from wm.envs.car_racing.preprocess import FRAME_SHAPE, PreprocessFrames
 
 gymnasium.register(
-    id=FAST_ENV,
-    entry_point="wm.envs.car_racing.fast:FastCarRacing",
-    max_episode_steps=1000,
-    reward_threshold=900,
+    id=FAST_ENV, entry_point="wm.envs.car_racing.fast:FastCarRacing", max_episode_steps=1000, reward_threshold=900
 )
 # The dream needs torch, which these entry points import only when a dream is made.
 gymnasium.register(
-    id=DREAM_ENV,
-    entry_point="wm.dream.env:make_dream_env",
-    vector_entry_point="wm.dream.env:make_dream_vector_env",
+    id=DREAM_ENV, entry_point="wm.dream.env:make_dream_env", vector_entry_point="wm.dream.env:make_dream_vector_env"
 )
 
 

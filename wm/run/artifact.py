@@ -21,11 +21,7 @@ from wm.run.files import atomic
 
 
 def save_artifact(
-    path: Path,
-    kind: str,
-    model: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    made_from: Mapping[str, str],
+    path: Path, kind: str, model: Mapping[str, Tensor], config: Mapping[str, Any], made_from: Mapping[str, str]
 ) -> None:
     """Writes an artifact atomically.
 

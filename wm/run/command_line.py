@@ -86,11 +86,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
         The common arguments, and the stage's config with the values of the command line.
     """
     # The preset gives the defaults of the fields, so it is parsed first.
-    wanted = Common(
-        run=Path(),
-        preset=_option(argv, "--preset", Common.preset),
-        env=_option(argv, "--env", Common.env),
-    )
+    wanted = Common(run=Path(), preset=_option(argv, "--preset", Common.preset), env=_option(argv, "--env", Common.env))
     default = config_of(wanted.config())
 
     arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])

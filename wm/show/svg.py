@@ -226,12 +226,7 @@ def thinned(line: Line) -> Line:
         return None if values is None else means(values)
 
     return replace(
-        line,
-        x=means(line.x),
-        y=means(line.y),
-        spread=maybe(line.spread),
-        low=maybe(line.low),
-        high=maybe(line.high),
+        line, x=means(line.x), y=means(line.y), spread=maybe(line.spread), low=maybe(line.low), high=maybe(line.high)
     )
 
 

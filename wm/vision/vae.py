@@ -115,12 +115,7 @@ def pixel_weights(x: Tensor, road_weight: float) -> Tensor:
 
 
 def vae_loss(
-    x: Tensor,
-    reconstruction: Tensor,
-    kl: Tensor,
-    free_nats: float,
-    kl_weight: float = 1.0,
-    road_weight: float = 1.0,
+    x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float, kl_weight: float = 1.0, road_weight: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """The loss of the paper's code with weights: summed squared error per image plus max(KL, free_nats · Z).
 

@@ -212,11 +212,7 @@ def moments(
 
 def _real(world: WorldModel, shots: Iterator[Shot]) -> Iterator[Moment]:
     for shot in shots:
-        panes = (
-            Pane("camera", shot.camera),
-            Pane("V sees", shot.frame),
-            Pane("V reconstructs", world.decode(shot.z)),
-        )
+        panes = (Pane("camera", shot.camera), Pane("V sees", shot.frame), Pane("V reconstructs", world.decode(shot.z)))
         yield Moment(panes, shot.action, shot.readings)
 
 
