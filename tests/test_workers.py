@@ -1,5 +1,7 @@
 """Workers: the pool gives what the inline reference gives, whatever happens to its processes, and never hangs."""
 
+import concurrent.futures.process
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 
 import wm.driving.workers
 from wm.driving.workers import Inline, ProcessPool, WorkersDied, make_workers
-from wm.run.signals import EXIT_CODE, INTERRUPTED
+from wm.run.signals import EXIT_CODE, INTERRUPTED, Interrupted
 
 ROOT = Path(__file__).parent.parent
 
@@ -395,6 +397,21 @@ def test_a_signal_while_workers_start_leaves_none_behind(number: signal.Signals,
     process.send_signal(number)
     _, said = process.communicate(timeout=50)  # ends when nobody has the pipe any more
     assert (process.returncode, said) == (EXIT_CODE, f"{INTERRUPTED}\n")
+
+
+@pytest.mark.usefixtures("unwinding")
+def test_a_signal_while_the_pools_own_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine that takes a while."""
+    original = concurrent.futures.process._ExecutorManagerThread.start
+
+    def start(thread: threading.Thread) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(thread)
+
+    monkeypatch.setattr("concurrent.futures.process._ExecutorManagerThread.start", start)
+    with pytest.raises(Interrupted), ProcessPool(1, make_power, 2) as pool:
+        list(pool.run([1]))
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
 
 
 def test_a_worker_killed_while_it_starts_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,8 @@ class ProcessPool:
             futures: dict[Future[Result], int] = {}
             try:
                 for i, task in islice(todo.items(), self._recycle - self._used):
-                    futures[executor.submit(_call, task)] = i
+                    with held():  # an executor whose own thread has only half started cannot be shut down
+                        futures[executor.submit(_call, task)] = i
                 pending = set(futures)
                 while pending:
                     finished, pending = wait(pending, return_when=FIRST_COMPLETED)
