@@ -280,7 +280,7 @@ def test_a_worker_computes_on_one_thread_and_the_parents_environment_stays(monke
 def test_a_worker_that_plays_trials_has_no_torch() -> None:
     with ProcessPool(1, make_modules) as pool:
         ((_, modules),) = pool.run([0])
-    assert "wm.agent" in modules
+    assert "wm.driving.agent" in modules
     assert not {"torch", "tensorboard", "matplotlib.pyplot"} & set(modules)
 
 
