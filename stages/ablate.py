@@ -17,10 +17,10 @@ from wm.config.bounds import bounded
 from wm.controller.linear import load_controller
 from wm.driving.scores import read_score
 from wm.learning.evolution import selections
-from wm.learning.experiments import read_ablations
 from wm.run.checksums import file_hash
 from wm.run.command_line import Common, call_stage, parse, run_stage
 from wm.run.errors import UserError
+from wm.run.experiments import read_ablations
 from wm.run.files import share
 from wm.run.folder import Run
 from wm.run.json_files import write_json

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from wm.config.seeds import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, track_seeds
 from wm.config.vmc import ControllerConfig
+from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
+from wm.driving.carry import carry
 from wm.driving.loading import Models, load_acting, load_models
 from wm.driving.trials import Trial, fitness, make_player, select
 from wm.driving.workers import make_workers
-from wm.learning.basis import Basis, first_only, fit_basis, plain_basis
-from wm.learning.carry import carry
 from wm.learning.evolution import check_sizes, coordinates_of, evolve, forget, is_finished, selections
 from wm.memory.cell import LSTMCell
 from wm.run.command_line import parse, run_stage, stage_config

@@ -14,15 +14,14 @@ import numpy as np
 
 from wm.config.bounds import bounded
 from wm.config.seeds import RUN_SEEDS
-from wm.learning.experiments import CURVE, read_variants, stage_of
 from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
 from wm.run.errors import UserError
+from wm.run.experiments import CURVE, over_seeds, read_variants, stage_of
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_lines
 from wm.run.metrics import read_metrics
 from wm.run.provenance import commit, now
 from wm.show.plots.curves import plot_variants
-from wm.show.report.controller import over_seeds
 
 KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", "dream", "disagreement")
 """Metrics of each selection that are saved in a curve, if the stage has them."""

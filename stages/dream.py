@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from wm.config.bounds import bounded
 from wm.config.seeds import RUN_SEEDS, SELECT_SEEDS
 from wm.config.vmc import DreamConfig
+from wm.controller.basis import fit_basis
 from wm.driving.loading import load_models
 from wm.driving.trials import make_player, select
 from wm.driving.workers import make_workers
-from wm.learning.basis import fit_basis
 from wm.learning.evolution import check_dream, coordinates_of, evolve, forget, is_finished, selections
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config

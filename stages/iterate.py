@@ -14,17 +14,16 @@ from typing import Any
 
 from wm.config.vmc import IterateConfig
 from wm.learning.evolution import check_dream
-from wm.learning.experiments import ROUND
 from wm.run.checksums import file_hash
 from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
 from wm.run.errors import MachineError, UserError
+from wm.run.experiments import ROUND
 from wm.run.files import copy
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_lines
-from wm.run.metrics import read_metrics
+from wm.run.metrics import best_validation, read_metrics
 from wm.run.provenance import commit, now
 from wm.show.plots.curves import plot_rounds
-from wm.show.report.blocks import best_validation
 from wm.store.latents import Latents
 from wm.store.shards import share_shards
 

@@ -17,9 +17,10 @@ import torch
 
 from wm.config.presets import LAPTOP
 from wm.controller.linear import parameter_count
-from wm.dream.env import DreamVectorEnv, World
+from wm.dream.env import DreamVectorEnv
 from wm.dream.fused import make_dreamer
 from wm.dream.population import Population, squash
+from wm.dream.world import World
 from wm.memory.mdnrnn import MDNRNN, sample
 from wm.run.device import has_fast_bf16, seeded
 from wm.store.starts import Starts

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wm.controller.basis import first_only, fit_basis
 from wm.controller.hidden import HiddenController, hidden_count
 from wm.controller.linear import parameter_count
-from wm.learning.basis import first_only, fit_basis
 
 
 def drawn(seed: int, features: int, rows: int = 600) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import LinearController
 from wm.driving.agent import Agent
+from wm.driving.carry import LIMIT, carry, features
 from wm.driving.loading import Models, load_acting
-from wm.learning.carry import LIMIT, carry, features
 from wm.memory.cell import LSTMCell
 from wm.run.errors import UserError
 from wm.run.folder import Run

@@ -12,7 +12,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
-from wm.dream.env import DreamEnv, DreamVectorEnv, World
+from wm.dream.env import DreamEnv, DreamVectorEnv
+from wm.dream.world import World
 
 Floats = NDArray[np.float32]
 

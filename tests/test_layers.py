@@ -119,9 +119,10 @@ STRANGERS = [
     ({"wm.envs"}, {"wm.store", "torch"}),
     ({"wm.store"}, {"wm.envs", "torch", "gymnasium"}),
     ({"wm.dream"}, {"wm.envs"}),
-    ({"wm.learning"}, {"wm.envs", "gymnasium"}),
-    ({"wm.learning.evolution"}, {"wm.vision", "wm.memory", "wm.driving", "wm.store", "torch"}),
-    ({"wm.learning.gradient"}, {"wm.vision", "wm.memory", "wm.controller", "wm.dream", "wm.driving"}),
+    ({"wm.learning"}, {"wm.vision", "wm.memory", "wm.dream", "wm.driving", "wm.envs", "wm.store", "gymnasium"}),
+    ({"wm.driving"}, {"wm.learning", "wm.dream"}),
+    ({"wm.learning.evolution"}, {"torch"}),
+    ({"wm.learning.gradient"}, {"wm.controller"}),
     ({"wm.driving.workers"}, {"wm.vision", "wm.memory", "wm.controller", "wm.envs", "wm.store", "torch", "gymnasium"}),
     ({"wm.config"}, {"wm.run", "torch", "numpy", "gymnasium"}),
 ]

@@ -22,9 +22,9 @@ from stages.report import main
 from tests.contrast import contrast, themes
 from wm.config.names import FAST_ENV
 from wm.controller.linear import save_controller
-from wm.learning.experiments import read_ablations
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
+from wm.run.experiments import read_ablations
 from wm.run.folder import Run
 from wm.run.json_files import append_line, write_json
 from wm.show.report.blocks import Video, duration

@@ -15,12 +15,12 @@ from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS
+from wm.controller.basis import fit_basis
 from wm.controller.linear import load_controller, save_controller
 from wm.dream.ensemble import load_ensemble
 from wm.dream.networks import load_networks
 from wm.dream.population import Population
 from wm.driving.loading import load_agent
-from wm.learning.basis import fit_basis
 from wm.learning.evolution import Evolution
 from wm.memory.mdnrnn import save_mdnrnn
 from wm.run.checksums import file_hash

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.dream.env import draw_head_mask
 from wm.dream.fused import Dreamer
 from wm.memory.mdnrnn import MDNRNN, abduct
 from wm.store.latents import LatentEpisode
@@ -137,3 +136,8 @@ def use_recorded(dream_noise: DreamNoise, records: Sequence[Record]) -> DreamNoi
         uniform[:, dreams] = np.where(known, record.uniform[: len(noise), starts], uniform[:, dreams])
         noise[:, dreams] = np.where(known, record.noise[: len(noise), starts], noise[:, dreams])
     return replace(dream_noise, uniform=uniform, noise=noise)
+
+
+def draw_head_mask(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> NDArray[np.float32]:
+    """Dropout factors, f32 of the given shape: 0 with probability `dropout`, else 1 / (1 - dropout)."""
+    return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)

@@ -1,19 +1,17 @@
 """The dream as an environment: CarRacing's actions in, M's next latents and rewards out. No simulator is involved.
 
-The environments know neither torch nor run folders: they get a `World`, which `load_world` makes of a run. The two
-functions `make_dream_env` and `make_dream_vector_env` are the entry points of "wm/Dream-v0".
+The environments get a `World`, which `wm.dream.world` makes of a run. The two functions at the end are the entry points
+of "wm/Dream-v0".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
@@ -21,12 +19,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig
-from wm.dream.fused import make_dreamer
-from wm.dream.networks import Networks, load_networks
-from wm.dream.starts import find_starts
+from wm.dream.chance import draw_head_mask
+from wm.dream.world import World, load_world
 from wm.run.folder import Run
-from wm.store.starts import Starts
-from wm.vision.vae import as_frames
 
 Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
@@ -34,36 +29,6 @@ Observe = Literal["features", "pixels"]
 
 LOW, HIGH = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
 """Bounds of CarRacing's actions: steering, gas, brake. Actions are clipped to them, since M was not trained beyond."""
-
-
-@dataclass(frozen=True)
-class World:
-    """The models and starts of a dream as plain functions and arrays.
-
-    Attributes:
-        step: One step of M: (z, h, c, a, uniform, noise, head_mask) to (z, h, c, reward, probability of terminating),
-            all f32[N,...], new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness. `head_mask`
-            f32[N,H] multiplies the h that M's heads read (dropout), or is None.
-        decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
-        z: f32[S,Z], latents of the S starts.
-        h: f32[S,H], M's recurrent outputs at the starts.
-        c: f32[S,H], M's LSTM cells at the starts.
-        end: Reward of a step that terminates.
-    """
-
-    step: Callable[
-        [Floats, Floats, Floats, Floats, Floats, Floats, Floats | None], tuple[Floats, Floats, Floats, Floats, Floats]
-    ]
-    decode: Callable[[Floats], Frames]
-    z: Floats
-    h: Floats
-    c: Floats
-    end: float
-
-
-def draw_head_mask(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> Floats:
-    """Dropout factors, f32 of the given shape: 0 with probability `dropout`, else 1 / (1 - dropout)."""
-    return (rng.random(shape, np.float32) >= dropout).astype(np.float32) / np.float32(1 - dropout)
 
 
 class _Dreams:
@@ -323,25 +288,3 @@ def make_dream_vector_env(
 ) -> DreamVectorEnv:
     """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`."""
     return DreamVectorEnv(num_envs, load_world(Run(run), temperature), **options)
-
-
-def load_world(run: Run, temperature: float) -> World:
-    """The world of a run's dream environments, on the CPU; UserError as for `find_starts`."""
-    networks = load_networks(run)
-    return make_world(networks, find_starts(run, networks, DreamConfig()), temperature)
-
-
-def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
-    """The world of given starts, on the CPU; ValueError when the temperature is not above 0 and finite."""
-    dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
-
-    @torch.inference_mode()
-    def step(*arrays: NDArray[np.float32] | None) -> Any:
-        given: list[Any] = [None if each is None else torch.from_numpy(each) for each in arrays]
-        return tuple(each.numpy() for each in dreamer.step(*given))
-
-    @torch.inference_mode()
-    def decode(z: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return as_frames(networks.vae.decode(torch.from_numpy(z)))
-
-    return World(step, decode, starts.z, starts.h, starts.c, end=float(starts.rewards[2]))

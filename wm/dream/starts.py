@@ -15,8 +15,6 @@ from wm.run.provenance import check_made_from
 from wm.store.latents import LatentEpisode, Latents
 from wm.store.starts import Starts, load_starts
 
-Array = NDArray[np.float64]
-
 
 def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     """The starts of a run: from starts.npz if it exists, else drawn from latents.h5. Nothing is written.

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, SEEDS_PER_RUN, track_seeds
+from wm.controller.basis import centred_basis
 from wm.driving.agent import Agent
 from wm.driving.loading import Models
 from wm.driving.policies import POLICIES, Driven, choose
 from wm.driving.rollout import Policy, play
 from wm.envs import make_env
 from wm.envs.car_racing.truth import has_road, is_on_road
-from wm.learning.basis import centred_basis
 from wm.memory.cell import LSTMCell
 from wm.run.errors import DamageError, UserError
 from wm.run.progress import Progress

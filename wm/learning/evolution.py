@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig, EvolutionConfig
+from wm.controller.basis import Basis
 from wm.controller.linear import load_controller, save_controller
-from wm.learning.basis import Basis
 from wm.learning.strategies import EvolutionStrategy, make_es, restored
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, in_short

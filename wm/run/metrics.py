@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -87,3 +87,9 @@ def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
                     "restore the line or remove it."
                 )
     return found
+
+
+def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line with the lowest validation loss, that of the saved weights; None without validations."""
+    validated = [row for row in rows if "val_loss" in row]
+    return min(validated, key=lambda row: row["val_loss"]) if validated else None

@@ -102,12 +102,6 @@ def began(section: Section, readers: Sequence[RunReader], stage: str, artifact: 
     return artifact.exists() or any(one.metrics(stage) for one in readers)
 
 
-def best_validation(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The line with the lowest validation loss, that of the saved weights; None without validations."""
-    validated = [row for row in rows if "val_loss" in row]
-    return min(validated, key=lambda row: row["val_loss"]) if validated else None
-
-
 def losses(readers: Sequence[RunReader], stage: str, name: str) -> list[Line]:
     """A loss of V or M: training and validation of one run, or the validation of several."""
     lines = []
@@ -175,3 +169,7 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
+"""Names and ranges of the actions."""

@@ -13,13 +13,10 @@ import numpy as np
 
 from wm.config.vmc import DreamConfig, VAEConfig
 from wm.controller.linear import ACTIONS, load_controller
-from wm.learning.experiments import read_ablations, read_variants
-from wm.show.report.blocks import Plot, Section, Table, add_lines, add_picture, began, curve, duration
+from wm.run.experiments import over_seeds, read_ablations, read_variants
+from wm.show.report.blocks import ACTION_NAMES, Plot, Section, Table, add_lines, add_picture, began, curve, duration
 from wm.show.report.reader import RunReader
 from wm.show.svg import Line, Plotter, number
-
-ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
-"""Names and ranges of the actions."""
 
 
 def controller(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
@@ -69,11 +66,6 @@ def add_curves(section: Section, plotter: Plotter, readers: Sequence[RunReader],
         if len(readers) == 1:
             lines.append(curve(rows, "distribution mean in the dream", "dream", x))
         add_lines(section, plotter, f"Return by {label}", label, "return", lines)
-
-
-def over_seeds(values: Sequence[float]) -> str:
-    """The mean over seeds, and the lowest and highest value if there are several."""
-    return f"{np.mean(values):.0f}" + (f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else "")
 
 
 def add_variants(section: Section, main: RunReader, stage: str) -> None:

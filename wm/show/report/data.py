@@ -6,8 +6,7 @@ import numpy as np
 
 from wm.driving.collection import SUMMARY
 from wm.run.json_files import read_json
-from wm.show.report.blocks import Plot, Section, add_picture
-from wm.show.report.controller import ACTION_NAMES
+from wm.show.report.blocks import ACTION_NAMES, Plot, Section, add_picture
 from wm.show.report.reader import RunReader
 from wm.show.svg import Plotter
 

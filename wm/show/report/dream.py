@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wm.config.vmc import DreamConfig
-from wm.learning.experiments import ROUND
+from wm.run.experiments import ROUND
 from wm.run.json_files import read_lines
 from wm.show.report.blocks import Section, Table, add_lines, began
 from wm.show.report.controller import add_curves, add_variants, add_weights

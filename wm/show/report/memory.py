@@ -8,7 +8,8 @@ from wm.config.vmc import MDNRNNConfig
 from wm.driving.probe import HEADER, PROBE, describe, rows
 from wm.run.checksums import file_hash
 from wm.run.json_files import read_json
-from wm.show.report.blocks import SETTLE, Section, Table, add_lines, add_picture, began, best_validation, losses
+from wm.run.metrics import best_validation
+from wm.show.report.blocks import SETTLE, Section, Table, add_lines, add_picture, began, losses
 from wm.show.report.reader import RunReader
 from wm.show.svg import Plotter, number
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wm.show.report.blocks import Plot, Section, add_lines, add_picture, began, best_validation, losses
+from wm.run.metrics import best_validation
+from wm.show.report.blocks import Plot, Section, add_lines, add_picture, began, losses
 from wm.show.report.reader import RunReader
 from wm.show.svg import Plotter
 from wm.vision.vae import DEAD_NATS

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig
 from wm.controller.hidden import make_controller
-from wm.dream.env import DreamEnv, make_world
+from wm.dream.env import DreamEnv
 from wm.dream.networks import load_networks
+from wm.dream.world import make_world
 from wm.driving.agent import Agent
 from wm.driving.loading import load_acting
 from wm.driving.rollout import play

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -60,3 +62,8 @@ def read_ablations(path: Path) -> dict[str, dict[str, Any]]:
             if not fits(row, {needed: kind}):
                 raise UserError(f"{path} has a row {name!r} without a valid {needed!r}: remove the row.")
     return rows
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """The mean over seeds, and the lowest and highest value if there are several."""
+    return f"{np.mean(values):.0f}" + (f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else "")
