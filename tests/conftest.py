@@ -11,11 +11,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
+from hypothesis import settings
 
 from wm.run.signals import unwind
 
 # Started in a shell's background, pytest ignores Ctrl-C, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What an example takes depends on what runs beside it.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 LONG = ("test_pipeline", "test_browser", "test_faults", "test_iterate")
 """Files that take the longest. They come first: at the end one core would be idle while the other has such a file."""
