@@ -56,7 +56,7 @@ MODELS = $(if $(findstring --source,$(ARGS)),,$(DIR)/mdnrnn.pt)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS="
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON)"
 
 setup: $(VENV) ## create .venv from requirements.txt (every target does this when needed)
 
@@ -124,7 +124,7 @@ ablate: $(VENV) | $(DIR)/mdnrnn.pt ## score variants without a part: V only, unt
 # Files side by side, one process a core. ARGS=-n0 runs them one after another, as plain pytest does.
 SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 
-test: $(VENV) ## run all tests (10 minutes on two cores)
+test: $(VENV) ## run the tests but the fault tests (10 minutes on two cores)
 	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (about 90 minutes on two cores)

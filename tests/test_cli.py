@@ -160,12 +160,17 @@ def test_bad_values_are_refused_in_one_sentence(argv: list[str], sentence: str) 
 
 
 @pytest.mark.parametrize("name", ["collect", "vae", "mdnrnn", "controller", "evaluate"])
-def test_help_shows_every_field_with_its_default(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_field_with_its_default(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [f"/elsewhere/stages/{name}.py", "--help"])
     with pytest.raises(SystemExit) as left:
         parse(lambda preset: getattr(preset, name), "What it does.", ["--help", "--preset", "smoke"])
     assert left.value.code == 0
     shown = "".join(capsys.readouterr().out.split())  # without the line breaks and frames that tyro puts in
     shown = shown.replace("│", "")
+    assert shown.startswith(f"usage:python-mstages.{name}[")
+    assert "/elsewhere" not in shown
     assert "Whatitdoes." in shown
     config = getattr(PRESETS[FAST_ENV]["smoke"], name)
     for f in [*fields(config), *fields(Common)]:

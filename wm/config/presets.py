@@ -8,6 +8,7 @@ from wm.config.names import FAST_ENV
 from wm.config.vmc import Config
 
 PAPER = Config()
+"""The paper's sizes."""
 LAPTOP = Config(
     collect=replace(PAPER.collect, episodes=500, driven=400, max_steps=500),
     vae=replace(PAPER.vae, updates=4000, lr=3e-4, kl_weight=0.1, validate_every=500, validation_frames=2000),
@@ -55,6 +56,7 @@ LAPTOP = Config(
     ),
     iterate=replace(PAPER.iterate, added=200, vae_updates=1000),
 )
+"""The main run: an evening on two cores."""
 SCOUT = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=300, driven=0),
@@ -64,6 +66,7 @@ SCOUT = replace(
         LAPTOP.controller, generations=40, popsize=64, tracks=1, double_every=0, select_every=10, select_tracks=32
     ),
 )
+"""A smaller run, whose controller drives part of the data of preset laptop."""
 DREAMER = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100, bursts=0, spread=0.06),
@@ -84,6 +87,7 @@ DREAMER = replace(
         refine_options="--generations 6 --sigma0 0.05 --dreams 96",
     ),
 )
+"""Rounds in the dream (stage iterate)."""
 SMOKE = Config(
     collect=replace(PAPER.collect, episodes=8, max_steps=120, episodes_per_shard=2),
     vae=replace(
@@ -133,7 +137,9 @@ SMOKE = Config(
     evaluate=replace(PAPER.evaluate, episodes=2, max_steps=100),
     probe=replace(PAPER.probe, episodes=3, max_steps=100),
 )
+"""Minutes for all stages; learns nothing."""
 
 PRESETS: dict[str, dict[str, Config]] = {
     FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "dreamer": DREAMER, "laptop": LAPTOP, "paper": PAPER}
 }
+"""By environment, then by name, so that another environment can have its own sizes."""

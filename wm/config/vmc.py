@@ -1,8 +1,7 @@
-"""All numbers of the project, each in one place, with unit and source.
+"""The configs of method vmc: one frozen dataclass per stage, every number with unit and source.
 
-A `Config` is the content of a preset: one frozen dataclass per stage. `PRESETS` is keyed by environment, then by
-preset name, so that another environment can have its own sizes. The field docstrings below are also the --help
-texts. "Paper" means Ha & Schmidhuber, World Models, 2018, and its published code.
+The field docstrings are also the --help texts. "Paper" means Ha & Schmidhuber, World Models, 2018, and its published
+code.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class VAEConfig:
     """Fraction of the episodes (never single frames) held out for validation."""
     earlier: tuple[int, ...] = bounded((), 1, 10**6)
     """Number of episodes in each earlier round. It keeps the validation split of those rounds, since a V that continues
-    from them (--start) was trained on the rest. None: there was no earlier round."""
+    from them (--start) was trained on the rest. Empty: no earlier rounds."""
     validate_every: int = bounded(5000, 1, 10**9)
     """Updates between validations. The weights with the lowest validation loss are saved."""
     validation_frames: int = bounded(4000, 1, 10**6)
@@ -112,7 +111,7 @@ class MDNRNNConfig:
     """Lower bound of log sigma. Without it, sigma goes to 0 and the loss explodes."""
     dropout: float = bounded(0.0, 0, 0.99)
     """Probability that a unit of h is hidden from the heads in training, the same units for a whole clip (Wellmer &
-    Kwok, 2021). It allows dropout in the dream (--dropout of stage dream). Paper: 0."""
+    Kwok, 2021). Meant for dreams with dropout (--dropout of stage dream). Paper: 0."""
     posterior: float = bounded(1.0, 1e-3, 1)
     """Factor on V's standard deviation when z is drawn for M's training. 1: z is drawn from V's posterior (paper).
     Less: z is closer to V's mean, which the agent acts on."""

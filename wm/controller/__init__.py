@@ -1,1 +1,1 @@
-"""C: the linear policy and its evolution."""
+"""C: linear, or with one hidden layer; and bases to evolve it in. numpy only."""

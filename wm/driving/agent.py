@@ -52,9 +52,9 @@ class Agent:
             f32[3]: steering in [-1, 1], gas in [0, 1], brake in [0, 1].
         """
         frame = observation if observation.shape == (64, 64, 3) else preprocess(observation)
-        self.z = self._encoder(frame)
-        self.features[: len(self.z)] = self.z
+        self.z = self._encoder(frame)  # see
+        self.features[: len(self.z)] = self.z  # read
         self.features[len(self.z) :] = self.state[0]
-        action = self._controller(self.features) if instead is None else instead
-        self.state = self._cell.step(self.z, action, self.state)
+        action = self._controller(self.features) if instead is None else instead  # act
+        self.state = self._cell.step(self.z, action, self.state)  # advance
         return action

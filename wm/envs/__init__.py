@@ -1,7 +1,4 @@
-"""Environments: the fast CarRacing, the dream, the preprocessing of frames.
-
-On import wm/CarRacing-v3 and wm/Dream-v0 are registered with Gymnasium.
-"""
+"""make_env, and the registration of wm/CarRacing-v3 and of wm/Dream-v0, which lies in wm/dream/."""
 
 from typing import Any
 

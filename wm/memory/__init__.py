@@ -1,1 +1,1 @@
-"""M, the MDN-RNN: the network (`mdnrnn`, torch) and its LSTM for acting (`cell`, numpy only)."""
+"""M, the MDN-RNN: the network (`mdnrnn`) and its `training` in torch, its LSTM for acting (`cell`) in numpy only."""

@@ -90,10 +90,10 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     default = config_of(wanted.config())
 
     arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
-    said = io.StringIO()
+    said, prog, flat = io.StringIO(), f"python -m stages.{Path(sys.argv[0]).stem}", (tyro.conf.OmitArgPrefixes,)
     try:
         with redirect_stderr(said):
-            found: Any = tyro.cli(arguments, description=description, args=argv, config=(tyro.conf.OmitArgPrefixes,))
+            found: Any = tyro.cli(arguments, prog=prog, description=description, args=argv, config=flat)
     except SystemExit as left:
         if left.code == 0:  # --help
             raise

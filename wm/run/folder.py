@@ -1,4 +1,4 @@
-"""The run folder: paths, lock, manifest, metrics and atomic files; also the progress lines and errors of all stages.
+"""The run folder: its paths, its lock, and the manifest with a record of each stage.
 
     RUN/rollouts/*.h5 vae.pt latents.h5 mdnrnn.pt controller.npz starts.npz dream.npz score.json scores.jsonl
         probe.json videos/ play/ plots/ metrics.jsonl manifest.json checkpoints/ tensorboard/

@@ -1,1 +1,1 @@
-"""The data: episodes, their HDF5 shards, latents, and samplers of frames and clips. Numpy only."""
+"""Episodes, their HDF5 shards, latents, starts of dreams, and samplers of frames and clips. numpy and h5py only."""

@@ -1,9 +1,6 @@
-"""A run as ONNX graphs, for use without torch, such as in a browser: starts, M's step in the dream, C, V's decoder.
+"""Builder of an ONNX graph. Large arrays are stored in float16; all computation is in float32.
 
-    starts: number ─→ z, h, c;  controller: z, h ─→ a;  dream: z, h, c, a, noise ─→ z', h', c', ...;  decoder: z ─→ x
-
-Large arrays are stored in float16; all computation is in float32. The leading dimension N of all inputs and outputs is
-the number of dreams.
+The leading dimension N of all inputs and outputs is the number of dreams.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// The dream: the run's graphs, and one dream that steps as wm/envs/dream.py does.
+// The dream: the run's graphs, and one dream that steps as wm/dream/env.py does.
 //
 // A step: [z, h] ─C→ a (or the driver's own a); (z, h, c, a, noise) ─M→ z', h', c', reward, chance of the end.
 
