@@ -19,19 +19,19 @@ PYTHON ?= python3
 
 PY := .venv/bin/python
 VENV := .venv/.complete
-# The version of a Python that will do, else nothing. For 3.14 Gymnasium takes another Box2D, which has to be compiled.
+# The version of a supported Python, else nothing. For 3.14 Gymnasium takes another Box2D, which has to be compiled.
 version = $(shell $(1) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) and sys.stdout.write("%d.%d" % v[:2])' 2>/dev/null)
-CHECK_PYTHON = $(if $(call version,$(PYTHON)),,$(error PYTHON=$(PYTHON) is no Python 3.11, 3.12 or 3.13: name one, as in `make setup PYTHON=python3.11`))
-# A .venv is made anew when its Python or pip does not run or will not do, or when PYTHON= names another one that does.
+CHECK_PYTHON = $(if $(call version,$(PYTHON)),,$(error PYTHON=$(PYTHON) is not Python 3.11, 3.12 or 3.13: give one, for example `make setup PYTHON=python3.11`))
+# A .venv is made again when its Python or pip does not run or is not supported, or when PYTHON= names another supported one.
 FOUND := $(if $(or $(wildcard $(VENV)),$(shell $(PY) -m pip --version 2>/dev/null)),$(call version,$(PY)))
 NAMED := $(if $(filter command,$(origin PYTHON)),$(call version,$(PYTHON)))
-ANEW := $(if $(FOUND),$(filter-out $(FOUND),$(NAMED)),anew)
+RECREATE := $(if $(FOUND),$(filter-out $(FOUND),$(NAMED)),recreate)
 
 DIR := $(RUNS)/$(RUN)
 # A folder's name is one word to make and to the shell, without what they take for their own.
 ODD = $(strip $(foreach sign,: % * ? [ ] ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(DIR))))
 ifneq ($(words [$(RUN)] [$(RUNS)] $(RUN) $(RUNS))$(ODD),4)
-$(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty or has a space or an odd sign ($(ODD)), which make cannot handle: choose another RUN or RUNS)
+$(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty, or contains a space or a character that make cannot handle ($(ODD)): choose another name)
 endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
@@ -60,9 +60,9 @@ help: ## list the targets
 
 setup: $(VENV) ## create .venv from requirements.txt (every target does this when needed)
 
-.PHONY: $(ANEW)
-$(VENV): requirements.txt $(ANEW)
-	$(if $(ANEW),$(CHECK_PYTHON)rm -rf .venv && $(PYTHON) -m venv .venv)
+.PHONY: $(RECREATE)
+$(VENV): requirements.txt $(RECREATE)
+	$(if $(RECREATE),$(CHECK_PYTHON)rm -rf .venv && $(PYTHON) -m venv .venv)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

@@ -53,7 +53,7 @@ ROWS = {
     "v": Row("V only, linear", controller=("--inputs", "z")),
     "v-hidden": Row("V only, hidden layer of 40", controller=("--inputs", "z", "--hidden-units", "40")),
     "road": Row(
-        "V taken on with the road weighted + M, linear",
+        "V with road pixels weighted, M adapted, linear",
         vae=("--start", "{run}/vae.pt", "--updates", "1000", "--road-weight", "5"),
         mdnrnn=("--start", "{run}/mdnrnn.pt", "--updates", "1000"),
     ),

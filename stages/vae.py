@@ -98,13 +98,13 @@ def main(argv: list[str]) -> None:
 
 
 def report(config: VAEConfig, best: Best) -> None:
-    """Prints V's validation numbers, and a warning when V is not good enough to drive by."""
+    """Prints V's validation numbers, and a warning when V is too inaccurate for driving."""
     error, kl, dead = (best.metrics[name] for name in ("error", "kl", "dead"))
     numbers = f"squared error {error:.1f} per image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
     print(f"V is trained, best at update {best.update} (validation): {numbers}.")
     if error > config.warn_error or dead > config.z / 2:
         print(
-            f"warning: V is not good enough to drive by ({numbers}; wanted: at most {config.warn_error:g} and "
+            f"warning: V is too inaccurate for driving ({numbers}; wanted: at most {config.warn_error:g} and "
             f"{config.z // 2} dead): train it longer (a larger --updates resumes) or collect more.",
             file=sys.stderr,
         )

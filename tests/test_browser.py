@@ -499,7 +499,7 @@ def test_a_dream_that_m_ends(open_page: Open) -> None:
             dream.random.uniform = () => 0;
             dream.fork();
             await dream.step([0, 1, 0], 1);
-            return [dream.over, dream.score, dream.rival.score, dream.rival.over, dream.state.z.length];
+            return [dream.over, dream.score, dream.controllerRun.score, dream.controllerRun.over, dream.state.z.length];
         }"""
     )
     end = float(load_starts(PRETRAINED.starts).rewards[2])

@@ -518,7 +518,7 @@ def test_a_second_command_is_refused_and_does_no_harm(pipeline: Pipeline, tmp_pa
         second = subprocess.run(command(stage, folder), cwd=ROOT, capture_output=True, text=True, check=False)
         os.kill(process.pid, signal.SIGCONT)
         assert second.returncode == 2, second.stderr
-        assert f"error: another command is at work in {folder}: wait until it has ended" in second.stderr
+        assert f"error: another command is running in {folder}: wait until it has ended" in second.stderr
         _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
     assert contents(stage, folder) == wanted

@@ -1,4 +1,4 @@
-"""The house's layers: imports point one way, rooms do not know one another, and workers need no torch."""
+"""Imports between packages: they point one way, some packages do not import one another, and workers need no torch."""
 
 import ast
 import subprocess

@@ -265,7 +265,7 @@ def test_a_python_that_will_not_do_is_refused_before_anything_is_made(
 ) -> None:
     given = "PYTHON=/nowhere/python" if version == "gone" else python_of(tmp_path, version)
     said = make("-C", str(checkout), target, given, code=2)
-    assert f"{given} is no Python 3.11, 3.12 or 3.13: name one, as in `make setup PYTHON=python3.11`" in said
+    assert f"{given} is not Python 3.11, 3.12 or 3.13: give one, for example `make setup PYTHON=python3.11`" in said
     assert not (checkout / ".venv").exists()
 
 

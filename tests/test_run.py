@@ -92,7 +92,7 @@ def test_json_that_was_changed_is_refused(tmp_path: Path) -> None:
         (tmp_path / "b.json").write_text(damaged)
         with pytest.raises(UserError, match=r"b\.json cannot be read as JSON \(its crc32 does not match"):
             read_json(tmp_path / "b.json")
-    with pytest.raises(UserError, match="it has no 'mean' of the right kind"):
+    with pytest.raises(UserError, match="field 'mean' is missing or has the wrong type"):
         read_json(path, mean=float)
     for foreign in ('{"a": NaN}', "[" * 100_000, '"' + "a" * 10):
         path.write_text(foreign)
@@ -305,7 +305,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_command_is_refused_until_the_first_one_is_gone(tmp_path: Path) -> None:
     run = Run(tmp_path / "r")
     with holder(run.folder) as process:
-        with pytest.raises(UserError, match=rf"another command is at work in {run.folder}: wait until"), run.lock():
+        with pytest.raises(UserError, match=rf"another command is running in {run.folder}: wait until"), run.lock():
             pass
         with pytest.raises(UserError, match="another command"), run.stage("vae", SMOKE.vae, 0):
             pass
@@ -339,11 +339,11 @@ def test_a_folder_whose_name_is_not_in_utf_8_is_a_users_error(tmp_path: Path) ->
 def test_a_file_in_place_of_a_folder_is_a_users_error(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("")
     for write in (write_json, append_line):
-        with pytest.raises(MachineError, match=r"cannot be written \(File exists\): move away what has its name"):
+        with pytest.raises(MachineError, match=r"cannot be written \(File exists\): move or rename the file"):
             write(tmp_path / "plots" / "a.json", {"a": 1})
     (tmp_path / "plots").unlink()
     (tmp_path / "plots").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(MachineError, match="move away what has its name"):
+    with pytest.raises(MachineError, match="move or rename the file or folder of this name"):
         write_json(tmp_path / "plots" / "a.json", {"a": 1})
 
 

@@ -326,7 +326,7 @@ def test_a_truncated_shard_is_refused(tmp_path: Path, share: float) -> None:
 def test_a_foreign_file_is_refused(folder: Path) -> None:
     with h5py.File(folder / "foreign.h5", "w") as file:
         file["x"] = np.zeros(3)
-    with pytest.raises(UserError, match=r"foreign\.h5 is no file of rollouts: move it away"):
+    with pytest.raises(UserError, match=r"foreign\.h5 is not a rollouts file: move it away"):
         Rollouts(folder)
     (folder / "foreign.h5").write_text("no HDF5 at all")
     with pytest.raises(UserError, match=r"foreign\.h5 .*`make collect`"):

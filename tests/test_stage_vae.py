@@ -221,7 +221,7 @@ def test_warns_with_the_numbers(error: float, dead: float, warned: bool, capsys:
     found = capsys.readouterr()
     numbers = f"squared error {error:.1f} per image, KL 16.0 nats, {dead} of 32 dimensions dead"
     assert found.out == f"V is trained, best at update 100 (validation): {numbers}.\n"
-    assert (f"warning: V is not good enough to drive by ({numbers}; " in found.err) == warned
+    assert (f"warning: V is too inaccurate for driving ({numbers}; " in found.err) == warned
     assert bool(found.err) == warned
 
 
@@ -255,7 +255,7 @@ def test_other_data_than_car_racings_is_refused(tmp_path: Path) -> None:
     run = Run(tmp_path)
     small = [replace(e, observations=e.observations[:, :8, :8]) for e in map(drawn_episode, range(3))]
     write_shard(run.rollouts / "a.h5", small)
-    with pytest.raises(UserError, match=r"a\.h5 holds no CarRacing to train V and M on"):
+    with pytest.raises(UserError, match=r"a\.h5 does not hold CarRacing episodes"):
         main(arguments(run, *SMALL))
 
 

@@ -1,4 +1,4 @@
-"""The public door: `from wm.agent import load_agent`, whatever room does the work."""
+"""Public import path of Agent and load_agent, which wm.driving defines."""
 
 from wm.driving.agent import Agent
 from wm.driving.loading import CONTROLLERS, load_agent

@@ -78,7 +78,7 @@ class VAEConfig:
     shuffle_frames: int = bounded(20_000, 1, 10**8)
     """Frames in the shuffle buffer. It bounds the memory (12 kB a frame) for any size of the data."""
     warn_error: float = bounded(30.0, 0, 10**6)
-    """Warn when the squared error per validation image is above this: V is then not good enough to drive by."""
+    """Warn when the squared error per validation image is above this: V is then too inaccurate for driving."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ class DreamConfig(EvolutionConfig):
     """Add the return of the N steps after the dream, estimated from [z; h] at its end by a small network. The network
     is fitted to N-step returns of recorded episodes. 0: add nothing. Paper: none."""
     unpaid: int = bounded(50, 0, 10**6)
-    """Number of first steps of a dream that are not scored. A fast start keeps collecting tiles by momentum, about a
-    second long, whatever the candidate does. Paper: none."""
+    """Number of first steps of a dream that are not scored. A fast start keeps collecting tiles by momentum for
+    about a second, whatever the candidate does. Paper: none."""
     temperature: float = bounded(1.0, 1e-12, 10**6)
     """tau of M's samples: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
     noise: Literal["drawn", "recorded"] = "drawn"
@@ -272,8 +272,8 @@ class IterateConfig:
     """Options of stage mdnrnn in each round after the first, such as "--lr 5e-4"."""
     fresh_rounds: int = bounded(0, 0, 50)
     """In each round after the first, take half of M's clips, all starts and the value's data from the episodes of the
-    last N rounds. While there are fewer rounds, the newest episodes of the first round fill up. 0: use all episodes
-    alike."""
+    last N rounds. While there are fewer rounds, the newest episodes of the first round make up the number. 0: use all
+    episodes alike."""
     dream_options: str = ""
     """Options of stage dream in all rounds, such as "--popsize 128 --horizon 150"."""
     refine_from: int = bounded(0, 0, 10**9)

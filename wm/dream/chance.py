@@ -21,7 +21,7 @@ from wm.memory.mdnrnn import MDNRNN, abduct
 from wm.store.latents import LatentEpisode
 
 LARGEST = 6.0
-"""Clip of inferred noise, in standard deviations. An event that M held impossible is no guide for other actions."""
+"""Clip of inferred noise, in standard deviations. An event that M held impossible says nothing about other actions."""
 
 
 @dataclass(frozen=True)

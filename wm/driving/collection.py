@@ -156,7 +156,7 @@ def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_a
     limit = min(max_steps, gym.spec(env_id).max_episode_steps or max_steps)
     least = cut_after or limit  # of an episode that was ended
     if length > limit or (row["truncated"] and length < min(least, limit)):
-        return f"{length} steps, where {limit} are the most"
+        return f"{length} steps, which these limits do not allow"
     return ""
 
 

@@ -28,7 +28,8 @@ UNWRITABLE = {
     **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
     **dict.fromkeys(
-        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move away what has its name and run the same command again"
+        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+        "move or rename the file or folder of this name and run the same command again",
     ),
     errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
@@ -41,7 +42,9 @@ UNREADABLE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change the permissions and run the same command again"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move away what has its name and run the same command again"),
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR), "move or rename the file or folder of this name and run the same command again"
+    ),
     errno.EAGAIN: "close it where it is open and run the same command again",
     errno.ENOMEM: "free memory and run the same command again",
     errno.ENOENT: "restore it and run the same command again",

@@ -129,7 +129,7 @@ class Run:
                     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             except BlockingIOError as error:
                 raise UserError(
-                    f"another command is at work in {self.folder}: wait until it has ended, or choose another RUN."
+                    f"another command is running in {self.folder}: wait until it has ended, or choose another RUN."
                 ) from error
             except OSError as error:
                 raise UserError(

@@ -120,7 +120,7 @@ def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
             raise ValueError(f"its {CHECKSUM} is damaged")
     for name, shape in fields.items():
         if not fits(value, {name: shape}):
-            raise ValueError(f"it has no {name!r} of the right kind")
+            raise ValueError(f"field {name!r} is missing or has the wrong type")
     return value
 
 

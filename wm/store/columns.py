@@ -198,7 +198,7 @@ class ColumnFile:
     def _check(self, opened: h5py.File, kind: str, row: np.dtype[Any]) -> None:
         attributes = {name: _text(value) for name, value in opened.attrs.items()}
         if attributes.get("kind") != kind:
-            raise UserError(f"{self.path} is no file of {kind}: {self._foreign}.")
+            raise UserError(f"{self.path} is not a {kind} file: {self._foreign}.")
         if attributes.get("format") != str(RUN_FORMAT):
             raise UserError(f"{self.path} is not of format {RUN_FORMAT}, which this version reads: {self._foreign}.")
         # The low-level interface takes a third of the time, which counts for thousands of shards.

@@ -59,7 +59,7 @@ class Episode:
         for name in ("observations", "actions", "rewards"):
             values = getattr(self, name)
             if values.dtype.kind not in "buif":
-                raise ValueError(f"{name} have dtype {values.dtype}, which is no number")
+                raise ValueError(f"{name} have dtype {values.dtype}, which is not numeric")
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ValueError(f"{name} hold a value that is not finite")
 

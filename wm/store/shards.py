@@ -15,7 +15,7 @@ from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "rollouts"
-WAY_OUT = "`make collect` sets it aside and fills up"
+WAY_OUT = "run `make collect`, which sets it aside and collects its episodes again"
 FOREIGN = "move it away, or choose another RUN or RUNS"
 """Way out for a complete file that does not belong in the folder; it is never moved automatically."""
 ROW = np.dtype(
@@ -150,7 +150,7 @@ class Rollouts:
         found = {name: (shape, dtype.str.lstrip("<|=")) for name, (shape, dtype) in self._shards[0].columns.items()}
         wanted = {"frame/observations": (FRAME, "u1"), "step/actions": ((3,), "f4"), "step/rewards": ((), "f4")}
         if found != wanted:
-            raise UserError(f"{self._shards[0].path} holds no CarRacing to train V and M on ({found}): {FOREIGN}.")
+            raise UserError(f"{self._shards[0].path} does not hold CarRacing episodes (columns: {found}): {FOREIGN}.")
 
     def read(self, episode: int, start: int, stop: int) -> Array:
         """Observations start..stop-1 of an episode of T+1; UserError when the shard is damaged there."""

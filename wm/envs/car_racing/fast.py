@@ -85,7 +85,7 @@ class _Field:
         self.coarse = [np.zeros((side >> k, side >> k, 4), np.uint8) for k in range(N_COARSE)]
 
     def new_track(self, polygons: np.ndarray, colours: np.ndarray, bg: np.ndarray, grass: np.ndarray) -> None:
-        """Take a new track: paint the coarse textures, forget the fine one.
+        """Take a new track: paint the coarse textures, clear the fine one.
 
         Args:
             polygons: f64[n, 4, 2], road tiles and curbs in drawing order, world units.
@@ -99,7 +99,7 @@ class _Field:
         self.high = np.ceil(texels.max(axis=1)).astype(int) + 1
         self.colours = colours
         self.large = _fixed_point(polygons, FINE * SUPERSAMPLE)
-        self.forget()
+        self.clear()
         # Two by two cells, so that the empty ground of any rectangle up to a cell's size is a slice of them.
         self.empty_large = np.tile(_grass_cell(FINE * SUPERSAMPLE, bg, grass), (2, 2, 1))
         self.empty = _halve(_halve(self.empty_large[: FINE * SUPERSAMPLE, : FINE * SUPERSAMPLE]))
@@ -111,7 +111,7 @@ class _Field:
         for large, small in zip(self.coarse[:-1], self.coarse[1:], strict=True):
             _halve(large, small)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Forget what the fine texture holds: every cell is painted anew when it is next seen."""
         self.painted = np.zeros((N_PERIODS, N_PERIODS), bool)  # cells, one period each
         self.seen: set[tuple[int, int, int, int]] = set()  # ranges of cells known to be painted
@@ -498,7 +498,7 @@ class FastCarRacing(CarRacing):
     differ by well under one grey level on average. `render` ("human", "rgb_array") is stock's.
     An environment takes about 30 MB.
 
-    With `dashboard=False` rows 84..95 of an observation stay black: for those who crop them anyway.
+    With `dashboard=False` rows 84..95 of an observation stay black, for callers that crop them.
     """
 
     def __init__(self, *args: Any, dashboard: bool = True, **kwargs: Any) -> None:
@@ -552,14 +552,14 @@ class FastCarRacing(CarRacing):
         return True
 
     def _take_track_again(self) -> None:
-        """Put the track that is there back as it was before anybody drove on it."""
+        """Resets the current track to its state before the first step."""
         tiles: list = self.road or []
         for tile in tiles:
             tile.road_visited = False
         assert self._field is not None
         self.road_poly = self._road_poly
         self._colours[:] = self._painted_colours[:] = self._new_colours
-        self._field.forget()
+        self._field.clear()
         self.np_random.bit_generator.state = self._after
 
     def _render(self, mode: str) -> np.ndarray | bool | None:

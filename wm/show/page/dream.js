@@ -80,7 +80,7 @@ export class Dream {
   /**
    * Begins anew.
    * @param {number} start number of the start
-   * @param {number} seed of all luck in it
+   * @param {number} seed of all random numbers in it
    */
   async begin(start, seed) {
     this.state = await this.world.start(start);
@@ -89,21 +89,21 @@ export class Dream {
     this.steps = 0;
     this.score = 0;
     this.over = ""; // or why it has ended
-    this.rival = null; // or {score, over}: the controller, which goes on in the second row of the state
+    this.controllerRun = null; // or {score, over}: the controller, which goes on in the second row of the state
     this.said = null; // what M said in the last step
     this.action = new Float32Array(this.world.about.actions);
   }
 
-  /** From now on the controller's own dream goes on beside this one, with the same luck. */
+  /** From now on the controller's own dream goes on beside this one, with the same random numbers. */
   fork() {
-    if (this.rival) return;
+    if (this.controllerRun) return;
     for (const name of ["z", "h", "c"]) this.state[name] = repeat(this.state[name], 2);
-    this.rival = { score: this.score, over: false };
+    this.controllerRun = { score: this.score, over: false };
   }
 
   /** The controller's score from this start. */
   get controllerScore() {
-    return this.rival ? this.rival.score : this.score;
+    return this.controllerRun ? this.controllerRun.score : this.score;
   }
 
   /**
@@ -117,21 +117,21 @@ export class Dream {
     if (action) actions.set([clip(action[0], -1), clip(action[1], 0), clip(action[2], 0)]);
     this.action = actions.slice(0, about.actions);
     const uniform = Float32Array.from({ length: about.z }, () => this.random.uniform());
-    const fate = this.random.uniform();
+    const endDraw = this.random.uniform();
     const noise = Float32Array.from({ length: about.z }, () => this.random.normal());
     const next = await this.world.step(this.state, actions, uniform, noise, temperature);
     this.state = { z: next.next_z, h: next.next_h, c: next.next_c };
     this.said = { weights: next.weights, reward: next.reward[0], terminated: next.terminated[0] };
     this.steps += 1;
 
-    const ends = (row) => fate < next.terminated[row];
+    const ends = (row) => endDraw < next.terminated[row];
     this.score += ends(0) ? about.rewards.end : next.reward[0];
     if (ends(0)) this.over = "terminated";
     else if (this.steps >= about.horizon) this.over = "truncated";
-    if (this.rival && !this.rival.over) {
-      this.rival.score += ends(1) ? about.rewards.end : next.reward[1];
+    if (this.controllerRun && !this.controllerRun.over) {
+      this.controllerRun.score += ends(1) ? about.rewards.end : next.reward[1];
       if (ends(1)) {
-        this.rival.over = true;
+        this.controllerRun.over = true;
         this.state = { z: this.state.z.slice(0, about.z), h: first(this.state.h), c: first(this.state.c) };
       }
     }

@@ -89,7 +89,7 @@ const written = (value, digits = 0) => value.toFixed(digits).replace(/^-(?=[0.]*
 function say() {
   if (dream.over) {
     const why = dream.over === "terminated" ? "M thinks that the car has left the field" : `${dream.steps} steps are up`;
-    const result = dream.rival ? `You\u00a0${written(dream.score)}, controller\u00a0${written(dream.rival.score)}. ` : "";
+    const result = dream.controllerRun ? `You\u00a0${written(dream.score)}, controller\u00a0${written(dream.controllerRun.score)}. ` : "";
     return `The dream is over: ${why}. ${result}${touch ? "" : "R: again. N: new start."}`;
   }
   const wheel = touch ? "touch the picture or the pads" : "arrow keys or W A S D";
@@ -103,7 +103,7 @@ function show(rates) {
   document.body.dataset.paused = String(paused);
   write("say", say());
   $("say").hidden = $("say").textContent === "";
-  write("score-you", dream.rival || you ? written(dream.score) : "–");
+  write("score-you", dream.controllerRun || you ? written(dream.score) : "–");
   write("score-controller", written(dream.controllerScore));
   write("count", `step ${dream.steps} of ${world.about.horizon}`);
   write("where", `start ${dream.start + 1} of ${world.about.starts}`);
@@ -177,7 +177,7 @@ async function live() {
     const now = await new Promise(requestAnimationFrame);
     due = Math.min(due + (now - last) / pace, MOST_LATE);
     last = now;
-    if (dream.over && !dream.rival && now > endedAt + NEXT_DEMO && !paused) anotherStart();
+    if (dream.over && !dream.controllerRun && now > endedAt + NEXT_DEMO && !paused) anotherStart();
     let taken = 0;
     let changed = false;
     if (wish) {

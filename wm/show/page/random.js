@@ -1,4 +1,4 @@
-// Random numbers that follow from a seed, so that the same start can be dreamt again with the same luck.
+// Random numbers that follow from a seed, so that the same start can be dreamt again with the same random numbers.
 
 export class Random {
   /** @param {number} seed a whole number */

@@ -65,7 +65,7 @@ def render(main: RunReader, others: Sequence[RunReader], videos: Sequence[Video]
         title=f"Run {main.name}",
         subtitle=f"World model on CarRacing{beside}. Written {date(now())} UTC.",
         sections=sections,
-        footer=f"Made by `make report` at commit {commit()}. This page loads nothing from anywhere.",
+        footer=f"Made by `make report` at commit {commit()}. This page loads no external resources.",
     )
 
 

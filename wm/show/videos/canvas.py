@@ -65,9 +65,9 @@ class Moment:
 
 
 GAP = 12
-"""Pixels between things."""
+"""Gap in pixels."""
 GROUND = 24
-"""Grey of what is empty."""
+"""Background grey."""
 INK: Colour = (235, 235, 235)
 FAINT: Colour = (150, 150, 150)
 LINES: tuple[Colour, ...] = ((255, 170, 60), (150, 150, 150), (90, 170, 255))
