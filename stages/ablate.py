@@ -25,7 +25,7 @@ from wm.run.files import share
 from wm.run.folder import Run
 from wm.run.json_files import write_json
 from wm.run.provenance import commit, now
-from wm.run.signals import work_begins
+from wm.run.signals import note_new_work
 from wm.store.shards import share_shards
 
 
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
             write_json(run.ablations, {"rows": table})
             for name in config.rows:
                 shutil.rmtree(run.folder / "ablations" / name, ignore_errors=True)
-            work_begins()
+            note_new_work()
         for name in config.rows:
             table[name] = make_row(args, run, config, name)
             table = {known: table[known] for known in ROWS if known in table}

@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from hypothesis import settings
 
-from wm.run.signals import unwind
+from wm.run.signals import raise_on_signals
 
 # Started in a shell's background, pytest ignores Ctrl-C, and so would every command that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def unwinding() -> Iterator[None]:
     """The test's process takes signals as a command does."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    unwind()
+    raise_on_signals()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

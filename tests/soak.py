@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from wm.config.seeds import DRIVEN_FROM
-from wm.run.signals import EXIT_CODE, unwind
+from wm.run.signals import EXIT_CODE, raise_on_signals
 
 WARM_UP = 0.2
 """Share of a stage's time that does not count: caches and buffers fill, libraries are loaded."""
@@ -53,7 +53,7 @@ class Soak:
 
 def main(soak: Soak) -> None:
     """Prints a line for each stage: memory after the warm-up and at the end, and its growth by a straight line."""
-    unwind()  # so that SIGTERM ends the endless stage, too
+    raise_on_signals()  # so that SIGTERM ends the endless stage, too
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         for stage in ("collect", "vae", "mdnrnn"):

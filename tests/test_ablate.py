@@ -15,7 +15,7 @@ from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_json, write_json
-from wm.run.signals import RESTARTED, farewell
+from wm.run.signals import RESTARTED, last_line
 
 SCORES = {"full": [900.0, 910.0, 890.0, 500.0], "v": [600.0, 800.0, 400.0, 300.0]}
 
@@ -142,7 +142,7 @@ def test_an_interrupted_restart_goes_on_without_it(
     pretended.interrupt_at = 1
     with pytest.raises(KeyboardInterrupt):
         ablate(run, "--rows", "full", "no-outlook", "--restart")
-    assert farewell(restart=True) == RESTARTED
+    assert last_line(restart=True) == RESTARTED
     assert list(read_json(run.ablations)["rows"]) == ["untrained-m"]
     assert not row_of(run, "no-outlook").folder.exists()
     assert row_of(run, "untrained-m").folder.exists()

@@ -32,7 +32,7 @@ import errno, os, sys, time
 from wm.run.command_line import parse, run_stage
 from wm.controller.linear import load_controller, save_controller
 from wm.run.errors import UserError
-from wm.run.signals import Interrupted, held, work_begins
+from wm.run.signals import Interrupted, held, note_new_work
 
 def main(argv):
     args, config = parse(lambda preset: preset.controller, "Test stage.", argv)
@@ -47,7 +47,7 @@ def main(argv):
     if config.generations in (errno.EAGAIN + 100, errno.ENOMEM + 100, errno.ESTALE + 100):
         raise OSError(config.generations - 100, os.strerror(config.generations - 100))
     if config.generations == 20:
-        work_begins()
+        note_new_work()
     print("started", config, flush=True)
     if config.generations == 16:
         with held():

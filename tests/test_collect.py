@@ -329,9 +329,7 @@ def test_a_hopeless_episode_is_given_up(tmp_path: Path, capsys: pytest.CaptureFi
         waits = np.diff(np.flatnonzero(episode.rewards > 0))
         assert waits.max(initial=0) <= 10
     assert strange(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0, cut_after=10) == ""
-    assert "steps, which these limits do not allow" in strange(
-        table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0
-    )
+    assert "these limits" in strange(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0)
 
 
 def test_leftovers_of_a_killed_run_go(copy: Run) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wm.config.names import RUN_FORMAT
 from wm.run.checksums import check_archive
-from wm.run.errors import UserError, check_read, in_short
+from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
 
 ACTIONS = 3
@@ -72,7 +72,7 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
             theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
     except Exception as error:  # a damaged file can raise anything in numpy, zipfile or json
         check_read(path, error)
-        raise UserError(f"{path} is damaged or not a controller ({in_short(error)}): {redo}.") from error
+        raise UserError(f"{path} is damaged or not a controller ({first_line(error)}): {redo}.") from error
     if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo}.")
     if not isinstance(meta.get("made_from"), dict):

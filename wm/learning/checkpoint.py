@@ -82,8 +82,8 @@ def check_updates(updates: int, start: Path | None) -> None:
 
 def begin_with(model: nn.Module, path: Path, stage: str) -> None:
     """Loads the weights of another artifact of the stage; UserError when they are damaged or do not fit."""
-    way_out = "give the sizes of --start, or leave --start out"
-    fill(model, load_artifact(path, stage)["model"], path, stage, way_out)
+    remedy = "give the sizes of --start, or leave --start out"
+    fill(model, load_artifact(path, stage)["model"], path, stage, remedy)
 
 
 def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from: Mapping[str, str]) -> bool:
@@ -151,15 +151,15 @@ def resume(
     made_from: Mapping[str, str],
 ) -> tuple[TrainState, dict[str, str]]:
     """Loads a checkpoint into model and optimiser; returns its state and the hashes of all its inputs."""
-    way_out = f"redo the stage with `make {stage} ARGS=--restart`"
-    checkpoint = read_tensors(path, way_out)
+    remedy = f"redo the stage with `make {stage} ARGS=--restart`"
+    checkpoint = read_tensors(path, remedy)
     if checkpoint.get("kind") != f"{stage} checkpoint" or checkpoint.get("format") != RUN_FORMAT:
-        raise UserError(f"{path} is not a {stage} checkpoint of format {RUN_FORMAT}: {way_out}.")
+        raise UserError(f"{path} is not a {stage} checkpoint of format {RUN_FORMAT}: {remedy}.")
     try:
         changes = list(changed_fields(checkpoint["config"], config))
         if changes:
             raise UserError(
-                f"{path} was made with other options ({'; '.join(changes)}): give the old options, or {way_out}."
+                f"{path} was made with other options ({'; '.join(changes)}): give the old options, or {remedy}."
             )
         check_made_from(path, checkpoint["made_from"], made_from)
         model.load_state_dict(checkpoint["model"])
@@ -169,7 +169,7 @@ def resume(
         _check_state(state, model)
         return state, {**checkpoint["made_from"], **made_from}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit this network ({type(error).__name__}): {way_out}.") from error
+        raise UserError(f"{path} does not fit this network ({type(error).__name__}): {remedy}.") from error
 
 
 def _check_state(state: TrainState, model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from wm.controller.basis import Basis
 from wm.controller.linear import load_controller, save_controller
 from wm.learning.strategies import EvolutionStrategy, make_es, restored
 from wm.run.checksums import check_archive
-from wm.run.errors import UserError, check_read, in_short
+from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
 from wm.run.folder import Run
 from wm.run.metrics import Metrics, read_metrics
@@ -75,14 +75,14 @@ class Evolution:
             _check_plain(plain, theta)
             return cls(es, best_theta=theta, **plain)
         except ArithmeticError as error:
-            reason = in_short(error)
+            reason = first_line(error)
             raise UserError(
                 f"{path} cannot be resumed on this machine ({reason}): resume where it began, or redo the stage with "
                 "--restart."
             ) from error
         except Exception as error:  # a damaged file can raise anything in numpy, zipfile or pycma
             check_read(path, error)
-            reason = in_short(error)
+            reason = first_line(error)
             raise UserError(f"{path} is damaged ({reason}): redo the stage with --restart.") from error
 
 

@@ -81,26 +81,26 @@ def write_tensors(path: Path, value: Mapping[str, Any]) -> None:
         temporary.write_bytes(content.getbuffer())
 
 
-def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
-    """Reads a dict of tensors and values of `write_tensors`; UserError, ending in `way_out`, when it is damaged."""
+def read_tensors(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a dict of tensors and values of `write_tensors`; UserError, ending in `remedy`, when it is damaged."""
     try:
         check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can fail anywhere in the reader: in the archive, the pickle, a storage, the encoding.
     except Exception as error:
         check_read(path, error)
-        raise UserError(f"{path} is damaged or foreign ({type(error).__name__}): {way_out}.") from error
+        raise UserError(f"{path} is damaged or foreign ({type(error).__name__}): {remedy}.") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged or foreign (not a dictionary): {way_out}.")
+        raise UserError(f"{path} is damaged or foreign (not a dictionary): {remedy}.")
     return found
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str, way_out: str = "") -> None:
-    """Loads an artifact's weights into a network; UserError, ending in `way_out`, when names or shapes differ."""
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str, remedy: str = "") -> None:
+    """Loads an artifact's weights into a network; UserError, ending in `remedy`, when names or shapes differ."""
     wanted = model.state_dict()
     shapes = ({name: value.shape for name, value in part.items()} for part in (wanted, weights))
     unlike = sorted({name for name, _ in set.symmetric_difference(*(set(part.items()) for part in shapes))})
     if unlike:
-        way_out = way_out or f"redo it with `make {kind} ARGS=--restart`"
-        raise UserError(f"{path} does not fit this {kind} ({unlike[0]} differs): {way_out}.")
+        remedy = remedy or f"redo it with `make {kind} ARGS=--restart`"
+        raise UserError(f"{path} does not fit this {kind} ({unlike[0]} differs): {remedy}.")
     model.load_state_dict(dict(weights))

@@ -31,7 +31,7 @@ from wm.config.seeds import RUN_SEEDS
 from wm.config.vmc import Config
 from wm.run.errors import UNWRITABLE, MachineError, UserError, writing
 from wm.run.folder import LOCKS
-from wm.run.signals import EXIT_CODE, Interrupted, farewell, ignore, unwind
+from wm.run.signals import EXIT_CODE, Interrupted, ignore, last_line, raise_on_signals
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
 """Messages of RuntimeErrors (torch's and Python's) that mean the same as a MemoryError."""
@@ -206,8 +206,8 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # its encoding may lack ± or characters of a path
             stream.reconfigure(errors="backslashreplace")
-    unwind()
-    threading.excepthook = _say_of_thread
+    raise_on_signals()
+    threading.excepthook = _thread_error
     code = 0
     try:
         with writing(None):  # for writes that do not go through `wm.run.files.atomic`
@@ -217,31 +217,31 @@ def run_stage(main: Callable[[list[str]], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
-        if not _unread():
+        if not _output_closed():
             raise
         code = EXIT_CODE
     except (MemoryError, RuntimeError, OSError) as error:
-        if not _is_want(error):
+        if not _is_out_of_resources(error):
             raise
         sentence = "the machine has no memory or processes left: give smaller sizes or fewer --workers."
         print(f"error: {sentence}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, Interrupted):
         ignore()
-        print(farewell("--restart" in sys.argv), file=sys.stderr)
+        print(last_line("--restart" in sys.argv), file=sys.stderr)
         code = EXIT_CODE
     ignore()
     sys.exit(code)
 
 
-def _is_want(error: MemoryError | RuntimeError | OSError) -> bool:
+def _is_out_of_resources(error: MemoryError | RuntimeError | OSError) -> bool:
     """Whether an error means that the machine had no memory, process or thread left."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOMEM, errno.EAGAIN)
     return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def _unread() -> bool:
+def _output_closed() -> bool:
     """Whether the reader of the output has closed it, as `| head` does; further output is then dropped."""
     watched = select.poll()
     for stream in (sys.stdout, sys.stderr):
@@ -252,7 +252,7 @@ def _unread() -> bool:
     return bool(closed)
 
 
-def _say_of_thread(failed: threading.ExceptHookArgs) -> None:
+def _thread_error(failed: threading.ExceptHookArgs) -> None:
     """Ignores a refusal to write in TensorBoard's thread; the main thread meets it at its next line of metrics."""
     if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in UNWRITABLE):
         threading.__excepthook__(failed)

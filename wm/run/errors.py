@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """An error that the user can correct: one sentence with the file or option and the way out. Exit code 2."""
+    """An error that the user can correct: one sentence with the file or option and the remedy. Exit code 2."""
 
 
 class DamageError(UserError):
@@ -33,7 +33,7 @@ UNWRITABLE = {
     ),
     errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
-"""Way out when the system refuses to write, by errno."""
+"""Remedy when the system refuses to write, by errno."""
 
 NO_TEMPORARY = "No usable temporary directory"
 """Message of Python's tempfile when no folder has space; its errno is that of a missing file."""
@@ -49,7 +49,7 @@ UNREADABLE = {
     errno.ENOMEM: "free memory and run the same command again",
     errno.ENOENT: "restore it and run the same command again",
 }
-"""Way out when the system refuses to read, by errno."""
+"""Remedy when the system refuses to read, by errno."""
 
 SYSTEMS_NUMBER = re.compile(r"\berrno (?:= )?(\d+)")
 """The errno in messages of HDF5 and torch."""
@@ -72,8 +72,8 @@ def writing(path: Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         if NO_TEMPORARY in str(error):
-            way_out = UNWRITABLE[errno.ENOSPC]
-            raise MachineError(f"no folder for temporary files can be written: {way_out}.") from error
+            remedy = UNWRITABLE[errno.ENOSPC]
+            raise MachineError(f"no folder for temporary files can be written: {remedy}.") from error
         if error.errno not in UNWRITABLE:
             raise
         reason = os.strerror(error.errno)
@@ -92,18 +92,18 @@ def check_read(path: Path, error: BaseException) -> None:
         raise error
     if OPEN_ELSEWHERE.search(str(error)):
         raise MachineError(
-            f"{path} cannot be read while it is open elsewhere ({in_short(error)}): close it there and run "
+            f"{path} cannot be read while it is open elsewhere ({first_line(error)}): close it there and run "
             "the same command again."
         ) from error
     number = error.errno if isinstance(error, OSError) else None
     if found := SYSTEMS_NUMBER.search(str(error)):
         number = int(found[1])
     if number and number != errno.EINVAL:  # EINVAL comes from offsets beyond the end of a damaged file
-        way_out = UNREADABLE.get(number, "correct this and run the same command again")
-        raise MachineError(f"{path} cannot be read ({os.strerror(number)}): {way_out}.") from error
+        remedy = UNREADABLE.get(number, "correct this and run the same command again")
+        raise MachineError(f"{path} cannot be read ({os.strerror(number)}): {remedy}.") from error
 
 
-def in_short(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message, at most 200 characters; its type if it has no message."""
     lines = str(error).splitlines()
     return lines[0][:200] if lines else type(error).__name__

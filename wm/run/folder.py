@@ -26,7 +26,7 @@ from wm.run.files import locked, remove_leftovers
 from wm.run.json_files import read_json, write_json
 from wm.run.provenance import commit, now, peak_memory_mb, versions
 from wm.run.schema import NUMBER, Shape, fits
-from wm.run.signals import work_begins
+from wm.run.signals import note_new_work
 
 RECORD: Shape = {
     "config": dict,
@@ -192,7 +192,7 @@ class Run:
                 }
                 self.record(stage, base)
                 begun = True
-                work_begins()
+                note_new_work()
 
             try:
                 yield begin

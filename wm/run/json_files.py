@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wm.run.errors import UserError, check_read, in_short, writing
+from wm.run.errors import UserError, check_read, first_line, writing
 from wm.run.files import atomic
 from wm.run.schema import Shape, fits
 
@@ -38,7 +38,7 @@ def read_json(path: Path, **fields: Shape) -> Any:
         return _parsed(path.read_bytes(), fields)
     except (ValueError, RecursionError, OSError) as error:
         check_read(path, error)
-        raise UserError(f"{path} cannot be read as JSON ({in_short(error)}): remove it or restore it.") from error
+        raise UserError(f"{path} cannot be read as JSON ({first_line(error)}): remove it or restore it.") from error
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ def read_lines(path: Path, **fields: Shape) -> list[dict[str, Any]]:
             if not isinstance(value, dict):
                 raise ValueError("it is not an object")
         except (ValueError, RecursionError) as error:
-            reason = in_short(error)
+            reason = first_line(error)
             raise UserError(f"{path} is damaged in line {number} ({reason}): restore the line or remove it.") from error
         found.append(value)
     return found

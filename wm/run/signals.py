@@ -31,7 +31,7 @@ def leave_at_once() -> None:
     _handle(_leave, _leave)
 
 
-def unwind() -> None:
+def raise_on_signals() -> None:
     """From now on SIGTERM raises Interrupted and SIGINT raises KeyboardInterrupt, wherever the main thread is."""
     _handle(_raise, _raise)
 
@@ -76,12 +76,12 @@ def held() -> Iterator[None]:
             raise error
 
 
-def work_begins() -> None:
+def note_new_work() -> None:
     """Notes that --restart has deleted the earlier results and that there is new work to resume."""
     _Work.begun = True
 
 
-def farewell(restart: bool) -> str:
+def last_line(restart: bool) -> str:
     """The last line of an interrupted command; `restart`: it was called with --restart."""
     return RESTARTED if restart and _Work.begun else INTERRUPTED
 

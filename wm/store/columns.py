@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.names import RUN_FORMAT
-from wm.run.errors import DamageError, UserError, check_read, in_short
+from wm.run.errors import DamageError, UserError, check_read, first_line
 from wm.run.signals import held
 
 Array = NDArray[Any]
@@ -163,21 +163,21 @@ class ColumnFile:
         columns: (shape of a row, dtype) by "frame/<name>" and "step/<name>".
     """
 
-    def __init__(self, path: Path, kind: str, row: np.dtype[Any], way_out: str, foreign: str = "") -> None:
+    def __init__(self, path: Path, kind: str, row: np.dtype[Any], remedy: str, foreign: str = "") -> None:
         """Opens and checks a file.
 
         Args:
             path: The file.
             kind: The expected kind of the file.
             row: dtype of the table.
-            way_out: End of the sentence of an error about damage.
-            foreign: End of the sentence of an error about a complete file of another kind; "": `way_out`.
+            remedy: End of the sentence of an error about damage.
+            foreign: End of the sentence of an error about a complete file of another kind; "": `remedy`.
 
         Raises:
             DamageError: It is damaged.
             UserError: It is foreign or empty, or of another format.
         """
-        self.path, self._way_out, self._foreign = path, way_out, foreign or way_out
+        self.path, self._remedy, self._foreign = path, remedy, foreign or remedy
         self._file: h5py.File | None = None
         try:
             self._check(self._opened(), kind, row)
@@ -267,7 +267,7 @@ class ColumnFile:
             self._file = None
 
     def _damaged(self, error: BaseException) -> DamageError:
-        return DamageError(f"{self.path} is damaged ({in_short(error)}): {self._way_out}.")
+        return DamageError(f"{self.path} is damaged ({first_line(error)}): {self._remedy}.")
 
 
 def checksum(*columns: Array) -> int:

@@ -19,7 +19,7 @@ from wm.store.columns import Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "latents"
-WAY_OUT = "redo it with `make mdnrnn ARGS=--restart`"
+REMEDY = "redo it with `make mdnrnn ARGS=--restart`"
 ROW = np.dtype([("index", "i8"), ("length", "i8"), ("terminated", "?")])
 
 COLUMNS = {"frame/mu": (1, "f4"), "frame/logvar": (1, "f4"), "step/actions": (1, "f4"), "step/rewards": (0, "f4")}
@@ -122,7 +122,7 @@ class Latents:
         """Opens the file; UserError when it is missing, damaged or foreign."""
         if not path.exists():
             raise UserError(f"{path} is missing: make it with `make mdnrnn`.")
-        self._file = ColumnFile(path, KIND, ROW, WAY_OUT)
+        self._file = ColumnFile(path, KIND, ROW, REMEDY)
         self._file.check_columns(COLUMNS)
         self.table: Array = self._file.table
         prefix = "made_from "
@@ -133,7 +133,7 @@ class Latents:
         self.z = self._file.columns["frame/mu"][0][0]
         self.actions = self._file.columns["step/actions"][0][0]
         if self._file.columns["frame/logvar"][0] != (self.z,):
-            raise UserError(f"{path} is damaged (its mu and logvar have different sizes): {WAY_OUT}.")
+            raise UserError(f"{path} is damaged (its mu and logvar have different sizes): {REMEDY}.")
 
     def __len__(self) -> int:
         """Number of episodes."""

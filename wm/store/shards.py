@@ -15,9 +15,9 @@ from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "rollouts"
-WAY_OUT = "run `make collect`, which sets it aside and collects its episodes again"
+REMEDY = "run `make collect`, which sets it aside and collects its episodes again"
 FOREIGN = "move it away, or choose another RUN or RUNS"
-"""Way out for a complete file that does not belong in the folder; it is never moved automatically."""
+"""Remedy for a complete file that does not belong in the folder; it is never moved automatically."""
 ROW = np.dtype(
     [
         ("index", "i8"),
@@ -60,7 +60,7 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
 
 def open_shard(path: Path) -> ColumnFile:
     """Opens a shard; errors as for `ColumnFile`."""
-    return ColumnFile(path, KIND, ROW, WAY_OUT, FOREIGN)
+    return ColumnFile(path, KIND, ROW, REMEDY, FOREIGN)
 
 
 def read_episode(shard: ColumnFile, row: int) -> Episode:
@@ -82,9 +82,9 @@ def read_episode(shard: ColumnFile, row: int) -> Episode:
             on_road=float(about["on_road"]),
         )
     except ValueError as error:
-        raise DamageError(f"{shard.path} is damaged (episode {index}: {error}): {WAY_OUT}.") from error
+        raise DamageError(f"{shard.path} is damaged (episode {index}: {error}): {REMEDY}.") from error
     if episode.digest().encode() != about["digest"]:
-        raise DamageError(f"{shard.path} is damaged (episode {index} does not fit its digest): {WAY_OUT}.")
+        raise DamageError(f"{shard.path} is damaged (episode {index} does not fit its digest): {REMEDY}.")
     return episode
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wm.config.names import RUN_FORMAT
 from wm.run.checksums import check_archive
-from wm.run.errors import UserError, check_read, in_short
+from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
 
 Floats = NDArray[np.float32]
@@ -73,7 +73,7 @@ def _packed(starts: Starts) -> bytes:
 
 def load_starts(path: Path) -> Starts:
     """Reads a file of `save_starts`; UserError when it is missing or damaged."""
-    way_out = "remove it and remake it with `make dream`"
+    remedy = "remove it and remake it with `make dream`"
     if not path.exists():
         raise UserError(f"{path} is missing: make it with `make dream`.")
     try:
@@ -95,9 +95,9 @@ def load_starts(path: Path) -> Starts:
         )
     except Exception as error:  # a damaged file can raise anything in numpy, zipfile or json
         check_read(path, error)
-        raise UserError(f"{path} is damaged or holds no starts ({in_short(error)}): {way_out}.") from error
+        raise UserError(f"{path} is damaged or holds no starts ({first_line(error)}): {remedy}.") from error
     if meta.get("format") != RUN_FORMAT:
-        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {way_out}.")
+        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {remedy}.")
     if not fits:
-        raise UserError(f"{path} is damaged (its arrays do not fit together): {way_out}.")
+        raise UserError(f"{path} is damaged (its arrays do not fit together): {remedy}.")
     return Starts(**arrays, made_from=made_from)
