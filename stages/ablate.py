@@ -34,13 +34,13 @@ class Row:
     """The changes of a row to the preset.
 
     Attributes:
-        says: Description in the table.
+        description: Description in the table.
         vae: Options of stage vae, where {run} is RUN's folder; None: the row uses RUN's V.
         mdnrnn: The same for M; a row with its own V needs its own M.
         controller: Options of stage controller.
     """
 
-    says: str
+    description: str
     vae: tuple[str, ...] | None = None
     mdnrnn: tuple[str, ...] | None = None
     controller: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
 def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
     """Makes one row of the table; finished stages do nothing, interrupted ones resume."""
     row, this = ROWS[name], Run(run.folder / "ablations" / name)
-    share_what_is_alike(run, this, row)
+    share_unchanged_files(run, this, row)
     options = args.elsewhere(this.folder)
     budget = ["--env-steps", str(config.steps), "--generations", str(10**9)]  # the steps alone end the evolution
     selection = ["--select-every", str(config.select_every), "--select-tracks", str(config.select_tracks)]
@@ -128,7 +128,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
     score, evolved = read_score(this.score), selections(this, "controller")
     returns = np.array(score["returns"])
     return {
-        "says": row.says,
+        "says": row.description,
         "options": {"vae": row.vae, "mdnrnn": row.mdnrnn, "controller": row.controller},
         "weights": int(np.count_nonzero(load_controller(this.controller)[0])),
         "env_steps": evolved[-1]["env_steps"],
@@ -143,7 +143,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
     }
 
 
-def share_what_is_alike(run: Run, this: Run, row: Row) -> None:
+def share_unchanged_files(run: Run, this: Run, row: Row) -> None:
     """Links RUN's data into a row's folder, and its V, latents and M unless the row trains its own.
 
     Raises:

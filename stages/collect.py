@@ -19,7 +19,7 @@ from wm.config.presets import PRESETS
 from wm.config.seeds import DRIVEN_FROM, SEEDS_PER_RUN
 from wm.config.vmc import CollectConfig
 from wm.controller.linear import parameter_count
-from wm.driving.collection import SUMMARY, Driver, make_collector, set_aside_damaged, strange
+from wm.driving.collection import SUMMARY, Driver, make_collector, mismatch, set_aside_damaged
 from wm.driving.loading import load_acting
 from wm.driving.workers import make_workers
 from wm.run.command_line import Common, call_stage, parse, run_stage, stage_config
@@ -66,14 +66,14 @@ def main(argv: list[str]) -> None:
     summary = run.rollouts / "summary.json"
     with run.stage("collect", config, args.seed, args.restart) as begin:
         if args.restart:
-            throw_away(run, given, config)
+            delete_collection(run, given, config)
         run.rollouts.mkdir(exist_ok=True)
         made_by = (args.env, config.policy, config.max_steps, args.seed, config.cut_after)
-        there = set(set_aside_damaged(run.rollouts, lambda row: strange(row, *made_by)))
+        present = set(set_aside_damaged(run.rollouts, lambda row: mismatch(row, *made_by)))
         wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
-        missing = [index for index in wanted if index not in there]
-        if not missing and summary.exists() and read_json(summary, **SUMMARY)["episodes"] == len(there):
-            print(f"{run.rollouts} is finished: {len(there)} episodes (--episodes N adds more, --restart redoes them).")
+        missing = [index for index in wanted if index not in present]
+        if not missing and summary.exists() and read_json(summary, **SUMMARY)["episodes"] == len(present):
+            print(f"{run.rollouts} is finished: {len(present)} episodes (--episodes N adds more, --restart redoes it).")
             return
         drives = any(index >= DRIVEN_FROM for index in missing)
         # Loaded before anything is changed, since the controller may be missing.
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
         print(describe(found))
 
 
-def throw_away(run: Run, given: CollectArgs, config: CollectConfig) -> None:
+def delete_collection(run: Run, given: CollectArgs, config: CollectConfig) -> None:
     """Deletes an earlier collection and its scout; UserError when the new driver is missing or is one of them."""
     earlier = [folder for folder in (run.folder / SCOUT, run.rollouts) if folder.exists()]
     if config.driven and given.source:

@@ -16,7 +16,7 @@ from wm.driving.carry import carry
 from wm.driving.loading import Models, load_acting, load_models
 from wm.driving.trials import Trial, fitness, make_player, select
 from wm.driving.workers import make_workers
-from wm.learning.evolution import check_sizes, coordinates_of, evolve, forget, is_finished, selections
+from wm.learning.evolution import check_sizes, coordinates_of, delete_results, evolve, is_finished, selections
 from wm.memory.cell import LSTMCell
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
@@ -29,7 +29,7 @@ from wm.store.shards import Rollouts
 
 Array = NDArray[np.float64]
 
-TYPICAL = 50
+REPRESENTATIVE = 50
 """Number of episodes that represent [z; h]: with 500 steps each, 25,000 samples."""
 
 
@@ -68,13 +68,13 @@ def main(argv: list[str]) -> None:
         basis = make_basis(source, models, config)
         start = first_mean(given, source, models, basis, args.seed)
         if args.restart:
-            forget(run, "controller", run.controller)
+            delete_results(run, "controller", run.controller)
         begin()
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
         with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                seeds = [tracks[t] for t in met_tracks(config, generation)]
+                seeds = [tracks[t] for t in tracks_of_generation(config, generation)]
                 trials = [
                     Trial(c, s, config.max_steps, config.cut_after, config.disturb) for c in candidates for s in seeds
                 ]
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
         )
 
 
-def met_tracks(config: ControllerConfig, generation: int) -> range:
+def tracks_of_generation(config: ControllerConfig, generation: int) -> range:
     """Numbers of the tracks of a generation (counted from 1); each generation has new ones."""
 
     def rollouts(earlier: int) -> int:
@@ -139,12 +139,12 @@ def make_basis(source: Run, models: Models, config: ControllerConfig) -> Basis:
 
 
 def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
-    """[z; h] of each step, f32[N,F], of the `typical` collected episodes."""
+    """[z; h] of each step, f32[N,F], of the `representative_episodes`."""
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage="mdnrnn")
     cell = LSTMCell(models.cell)
     features = []
-    for place in typical(latents.table["index"]):
+    for place in representative_episodes(latents.table["index"]):
         episode = latents.episode(place)
         state = cell.initial()
         for z, action in zip(episode.mu, episode.actions, strict=False):  # one frame more than actions
@@ -161,7 +161,8 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis,
     if given.carry:
         old, theta = load_acting(Run(given.carry))
         rollouts = Rollouts(source.rollouts)
-        return basis.coordinates(carry(theta, old, models, map(rollouts.episode, typical(rollouts.table["index"]))))
+        places = representative_episodes(rollouts.table["index"])
+        return basis.coordinates(carry(theta, old, models, map(rollouts.episode, places)))
     if not given.start:
         start = np.zeros(basis.weights)
         first = len(basis.scale) * basis.units
@@ -170,11 +171,11 @@ def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis,
     return coordinates_of(given.start, basis)
 
 
-def typical(index: NDArray[np.int64]) -> list[int]:
-    """Places of `TYPICAL` evenly spread episodes of those with these indices; only driven ones, if there are any."""
+def representative_episodes(index: NDArray[np.int64]) -> list[int]:
+    """Places of `REPRESENTATIVE` evenly spread episodes of those with these indices; only driven ones, if any."""
     driven = np.flatnonzero(index >= DRIVEN_FROM)
     chosen = driven if len(driven) else np.arange(len(index))
-    places: list[int] = chosen[np.unique(np.linspace(0, len(chosen) - 1, TYPICAL).astype(int))].tolist()
+    places: list[int] = chosen[np.unique(np.linspace(0, len(chosen) - 1, REPRESENTATIVE).astype(int))].tolist()
     return places
 
 

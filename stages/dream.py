@@ -17,7 +17,7 @@ from wm.controller.basis import fit_basis
 from wm.driving.loading import load_models
 from wm.driving.trials import make_player, select
 from wm.driving.workers import make_workers
-from wm.learning.evolution import check_dream, coordinates_of, evolve, forget, is_finished, selections
+from wm.learning.evolution import check_dream, coordinates_of, delete_results, evolve, is_finished, selections
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
             quality = f"{explained:.2f}" if np.isfinite(explained) else "unknown: no held-out episode is long enough"
             print(f"Value of {config.value} steps fitted; R² on held-out returns {quality}.")
         if args.restart:
-            forget(run, "dream", run.dream, run.dream_latest)
+            delete_results(run, "dream", run.dream, run.dream_latest)
         if drawn:
             run.starts.unlink(missing_ok=True)
         begin()

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
                 raise UserError(f"{run.rounds} does not list the files of round {row['round']}: {REMAKE}.")
         if [row["round"] for row in rows] != list(range(len(rows))):
             raise UserError(f"{run.rounds} does not list all rounds from 0 on in order: {REMAKE}.")
-        check_free(run, rows)
+        check_no_other_results(run, rows)
         if args.restart:
             for name in reversed(ARTIFACTS):
                 (run.folder / name).unlink(missing_ok=True)
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
             rows.append(row_of(round_of(run, number), number, rows))
             append_line(run.rounds, rows[-1])
             show_best(run, rows)
-            thin(run, rows)
+            delete_rebuildable(run, rows)
         if not missing:
             print(f"{run.rounds} is finished: {len(rows)} rounds (ROUNDS=n for more, --restart to redo them).")
 
@@ -113,7 +113,7 @@ def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return max(rows, key=lambda row: row["select"])
 
 
-def check_free(run: Run, rows: list[dict[str, Any]]) -> None:
+def check_no_other_results(run: Run, rows: list[dict[str, Any]]) -> None:
     """UserError when the run folder holds files that no round made, since the best round's files would replace them."""
     known = {made for row in rows for made in row["files"].values()}
     known |= {file_hash(path) for name in ARTIFACTS for path in run.folder.glob(f"rounds/*/{name}")}
@@ -135,7 +135,7 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
     if number:
         before = round_of(Run(args.run), number - 1)
         link_shards(before, this)
-        arguments = built_on(before, config, args.config().collect.episodes, number)
+        arguments = arguments_from(before, config, args.config().collect.episodes, number)
     arguments["dream"] += ["--draw", str(number), *split_options("--dream-options", config.dream_options)]
     if refines(config, number):  # the last value of a repeated option wins
         arguments["dream"] += split_options("--refine-options", config.refine_options)
@@ -145,7 +145,7 @@ def make_round(args: Common, config: IterateConfig, number: int) -> None:
         call_stage(stage, options, arguments.get(stage, []))
 
 
-def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dict[str, list[str]]:
+def arguments_from(before: Run, config: IterateConfig, first: int, number: int) -> dict[str, list[str]]:
     """Arguments by stage that build a round on the previous one.
 
     Args:
@@ -159,7 +159,7 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
     fresh = ["--fresh", str(fresh_of(config, number))] if config.fresh_rounds else []
     learns = number <= config.vae_rounds
     updates = config.refine_updates if refines(config, number) else config.mdnrnn_updates
-    go_on = ["--start", str(before.dream_latest)] if refines(config, number) else []
+    resume_from = ["--start", str(before.dream_latest)] if refines(config, number) else []
     return {
         "collect": ["--driven", str(driven[-1]), "--driver", config.driver, "--source", str(before.folder)],
         "vae": ["--start", str(before.vae), "--updates", str(config.vae_updates if learns else 0), *earlier],
@@ -170,7 +170,7 @@ def built_on(before: Run, config: IterateConfig, first: int, number: int) -> dic
             *earlier,
             *split_options("--mdnrnn-options", config.mdnrnn_options),
         ],
-        "dream": [*fresh, *go_on],
+        "dream": [*fresh, *resume_from],
     }
 
 
@@ -196,7 +196,7 @@ def link_shards(before: Run, this: Run) -> None:
         share_shards(before.rollouts, this.rollouts)
 
 
-def thin(run: Run, rows: list[dict[str, Any]]) -> None:
+def delete_rebuildable(run: Run, rows: list[dict[str, Any]]) -> None:
     """Deletes large files that can be rebuilt (latents, checkpoints) from all rounds but the last and the best."""
     best = best_of(rows)
     for row in rows[:-1]:
@@ -248,7 +248,7 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
 def show_best(run: Run, rows: list[dict[str, Any]]) -> None:
     """Copies the best round's files into the run folder, draws plots/rounds.png and prints the table."""
     best = best_of(rows)
-    keep(run, best)
+    copy_best(run, best)
     plot_rounds(run.plots / "rounds.png", rows)
     print("round  episodes   (new)  V error  M nats   dream    real     gap  real steps  minutes")
     for row in rows:
@@ -260,7 +260,7 @@ def show_best(run: Run, rows: list[dict[str, Any]]) -> None:
     print(f"{run.dream} is from round {best['round']}: {best['select']:.0f} ± {best['select_std']:.0f} on real tracks.")
 
 
-def keep(run: Run, best: dict[str, Any]) -> None:
+def copy_best(run: Run, best: dict[str, Any]) -> None:
     """Copies a round's files into the run folder, in an order in which its files fit together at any time.
 
     Raises:

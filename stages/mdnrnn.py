@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wm.config.vmc import MDNRNNConfig
 from wm.controller.linear import ACTIONS
 from wm.driving.encoding import encode, encoded, known_latents
-from wm.learning.checkpoint import Best, begin_with, check_updates, forget, is_finished
+from wm.learning.checkpoint import Best, begin_with, check_updates, delete_results, is_finished
 from wm.learning.gradient import train
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
 from wm.memory.training import batch_loss, constant_predictors, validate
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         known = known_latents(given.encoded, vae) if given.encoded else None
         check_updates(config.updates, given.start)
         if args.restart:
-            forget(run, "mdnrnn", run.mdnrnn)
+            delete_results(run, "mdnrnn", run.mdnrnn)
         begin()
         torch.set_num_threads(max(1, args.workers))
         device = pick_device()

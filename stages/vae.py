@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from wm.config.vmc import VAEConfig
-from wm.learning.checkpoint import Best, begin_with, check_updates, forget, is_finished
+from wm.learning.checkpoint import Best, begin_with, check_updates, delete_results, is_finished
 from wm.learning.gradient import train
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.device import has_fast_bf16, pick_device, seeded
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
             begin_with(model, given.start, "vae")
         check_updates(config.updates, given.start)
         if args.restart:
-            forget(run, "vae", run.vae)
+            delete_results(run, "vae", run.vae)
         begin()
         frames = validation_frames(rollouts, held_out, config.validation_frames)
 

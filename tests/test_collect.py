@@ -26,7 +26,7 @@ from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
 from wm.config.vmc import CollectConfig
 from wm.controller.hidden import hidden_count
 from wm.controller.linear import load_controller, save_controller
-from wm.driving.collection import make_collector, record_episode, set_aside_damaged, strange
+from wm.driving.collection import make_collector, mismatch, record_episode, set_aside_damaged
 from wm.driving.loading import load_agent
 from wm.envs import make_env
 from wm.run.errors import MachineError, UserError
@@ -328,8 +328,8 @@ def test_a_hopeless_episode_is_given_up(tmp_path: Path, capsys: pytest.CaptureFi
         assert episode.length == min(last + 10, 60)
         waits = np.diff(np.flatnonzero(episode.rewards > 0))
         assert waits.max(initial=0) <= 10
-    assert strange(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0, cut_after=10) == ""
-    assert "these limits" in strange(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0)
+    assert mismatch(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0, cut_after=10) == ""
+    assert "these limits" in mismatch(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0)
 
 
 def test_leftovers_of_a_killed_run_go(copy: Run) -> None:

@@ -13,7 +13,7 @@ import wm.learning.evolution
 from wm.config.presets import SMOKE
 from wm.config.vmc import ControllerConfig
 from wm.controller.linear import load_controller
-from wm.learning.evolution import Evolution, check_sizes, evolve, forget, is_finished, selections
+from wm.learning.evolution import Evolution, check_sizes, delete_results, evolve, is_finished, selections
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_lines
@@ -58,7 +58,7 @@ def go(run: Run, task: Task, config: ControllerConfig = CONFIG, restart: bool = 
     """What a stage does; False when there was nothing to do."""
     what: dict[str, Any] = {"seed": 5, "made_from": MADE_FROM, "start": np.zeros(len(TARGET)), **changes}
     if restart:
-        forget(run, "controller", run.controller)
+        delete_results(run, "controller", run.controller)
     if is_finished(run, "controller", run.controller, config, what["made_from"]):
         return False
     evolve(run, "controller", run.controller, config, evaluate=task.evaluate, select=task.select, **what)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.controller import main, met_tracks
+from stages.controller import main, tracks_of_generation
 from tests.toy_dream import make_toy_run
 from wm.config.vmc import ControllerConfig
 from wm.controller.linear import save_controller
@@ -16,16 +16,17 @@ from wm.run.json_files import append_line
 
 
 def test_every_generation_meets_new_tracks() -> None:
-    assert [met_tracks(ControllerConfig(tracks=3), g) for g in (1, 2, 3)] == [range(3), range(3, 6), range(6, 9)]
+    config = ControllerConfig(tracks=3)
+    assert [tracks_of_generation(config, g) for g in (1, 2, 3)] == [range(3), range(3, 6), range(6, 9)]
 
 
 def test_rollouts_double_up_to_the_most() -> None:
     config = ControllerConfig(tracks=5, double_every=2)
-    met = [met_tracks(config, generation) for generation in range(1, 11)]
+    met = [tracks_of_generation(config, generation) for generation in range(1, 11)]
     assert [len(tracks) for tracks in met] == [1, 1, 2, 2, 4, 4, 5, 5, 5, 5]
     assert met[0].start == 0
     assert all(before.stop == after.start for before, after in pairwise(met))
-    assert len(met_tracks(ControllerConfig(tracks=16, double_every=1), 1800)) == 16
+    assert len(tracks_of_generation(ControllerConfig(tracks=16, double_every=1), 1800)) == 16
 
 
 def test_a_finished_one_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

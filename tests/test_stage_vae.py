@@ -244,7 +244,7 @@ def test_a_restart_that_is_killed_early_does_not_leave_old_work_under_new_option
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.vae, "forget", killed)
+        patch.setattr(stages.vae, "delete_results", killed)
         with pytest.raises(KeyboardInterrupt):
             main(arguments(started, *SMALL, "--restart", "--lr", "0.002"))
     with pytest.raises(UserError, match=r"lr was 0\.001, is 0\.002"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import wm.learning.gradient
 from wm.config.bounds import total
-from wm.learning.checkpoint import Best, forget, is_finished
+from wm.learning.checkpoint import Best, delete_results, is_finished
 from wm.learning.gradient import train
 from wm.run.artifact import save_artifact
 from wm.run.device import derived_seed, seeded
@@ -408,7 +408,7 @@ def test_finished_or_not(tmp_path: Path) -> None:
     assert is_finished(run, "tiny", path, config, made_from)
     with pytest.raises(UserError, match="cannot be resumed from update 30"):
         is_finished(run, "tiny", path, replace(config, updates=40), made_from)
-    forget(run, "tiny", path)
+    delete_results(run, "tiny", path)
     assert not path.exists()
     assert not is_finished(run, "tiny", path, replace(config, updates=40), made_from)
 

@@ -143,7 +143,7 @@ def record_episode(
     )
 
 
-def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
+def mismatch(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
     """Why an episode, a row of a shard's table, is not part of the collection with these options; "" when it is."""
     index, length = int(row["index"]), int(row["length"])
     if row["env_id"].decode() != env_id:
@@ -160,12 +160,12 @@ def strange(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_a
     return ""
 
 
-def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: "") -> list[int]:
+def set_aside_damaged(folder: Path, mismatch: Callable[[Any], str] = lambda row: "") -> list[int]:
     """Reads every shard completely and moves the damaged ones to folder/damaged/; complete shards are never moved.
 
     Args:
         folder: Where the shards are.
-        strange: Gives the reason why the episode of a row of a shard's table does not belong here; "" if it does.
+        mismatch: Gives the reason why the episode of a row of a shard's table does not belong here; "" if it does.
 
     Returns:
         The indices of the complete episodes.
@@ -188,7 +188,7 @@ def set_aside_damaged(folder: Path, strange: Callable[[Any], str] = lambda row: 
                 damages[path] = error
                 continue
             for row, index in zip(shard.table, episodes, strict=True):
-                if reason := strange(row):
+                if reason := mismatch(row):
                     raise UserError(
                         f"{path} belongs to another collection (its episode {index} has {reason}): choose another RUN "
                         "or RUNS, give the options with which it was made, train V on the existing episodes with "

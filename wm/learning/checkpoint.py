@@ -108,7 +108,7 @@ def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from
     return bool(updates >= config.updates)
 
 
-def forget(run: Run, stage: str, path: Path) -> None:
+def delete_results(run: Run, stage: str, path: Path) -> None:
     """Deletes a stage's artifact and checkpoint (--restart)."""
     path.unlink(missing_ok=True)
     checkpoint_path(run, stage).unlink(missing_ok=True)

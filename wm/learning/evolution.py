@@ -141,7 +141,7 @@ def is_finished(run: Run, stage: str, artifact: Path, config: EvolutionConfig, m
     return False
 
 
-def forget(run: Run, stage: str, *artifacts: Path) -> None:
+def delete_results(run: Run, stage: str, *artifacts: Path) -> None:
     """Deletes a stage's controllers and checkpoint (--restart)."""
     for path in (*artifacts, _checkpoint(run, stage)):
         path.unlink(missing_ok=True)

@@ -166,7 +166,7 @@ def train(
                     update = state.update + whole  # the update that diverged, which may not be counted yet
                     back = state.best.weights or initial
                     if state.retreat or update == config.updates or not back:
-                        raise _given_up(stage, trouble, update, rate, state) from trouble
+                        raise _divergence_error(stage, trouble, update, rate, state) from trouble
                     whole = False
                     # It depends only on the checkpoint's state. Batch and noise of this update are not used again.
                     model.load_state_dict(back)
@@ -229,7 +229,7 @@ def _check_growth(loss: float, first: float | None) -> None:
         raise _Diverged(f"mean loss, {first:.4g} at the first update,", loss)
 
 
-def _given_up(stage: str, trouble: _Diverged, update: int, rate: float, state: TrainState) -> UserError:
+def _divergence_error(stage: str, trouble: _Diverged, update: int, rate: float, state: TrainState) -> UserError:
     before = f", and before at update {state.retreat}" if state.retreat else ""
     return UserError(
         f"stage {stage} has diverged ({trouble} at update {update}, learning rate {rate:.3g}{before}): "
