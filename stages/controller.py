@@ -22,7 +22,7 @@ from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import read_metrics
-from wm.run.provenance import began_with, check_made_from
+from wm.run.provenance import check_made_from, start_hash
 from wm.show.plots.curves import plot_curve
 from wm.store.latents import Latents
 from wm.store.shards import Rollouts
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
-        made_from = models.made_from | began_with(given.start or (Run(given.carry).controller if given.carry else None))
+        made_from = models.made_from | start_hash(given.start or (Run(given.carry).controller if given.carry else None))
         if not args.restart and is_finished(run, "controller", run.controller, config, made_from):
             # The plot is drawn in any case, since a signal may have ended the evolution before it.
             plot_curve(run.plots / "controller.png", read_metrics(run.metrics, "controller"))

@@ -23,7 +23,7 @@ from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import Metrics, read_metrics
-from wm.run.provenance import began_with
+from wm.run.provenance import start_hash
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts, starts_hash
 
@@ -89,11 +89,11 @@ def main(argv: list[str]) -> None:
         begun = "dream" in run.read_manifest()["stages"] and run.starts.exists()
         drawn = args.restart or (not begun and (source.latents.exists() or not run.starts.exists()))
         starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
-        made_from = {**models.made_from, "starts.npz": starts_hash(starts), **began_with(given.start)}
+        made_from = {**models.made_from, "starts.npz": starts_hash(starts), **start_hash(given.start)}
         if not args.restart and is_finished(run, "dream", run.dream, config, made_from):
             if drawn:
                 save_starts(run.starts, starts)
-            show(run, source, config)
+            print_result(run, source, config)
             print(f"{run.dream} is finished (--generations N for more, --restart to redo it).")
             return
         others = load_ensemble(given.ensemble, source, networks, starts)
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
 
             fixed = population.draw_noise(seed, 0, dreams=SCORE_DREAMS)
 
-            def beside(theta: Array) -> dict[str, float]:
+            def extra_metrics(theta: Array) -> dict[str, float]:
                 score = population.score(theta[None], fixed)[0]
                 if not others:
                     return {"dream": score}
@@ -157,10 +157,10 @@ def main(argv: list[str]) -> None:
                 express=basis.express,
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
-                beside=beside,
+                extra_metrics=extra_metrics,
                 latest=run.dream_latest,
             )
-        show(run, source, config)
+        print_result(run, source, config)
 
 
 def short_hash(folder: Path) -> str:
@@ -198,7 +198,7 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
     )
 
 
-def show(run: Run, source: Run, config: DreamConfig) -> None:
+def print_result(run: Run, source: Run, config: DreamConfig) -> None:
     """Draws plots/dream.png and prints the result and its costs."""
     from wm.show.plots.dream import plot_dream
 

@@ -125,9 +125,6 @@ def check_no_other_results(run: Run, rows: list[dict[str, Any]]) -> None:
         raise UserError(f"{run.folder} holds results of other stages ({', '.join(own)}): choose another RUN.")
 
 
-# --- a round ---------------------------------------------------------------------------------------------
-
-
 def make_round(args: Common, config: IterateConfig, number: int) -> None:
     """Calls the stages of a round; finished stages do nothing, interrupted ones resume."""
     this = round_of(Run(args.run), number)
@@ -240,9 +237,6 @@ def row_of(this: Run, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]
         "commit": commit(),
         "time": now(),
     }
-
-
-# --- the best round in the run folder ---------------------------------------------------------------------
 
 
 def show_best(run: Run, rows: list[dict[str, Any]]) -> None:

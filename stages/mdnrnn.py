@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wm.config.vmc import MDNRNNConfig
 from wm.controller.linear import ACTIONS
 from wm.driving.encoding import encode, encoded, known_latents
-from wm.learning.checkpoint import Best, begin_with, check_updates, delete_results, is_finished
+from wm.learning.checkpoint import Best, check_updates, delete_results, is_finished, load_initial_weights
 from wm.learning.gradient import train
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
 from wm.memory.training import batch_loss, constant_predictors, validate
@@ -21,7 +21,7 @@ from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.device import has_fast_bf16, pick_device, seeded
 from wm.run.folder import Run
-from wm.run.provenance import began_with, check_made_from
+from wm.run.provenance import check_made_from, start_hash
 from wm.show.plots.memory import plot_predictions
 from wm.store.latents import Latents, fresh_batches, validation_clips
 from wm.store.shards import Rollouts
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         data = {"rollouts": rollouts.fingerprint()}
         check_made_from(run.vae, meta["made_from"], data)  # refuses a V of other rollouts
         made_from = {**data, "vae.pt": file_hash(run.vae)}
-        start = began_with(given.start)
+        start = start_hash(given.start)
         if not args.restart and is_finished(run, "mdnrnn", run.mdnrnn, config, made_from | start):
             if not run.latents.exists():  # stage iterate deletes them
                 device = pick_device()
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
             args.seed,
         )
         if given.start:
-            begin_with(model, given.start, "mdnrnn")
+            load_initial_weights(model, given.start, "mdnrnn")
         known = known_latents(given.encoded, vae) if given.encoded else None
         check_updates(config.updates, given.start)
         if args.restart:
@@ -118,13 +118,13 @@ def main(argv: list[str]) -> None:
         # The plot comes first, since mdnrnn.pt marks the stage as finished.
         model.load_state_dict(best.weights)
         model.eval()
-        show(run, rollouts, latents, held_out, vae, model)
+        plot_clip(run, rollouts, latents, held_out, vae, model)
         config = replace(config, updates=max(config.updates, best.done))
         save_mdnrnn(run.mdnrnn, best.weights, {**asdict(config), **sizes}, best.made_from)
-        report(config, best)
+        print_result(config, best)
 
 
-def show(run: Run, rollouts: Rollouts, latents: Latents, held_out: NDArray[np.int64], vae: VAE, m: MDNRNN) -> None:
+def plot_clip(run: Run, rollouts: Rollouts, latents: Latents, held_out: NDArray[np.int64], vae: VAE, m: MDNRNN) -> None:
     """Draws plots/predictions.png: the middle of the longest validation episode."""
     place = int(held_out[latents.table["length"][held_out].argmax()])
     episode = latents.episode(place)
@@ -144,7 +144,7 @@ def show(run: Run, rollouts: Rollouts, latents: Latents, held_out: NDArray[np.in
     )
 
 
-def report(config: MDNRNNConfig, best: Best) -> None:
+def print_result(config: MDNRNNConfig, best: Best) -> None:
     """Prints M's validation numbers beside the baselines."""
     m = best.metrics
     print(

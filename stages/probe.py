@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         found = read_json(run.probe, **PROBE)
         if not (changed := list(differing(found, what))):
             run.sweep()  # an earlier call may have been killed after writing it
-            show(found)
+            print_result(found)
             print(f"{run.probe} is finished (--restart to redo it).")
             return
         print(f"{run.probe} was made with another {', '.join(changed)}: it is made again.")
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         found |= {"versions": versions(), "commit": commit(), "time": now()}
         plot_probe(run.plots / "probe.png", found["targets"])
         write_json(run.probe, found)  # last, since it marks the stage as finished
-        show(found)
+        print_result(found)
         print(f"{run.probe} and {run.plots / 'probe.png'} are written.")
 
 
@@ -86,7 +86,7 @@ def differing(found: dict[str, Any], what: dict[str, Any]) -> Iterator[str]:
             yield name
 
 
-def show(found: dict[str, Any]) -> None:
+def print_result(found: dict[str, Any]) -> None:
     """Prints the table."""
     table = [list(HEADER), *rows(found)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

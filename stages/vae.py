@@ -7,24 +7,20 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from wm.config.vmc import VAEConfig
-from wm.learning.checkpoint import Best, begin_with, check_updates, delete_results, is_finished
+from wm.learning.checkpoint import Best, check_updates, delete_results, is_finished, load_initial_weights
 from wm.learning.gradient import train
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.device import has_fast_bf16, pick_device, seeded
 from wm.run.folder import Run
-from wm.run.provenance import began_with
+from wm.run.provenance import start_hash
 from wm.show.plots.vision import plot_reconstructions, plot_traversals
 from wm.store.frames import frame_batches, validation_frames
 from wm.store.shards import Rollouts
 from wm.vision.training import batch_loss, validate
 from wm.vision.vae import VAE, activation_ranges, save_vae
-
-Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -45,14 +41,14 @@ def main(argv: list[str]) -> None:
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
         rollouts.check_car_racing()
-        made_from = {"rollouts": rollouts.fingerprint(), **began_with(given.start)}
+        made_from = {"rollouts": rollouts.fingerprint(), **start_hash(given.start)}
         if not args.restart and is_finished(run, "vae", run.vae, config, made_from):
             print(f"{run.vae} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
             return
         training, held_out = rollouts.split(config.validation, args.seed, config.earlier)
         model = seeded(partial(VAE, config.z), args.seed)
         if given.start:
-            begin_with(model, given.start, "vae")
+            load_initial_weights(model, given.start, "vae")
         check_updates(config.updates, given.start)
         if args.restart:
             delete_results(run, "vae", run.vae)
@@ -94,10 +90,10 @@ def main(argv: list[str]) -> None:
         plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl)
         saved = asdict(replace(config, updates=max(config.updates, best.done)))
         save_vae(run.vae, best.weights, {**saved, "ranges": activation_ranges(model, frames)}, best.made_from)
-        report(config, best)
+        print_result(config, best)
 
 
-def report(config: VAEConfig, best: Best) -> None:
+def print_result(config: VAEConfig, best: Best) -> None:
     """Prints V's validation numbers, and a warning when V is too inaccurate for driving."""
     error, kl, dead = (best.metrics[name] for name in ("error", "kl", "dead"))
     numbers = f"squared error {error:.1f} per image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"

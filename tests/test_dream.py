@@ -226,7 +226,7 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
 
 def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    original = wm.dream.fused.Dreamer.step
+    original = wm.dream.fused.FusedMDNRNN.step
 
     def counted(self, z, *rest):  # type: ignore[no-untyped-def]
         batches.append(len(z))
@@ -242,7 +242,7 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
     for _ in range(13):
         actions = rng.uniform([-1, 0, 0], 1, (3, 3)).astype(np.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(wm.dream.fused.Dreamer, "step", counted)
+            patch.setattr(wm.dream.fused.FusedMDNRNN, "step", counted)
             one = whole.step(actions)
         for mine, theirs in zip(one[:4], singles.step(actions)[:4], strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-3)
@@ -511,8 +511,8 @@ def test_each_m_of_an_ensemble_remembers_the_record_before_a_start(
             np.testing.assert_allclose(member.h[i], h[0, 0], rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(member.c[i], c[0, 0], rtol=2e-3, atol=1e-3)
     assert load_ensemble([], run, networks, starts) == []
-    # The run's own M, remembered in this way, has what starts.npz has.
-    h, c = wm.dream.ensemble.remembered(networks.mdnrnn, run, networks, starts)
+    # The run's own M, warmed up in this way, has what starts.npz has.
+    h, c = wm.dream.ensemble.states_at_starts(networks.mdnrnn, run, networks, starts)
     np.testing.assert_array_equal(h, starts.h)
     np.testing.assert_array_equal(c, starts.c)
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 
 from tests.toy_dream import HIDDEN, HIT, MISS, Z, toy_mdnrnn
-from wm.dream.fused import Dreamer, Dreamt
+from wm.dream.fused import Dreamt, FusedMDNRNN
 from wm.memory.mdnrnn import MDNRNN, sample
 
 
-def dreamer(model: MDNRNN, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> Dreamer:
-    return Dreamer(model, miss=MISS, hit=HIT, temperature=temperature, dtype=dtype)
+def dreamer(model: MDNRNN, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> FusedMDNRNN:
+    return FusedMDNRNN(model, miss=MISS, hit=HIT, temperature=temperature, dtype=dtype)
 
 
 def random_input(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

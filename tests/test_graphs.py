@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tests.toy_dream import toy_mdnrnn
 from wm.controller.linear import LinearController
-from wm.dream.fused import Dreamer, make_dreamer
+from wm.dream.fused import FusedMDNRNN, make_dreamer
 from wm.dream.networks import load_networks
 from wm.driving.loading import load_acting
 from wm.memory.mdnrnn import MDNRNN
@@ -102,7 +102,7 @@ def test_a_hundred_teacher_forced_steps(networks: tuple[VAE, MDNRNN], temperatur
     rng = np.random.default_rng(0)
     decoder, dream = decoder_graph(vae), dream_graph(model, miss=-0.1, hit=3.2)
     torch_vae, torch_model = rounded_vae(decoder, model.z), rounded_mdnrnn(dream, model)
-    dreamer = Dreamer(torch_model, miss=-0.1, hit=3.2, temperature=temperature)
+    dreamer = FusedMDNRNN(torch_model, miss=-0.1, hit=3.2, temperature=temperature)
     decode, step = session(decoder), session(dream)
 
     state = torch_state = (starts.h[:2], starts.c[:2])
@@ -163,7 +163,7 @@ def test_other_ms(mixtures: int, reward: str) -> None:
     toy = toy_mdnrnn(reward=reward)
     model = MDNRNN(toy.z, 3, toy.hidden, mixtures, reward=reward)
     graph = dream_graph(model, miss=-1.0, hit=2.0)
-    dreamer = Dreamer(rounded_mdnrnn(graph, model), miss=-1.0, hit=2.0, temperature=0.7)
+    dreamer = FusedMDNRNN(rounded_mdnrnn(graph, model), miss=-1.0, hit=2.0, temperature=0.7)
     rng = np.random.default_rng(1)
     z, h, c, a, noise = (
         rng.standard_normal((6, size), np.float32) for size in (toy.z, toy.hidden, toy.hidden, 3, toy.z)

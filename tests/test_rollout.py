@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from wm.driving.rollout import Step, play, score
+from wm.driving.rollout import Step, play, play_episode
 
 
 class Count(gymnasium.Env[int, int]):
@@ -101,7 +101,7 @@ def test_score_is_what_play_adds_up_to() -> None:
         options = {"max_steps": 50, "cut_after": cut_after}
         env = Count(rewarded=(3, 7))
         found = steps(env, **options)
-        outcome = score(Count(rewarded=(3, 7)), Echo(), seed=3, max_steps=50, cut_after=cut_after)
+        outcome = play_episode(Count(rewarded=(3, 7)), Echo(), seed=3, max_steps=50, cut_after=cut_after)
         assert outcome.ret == sum(step.reward for step in found)
         assert outcome.steps == len(found)
         assert outcome.cut == found[-1].cut == (cut_after > 0)

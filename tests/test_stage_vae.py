@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import stages.vae
-from stages.vae import main, report
+from stages.vae import main, print_result
 from wm.config.presets import SMOKE
 from wm.config.vmc import VAEConfig
 from wm.learning.checkpoint import Best
@@ -217,7 +217,7 @@ def test_starts_that_do_not_fit(trained: Run, started: Run, tmp_path: Path) -> N
     ("error", "dead", "warned"), [(29.9, 16, False), (30.1, 0, True), (15.0, 17, True), (45.0, 20, True)]
 )
 def test_warns_with_the_numbers(error: float, dead: float, warned: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    report(VAEConfig(), Best({}, 100, {"error": error, "kl": 16.04, "dead": dead}))
+    print_result(VAEConfig(), Best({}, 100, {"error": error, "kl": 16.04, "dead": dead}))
     found = capsys.readouterr()
     numbers = f"squared error {error:.1f} per image, KL 16.0 nats, {dead} of 32 dimensions dead"
     assert found.out == f"V is trained, best at update 100 (validation): {numbers}.\n"

@@ -10,7 +10,7 @@ from wm.config.names import FAST_ENV
 from wm.driving.agent import Agent
 from wm.driving.loading import load_acting
 from wm.driving.policies import Driven
-from wm.driving.rollout import score
+from wm.driving.rollout import play_episode
 from wm.driving.trials import Trial, make_player
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
@@ -25,12 +25,12 @@ def test_a_trial_is_the_agents_rollout_and_its_disturbances_follow_from_the_trac
     play = make_player(FAST_ENV, models.graph, models.cell)
     env, encoder, cell = make_env(FAST_ENV), Encoder(models.graph), LSTMCell(models.cell)
     agent = Agent(encoder, cell, theta)
-    assert play(Trial(theta, 7, 150)) == score(env, agent, seed=7, max_steps=150)
+    assert play(Trial(theta, 7, 150)) == play_episode(env, agent, seed=7, max_steps=150)
 
     disturbed = play(Trial(theta, 7, 150, disturb=0.05))
     assert disturbed.ret != play(Trial(theta, 7, 150)).ret
     driven = Driven(env.action_space, Agent(encoder, cell, theta), 0.05)
-    assert disturbed == score(env, driven, seed=7, max_steps=150, rng=np.random.default_rng(7))
+    assert disturbed == play_episode(env, driven, seed=7, max_steps=150, rng=np.random.default_rng(7))
     # Another candidate meets the same bursts at the same steps.
     starts = []
     for weights in (theta, np.zeros_like(theta)):

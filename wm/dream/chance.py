@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.dream.fused import Dreamer
+from wm.dream.fused import FusedMDNRNN
 from wm.memory.mdnrnn import MDNRNN, abduct
 from wm.store.latents import LatentEpisode
 
@@ -46,7 +46,7 @@ class DreamNoise:
 
 
 def draw_noise(
-    rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Dreamer, dropout: float, members: int
+    rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: FusedMDNRNN, dropout: float, members: int
 ) -> DreamNoise:
     """Draws the starts and the noise of a generation.
 

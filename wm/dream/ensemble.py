@@ -69,11 +69,11 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
                 f"--ensemble {folder}: its M is in the ensemble already: give each other M once, and not the run's own."
             )
         known.add(file_hash(path))
-        members.append(Member(model, *remembered(model, run, networks, starts)))
+        members.append(Member(model, *states_at_starts(model, run, networks, starts)))
     return members
 
 
-def remembered(
+def states_at_starts(
     model: MDNRNN, run: Run, networks: Networks, starts: Starts
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """An M's (h, c) at the starts of a run, each f32[N,H], rounded to float16 like the run's own on disk.

@@ -36,7 +36,7 @@ class Dreamt(NamedTuple):
     terminated: Tensor
 
 
-class Dreamer:
+class FusedMDNRNN:
     """M's weights in the layout for dreaming.
 
     A step equals `MDNRNN.forward` over one step followed by `wm.memory.mdnrnn.sample`. But one matrix product gives all
@@ -119,11 +119,11 @@ class Dreamer:
             head_mask: f32[...,H], factors on the h that the heads read (dropout), broadcast as `uniform`. The returned
                 h is not masked. None: 1.
         """
-        h, c = self.remember(z, h, c, a)
+        h, c = self.advance(z, h, c, a)
         z, reward, terminated = self.draw(self.expect(h, head_mask), uniform, noise)
         return Dreamt(z, h, c, reward, terminated)
 
-    def remember(self, z: Tensor, h: Tensor, c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, z: Tensor, h: Tensor, c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """The first part of `step`, the LSTM: h and c, each f32[...,H], after z and a."""
         x = torch.cat([z, a, h], -1).to(self._dtype)  # [...,Z+A+H]
         i, f, g, o = linear(x, self._gates, self._gate_bias).float().sigmoid_().split(self.hidden, -1)  # [...,H] each
@@ -170,7 +170,7 @@ def make_dreamer(
     temperature: float,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Dreamer:
+) -> FusedMDNRNN:
     """M's dreamer with the mean rewards of the recorded steps."""
     miss, hit, _ = starts.rewards.tolist()
-    return Dreamer(model, miss=miss, hit=hit, temperature=temperature, device=device, dtype=dtype)
+    return FusedMDNRNN(model, miss=miss, hit=hit, temperature=temperature, device=device, dtype=dtype)

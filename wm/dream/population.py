@@ -190,7 +190,7 @@ class Population:
             paid = t >= self._config.unpaid
             drawn, means = [], []
             for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
-                h, _ = states[m] = member.remember(z[:, runs], *states[m], action[:, runs])
+                h, _ = states[m] = member.advance(z[:, runs], *states[m], action[:, runs])
                 own = part if runs == slice(None) else slice(None)  # the dreams that it draws, among those it runs in
                 if paid and disagreement:
                     raw = member.expect(h, scene.head_mask)  # [P,S,3KZ+2]

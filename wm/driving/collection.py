@@ -23,7 +23,7 @@ from wm.envs.car_racing.truth import has_road, is_on_road
 from wm.memory.cell import LSTMCell
 from wm.run.errors import DamageError, UserError
 from wm.run.progress import Progress
-from wm.run.schema import NUMBER, Shape, is_histogram
+from wm.run.schema import NUMBER, Schema, is_histogram
 from wm.store.episode import Episode
 from wm.store.shards import open_shard, read_episode, write_shard
 from wm.vision.encoder import Encoder
@@ -215,7 +215,7 @@ def set_aside(path: Path) -> None:
     path.rename(target)
 
 
-SUMMARY: Shape = {
+SUMMARY: Schema = {
     **dict.fromkeys(("episodes", "frames"), int),
     **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), NUMBER),
     "policies": {...: int},

@@ -20,12 +20,12 @@ from wm.config.vmc import CollectConfig, ProbeConfig
 from wm.driving.agent import Agent
 from wm.driving.loading import Models
 from wm.driving.policies import Driven
-from wm.driving.rollout import Policy, score
+from wm.driving.rollout import Policy, play_episode
 from wm.envs import make_env
 from wm.envs.car_racing.truth import TARGETS, Road, true_state
 from wm.memory.cell import LSTMCell
 from wm.run.errors import UserError
-from wm.run.schema import NUMBER, Shape
+from wm.run.schema import NUMBER, Schema
 from wm.vision.encoder import Encoder
 
 Array = NDArray[np.float64]
@@ -94,7 +94,7 @@ def make_prober(
 
     def work(index: int) -> Record:
         track = tracks[index]
-        score(env, recorder, seed=track, max_steps=max_steps, rng=np.random.default_rng(track))
+        play_episode(env, recorder, seed=track, max_steps=max_steps, rng=np.random.default_rng(track))
         return recorder.record()
 
     return work
@@ -172,7 +172,7 @@ def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, A
     }
 
 
-PROBE: Shape = {
+PROBE: Schema = {
     "config": {"start_after": int, "off_road": NUMBER},
     "episodes": {"fitted": int, "tested": int},
     "steps": {"fitted": int, "tested": int, "left_out": int},

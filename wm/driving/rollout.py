@@ -100,7 +100,7 @@ def play(
         observation = following
 
 
-def score(
+def play_episode(
     env: gym.Env[Any, Any],
     policy: Policy,
     *,

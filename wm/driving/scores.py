@@ -8,9 +8,9 @@ from typing import Any
 
 from wm.run.errors import UserError
 from wm.run.json_files import read_json
-from wm.run.schema import NUMBER, Shape
+from wm.run.schema import NUMBER, Schema
 
-SCORE: Shape = {
+SCORE: Schema = {
     **dict.fromkeys(("mean", "std"), float),
     "ci95": (float, NoneType),
     "returns": [NUMBER],

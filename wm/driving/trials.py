@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wm.driving.agent import Agent
 from wm.driving.policies import Driven
-from wm.driving.rollout import Outcome, Policy, score
+from wm.driving.rollout import Outcome, Policy, play_episode
 from wm.driving.workers import Workers
 from wm.envs import make_env
 from wm.memory.cell import LSTMCell
@@ -55,7 +55,7 @@ def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32
         policy: Policy = Driven(env.action_space, agent, trial.disturb) if trial.disturb else agent
         # The track's seed fixes the bursts, so that all candidates of a generation get the same ones.
         rng = np.random.default_rng(trial.seed)
-        return score(env, policy, seed=trial.seed, max_steps=trial.max_steps, cut_after=trial.cut_after, rng=rng)
+        return play_episode(env, policy, seed=trial.seed, max_steps=trial.max_steps, cut_after=trial.cut_after, rng=rng)
 
     return play
 

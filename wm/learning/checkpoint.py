@@ -80,7 +80,7 @@ def check_updates(updates: int, start: Path | None) -> None:
         raise UserError("--updates 0 leaves random weights: give --start with trained weights, or more updates.")
 
 
-def begin_with(model: nn.Module, path: Path, stage: str) -> None:
+def load_initial_weights(model: nn.Module, path: Path, stage: str) -> None:
     """Loads the weights of another artifact of the stage; UserError when they are damaged or do not fit."""
     remedy = "give the sizes of --start, or leave --start out"
     fill(model, load_artifact(path, stage)["model"], path, stage, remedy)

@@ -174,7 +174,7 @@ def evolve(
     evaluate: Evaluate,
     select: Select,
     express: Callable[[Array], Array] = lambda candidate: candidate,
-    beside: Callable[[Array], Mapping[str, float]] = lambda theta: {},
+    extra_metrics: Callable[[Array], Mapping[str, float]] = lambda theta: {},
     latest: Path | None = None,
 ) -> None:
     """Evolves until `config.generations` or `config.env_steps` are done, resuming from the checkpoint if there is one.
@@ -193,7 +193,7 @@ def evolve(
         evaluate: Gives each candidate its fitness.
         select: Plays the selection tracks.
         express: Maps coordinates f64[N] to theta.
-        beside: Gives further numbers of a selected theta, for the metrics.
+        extra_metrics: Gives further numbers of a selected theta, for the metrics.
         latest: File of the last distribution mean, written whatever its score on real tracks is; None: not written.
 
     Raises:
@@ -268,7 +268,7 @@ def evolve(
                     "select": returns.mean(),
                     "select_std": returns.std(),
                     "select_steps": state.select_steps,
-                    **beside(theta),
+                    **extra_metrics(theta),
                 }
                 if returns.mean() > state.best_score:
                     state.best_theta, state.best_score = theta, float(returns.mean())

@@ -129,9 +129,6 @@ class MDNRNN(nn.Module):
         )
 
 
-# --- the loss --------------------------------------------------------------------------------------------
-
-
 def draw(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
     """Draws z ~ N(mu, exp(logvar)), with the shape of `mu`. The noise comes from `generator`, on its device."""
     noise = torch.randn(mu.shape, generator=generator, device=generator.device).to(mu.device)
@@ -274,9 +271,6 @@ def total_loss(means: StepLosses, head_weight: float) -> Tensor:
     return means.nll + head_weight * (means.reward + means.terminated)
 
 
-# --- sampling --------------------------------------------------------------------------------------------
-
-
 def check_temperature(temperature: float) -> None:
     """ValueError unless it is above 0 and finite."""
     if not 0 < temperature < math.inf:
@@ -334,9 +328,6 @@ def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tup
     # Not at the edges of the component's interval, where rounding could choose its neighbour.
     uniform = upper - share * (0.01 + 0.98 * guesses[1])
     return uniform.clamp(0, 1 - 2**-24), noise.gather(-1, component)[..., 0]
-
-
-# --- mdnrnn.pt -------------------------------------------------------------------------------------------
 
 
 def save_mdnrnn(

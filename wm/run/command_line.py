@@ -39,7 +39,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thre
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """CPU cores that this process may use; on macOS all cores."""
 
-Sizes = TypeVar("Sizes")
+StageConfig = TypeVar("StageConfig")
 """A stage's config dataclass."""
 
 
@@ -103,7 +103,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     return found.common, found.config
 
 
-def stage_config(given: Any, kind: type[Sizes]) -> Sizes:
+def stage_config(given: Any, kind: type[StageConfig]) -> StageConfig:
     """The config dataclass `kind` out of a stage's arguments; the manifest records this part and compares it."""
     return kind(**{f.name: getattr(given, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 

@@ -11,15 +11,15 @@ import numpy as np
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_json, read_lines
-from wm.run.schema import NUMBER, Shape, fits
+from wm.run.schema import NUMBER, Schema, fits
 
-ROUND: Shape = {
+ROUND: Schema = {
     **dict.fromkeys(("round", "episodes", "new", "real_steps"), int),
     **dict.fromkeys(("error", "nats", "dream", "select", "select_std", "gap", "minutes"), NUMBER),
 }
 """Schema of the fields of a line of rounds.jsonl that are read again. Stage iterate writes it."""
 
-ABLATION: Shape = {
+ABLATION: Schema = {
     "says": str,
     **dict.fromkeys(("weights", "lost", "episodes"), int),
     **dict.fromkeys(("env_steps", "mean", "std", "median"), NUMBER),
@@ -27,7 +27,7 @@ ABLATION: Shape = {
 }
 """Schema of the fields of a row of ablations.json that are read again. Stage ablate writes it."""
 
-CURVE: Shape = {
+CURVE: Schema = {
     **dict.fromkeys(("name", "options"), str),
     **dict.fromkeys(("seed", "steps"), int),
     "curve": [{"env_steps": NUMBER, "select": NUMBER, "dream?": NUMBER}],

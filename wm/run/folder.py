@@ -25,10 +25,10 @@ from wm.run.errors import MachineError, UserError, writing
 from wm.run.files import locked, remove_leftovers
 from wm.run.json_files import read_json, write_json
 from wm.run.provenance import commit, now, peak_memory_mb, versions
-from wm.run.schema import NUMBER, Shape, fits
+from wm.run.schema import NUMBER, Schema, fits
 from wm.run.signals import note_new_work
 
-RECORD: Shape = {
+RECORD: Schema = {
     "config": dict,
     "seed": int,
     "versions": {...: str},
@@ -41,7 +41,7 @@ RECORD: Shape = {
 }
 """What the manifest holds of each stage. `Run.stage` writes it."""
 
-CONFIGS: dict[str, Shape] = {
+CONFIGS: dict[str, Schema] = {
     "vae": {"updates?": int, "z?": int},
     "mdnrnn": {"updates?": int, "reward?": str},
     "controller": {"generations?": int},

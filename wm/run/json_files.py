@@ -12,7 +12,7 @@ from typing import Any
 
 from wm.run.errors import UserError, check_read, first_line, writing
 from wm.run.files import atomic
-from wm.run.schema import Shape, fits
+from wm.run.schema import Schema, fits
 
 CHECKSUM = "crc32"
 """Last field of every JSON object that is written: the CRC-32 of the other fields. Older files have none."""
@@ -24,7 +24,7 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(_checked(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, **fields: Shape) -> Any:
+def read_json(path: Path, **fields: Schema) -> Any:
     """Reads JSON.
 
     Args:
@@ -60,7 +60,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
-def read_lines(path: Path, **fields: Shape) -> list[dict[str, Any]]:
+def read_lines(path: Path, **fields: Schema) -> list[dict[str, Any]]:
     """Reads the objects of a file with one JSON object per line; [] when it is missing.
 
     A line without a line end, which a kill cut off, is left out.
@@ -105,7 +105,7 @@ def _checksum(value: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
-def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
+def _parsed(content: bytes, fields: Mapping[str, Schema]) -> Any:
     """Parses JSON and removes the checksum; ValueError when it is not JSON or the checksum does not match."""
     value = json.loads(content, parse_constant=_no_number)
     if isinstance(value, dict):
@@ -118,8 +118,8 @@ def _parsed(content: bytes, fields: Mapping[str, Shape]) -> Any:
             value[last[0]] = last[1]
         if CHECKSUM in value:
             raise ValueError(f"its {CHECKSUM} is damaged")
-    for name, shape in fields.items():
-        if not fits(value, {name: shape}):
+    for name, schema in fields.items():
+        if not fits(value, {name: schema}):
             raise ValueError(f"field {name!r} is missing or has the wrong type")
     return value
 

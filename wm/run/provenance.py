@@ -64,7 +64,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def began_with(path: Path | None) -> dict[str, str]:
+def start_hash(path: Path | None) -> dict[str, str]:
     """The hash of the artifact that a stage starts from, as an entry of made_from; UserError when it is missing."""
     if path is None:
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-Shape = Any
+Schema = Any
 """Schema of a JSON value. One of: a type; a tuple of schemas, of which one must fit; a list with the schema of its
 items; a dict with the schemas of an object's fields by name ("name?": optional), or with `...` as the key for all
 fields; a function that returns a bool."""
@@ -23,21 +23,21 @@ def is_histogram(value: Any) -> bool:
     return len(edges) == len(value["counts"]) + 1 > 1 and all(low < high for low, high in pairwise(edges))
 
 
-def fits(value: Any, shape: Shape) -> bool:
+def fits(value: Any, schema: Schema) -> bool:
     """Whether a JSON value has a schema; additional fields of an object are allowed."""
-    if isinstance(shape, tuple):
-        return any(fits(value, one) for one in shape)
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
-    if isinstance(shape, type):
-        return isinstance(value, shape) and not (isinstance(value, int | float) and abs(value) > LARGEST)
-    if not isinstance(shape, dict):
-        return bool(shape(value))
+    if isinstance(schema, tuple):
+        return any(fits(value, one) for one in schema)
+    if isinstance(schema, list):
+        return isinstance(value, list) and all(fits(item, schema[0]) for item in value)
+    if isinstance(schema, type):
+        return isinstance(value, schema) and not (isinstance(value, int | float) and abs(value) > LARGEST)
+    if not isinstance(schema, dict):
+        return bool(schema(value))
     if not isinstance(value, dict):
         return False
-    if ... in shape:
-        return all(fits(item, shape[...]) for item in value.values())
+    if ... in schema:
+        return all(fits(item, schema[...]) for item in value.values())
     return all(
         fits(value[key], one) if (key := name.removesuffix("?")) in value else key != name
-        for name, one in shape.items()
+        for name, one in schema.items()
     )

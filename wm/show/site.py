@@ -125,9 +125,6 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-# --- the runtime -----------------------------------------------------------------------------------------
-
-
 def add_runtime(folder: Path) -> None:
     """Puts the runtime into a folder, unless it is there; npm caches it for the next run.
 

@@ -34,10 +34,8 @@ CHUNK_BYTES = 100_000
 COMPRESSION: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False}
 """Chosen by `python -m tests.bench_store`; see the table in docs/formats.md."""
 
-
 SUM = np.dtype(np.uint32)
 """dtype of an episode's checksum."""
-
 
 MOST_PACKED = 2000
 """Upper bound of a plausible compression ratio: gzip reaches about 1000. A column beyond it is not complete."""

@@ -37,7 +37,7 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
         mu, logvar = model.encode(x)  # [B,Z] each
         noise = torch.randn(mu.shape, generator=generator, device=device)
         each = kl_per_dimension(mu, logvar)  # [B,Z]
-        batch_loss, batch_error = vae_loss(
+        value, batch_error = vae_loss(
             x,
             model.decode(mu + noise * (logvar / 2).exp()),
             each,
@@ -45,7 +45,7 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
             config.kl_weight,
             config.road_weight,
         )
-        total += batch_loss.item() * len(batch)
+        total += value.item() * len(batch)
         error += batch_error.item() * len(batch)
         kl += each.sum(0).double().cpu()
     kl /= len(frames)

@@ -10,7 +10,7 @@ from wm.show.graphs.builder import Graph, Shapes
 
 
 def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
-    """M's step in the dream, as `wm.dream.fused.Dreamer.step`, with the temperature as an input.
+    """M's step in the dream, as `wm.dream.fused.FusedMDNRNN.step`, with the temperature as an input.
 
     Inputs: z f32[N,Z], h and c f32[N,H], a f32[N,A]; uniform f32[N,Z] in [0, 1) and noise f32[N,Z], standard normal,
     which are all its randomness; temperature f32[1], above 0. Outputs: next_z, next_h, next_c; weights f32[N,K,Z]

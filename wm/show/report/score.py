@@ -14,7 +14,7 @@ from wm.show.report.blocks import Plot, Section, Table, Video, add_lines, date
 from wm.show.report.reader import RunReader
 from wm.show.svg import Line, Plotter
 
-SCORE_STEPS, SCORE_BINS = (5, 10, 20, 50, 100), 25
+BIN_WIDTHS, MOST_BINS = (5, 10, 20, 50, 100), 25
 """Bin widths of a score's histogram, and the maximum number of bins; the first width within this maximum is used."""
 SOLVED = 900.0
 """Mean return at which the environment counts as solved (Gym's documentation)."""
@@ -62,8 +62,8 @@ def add_score(section: Section, plotter: Plotter, main: RunReader, found: Mappin
             "after scoring; for any other run, `make evaluate` scores the current files."
         )
     low, high = min([*returns, SOLVED]), max([*returns, SOLVED])
-    step = next((step for step in SCORE_STEPS if high - low <= step * SCORE_BINS), (high - low) / SCORE_BINS)
-    edges = np.arange(math.floor(low / step), math.floor(high / step) + 2) * step
+    width = next((width for width in BIN_WIDTHS if high - low <= width * MOST_BINS), (high - low) / MOST_BINS)
+    edges = np.arange(math.floor(low / width), math.floor(high / width) + 2) * width
     counts, _ = np.histogram(returns, bins=edges)
     marks = [("mean", found["mean"]), (f"{SOLVED:.0f}, the environment's 'solved'", SOLVED)]
     svg = plotter.histogram("Returns of the tracks", "return", "tracks", edges.tolist(), counts.tolist(), marks=marks)
