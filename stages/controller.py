@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
                 for i, outcome in workers.run(trials):
                     found[i] = fitness(outcome, config.max_steps, config.step_cost)
                     steps += outcome.steps
-                return found.reshape(len(candidates), len(seeds)).mean(axis=1), steps
+                return found.reshape(len(candidates), len(seeds)).mean(axis=1), steps  # [P·tracks] to [P]
 
             evolve(
                 run,

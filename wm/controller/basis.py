@@ -49,7 +49,7 @@ class Basis:
     def express(self, theta: Array) -> Array:
         """Maps weights on the coordinates, f64[3·(K+1)], to the equivalent weights on the features, f64[3·(F+1)]."""
         weights, bias, rest = self._split(theta, len(self.scale))
-        weights = weights @ self.scale
+        weights = weights @ self.scale  # [R,K] @ [K,F] to [R,F]
         return np.concatenate([weights.ravel(), bias - weights @ self.mean, rest])
 
     def coordinates(self, theta: Array) -> Array:
@@ -64,7 +64,7 @@ class Basis:
         """The first layer's weights f64[R, inputs] and biases f64[R], and the remaining weights."""
         rows = self.units or ACTIONS
         weights, bias, rest = np.split(theta, [rows * inputs, rows * (inputs + 1)])
-        return weights.reshape(rows, inputs), bias, rest
+        return weights.reshape(rows, inputs), bias, rest  # [R,inputs], [R]
 
 
 def plain_basis(features: int) -> Basis:
@@ -101,8 +101,8 @@ def fit_basis(features: NDArray[np.floating], *, centre: bool, whiten: float, co
         return Basis(mean, plain.scale)
     variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(features.T.astype(np.float64))))
     chosen = slice(None, -components - 1 if components else None, -1)  # eigh sorts in ascending order
-    variance, directions = variance[chosen], directions[:, chosen]
+    variance, directions = variance[chosen], directions[:, chosen]  # [K], [F,K]
     spread = np.sqrt(variance.clip(min=LEAST_SPREAD**2 * variance.max()))
-    factors = spread**-whiten
+    factors = spread**-whiten  # [K]
     factors *= np.sqrt(variance.sum() / (variance * factors**2).sum())
-    return Basis(mean, (directions * factors).T)
+    return Basis(mean, (directions * factors).T)  # [K,F]

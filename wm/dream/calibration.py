@@ -90,8 +90,8 @@ def head_reliability(
     came: dict[str, list[NDArray[np.bool_]]] = {"tile": [], "terminated": []}
     for place in episodes.tolist():
         episode = latents.episode(place)
-        z = draw(torch.from_numpy(episode.mu), torch.from_numpy(episode.logvar), generator)
-        prediction, _ = networks.mdnrnn(z[None, :-1], torch.from_numpy(episode.actions)[None])
+        z = draw(torch.from_numpy(episode.mu), torch.from_numpy(episode.logvar), generator)  # [T+1,Z]
+        prediction, _ = networks.mdnrnn(z[None, :-1], torch.from_numpy(episode.actions)[None])  # heads [1,T]
         logits["tile"].append(prediction.reward[0].numpy())
         logits["terminated"].append(prediction.terminated[0].numpy())
         came["tile"].append(episode.rewards > 0)
@@ -171,9 +171,9 @@ def dream_clips(
     a = torch.from_numpy(np.stack(actions))[:, None].expand(-1, SAMPLES, -1, -1)  # [C,SAMPLES,T,A]
     generator = torch.Generator().manual_seed(seed)
     end, alive, dreamt = float(starts.rewards[2]), torch.ones(len(chosen), SAMPLES), []
-    for t in range(steps):
+    for t in range(steps):  # uniform, noise: [C,SAMPLES,Z]
         uniform, noise = torch.rand(z.shape, generator=generator), torch.randn(z.shape, generator=generator)
         z, h, c, reward, terminated = dreamer.step(z, h, c, a[:, :, t], uniform, noise)
-        dreamt.append(alive * torch.lerp(reward, torch.tensor(end), terminated))
+        dreamt.append(alive * torch.lerp(reward, torch.tensor(end), terminated))  # [C,SAMPLES]
         alive = alive * (1 - terminated)
     return ClipRewards(np.stack(real).astype(np.float64), torch.stack(dreamt, -1).double().numpy())

@@ -113,7 +113,7 @@ def fill_record(
     mu = torch.from_numpy(episode.mu)[None]  # [1,T+1,Z]
     prediction, _ = model(mu[:, :-1], torch.from_numpy(episode.actions)[None])
     uniform, noise = (each[0].numpy() for each in abduct(prediction, mu[:, 1:], generator))  # [T,Z] each
-    noise = noise.clip(-LARGEST, LARGEST)
+    noise = noise.clip(-LARGEST, LARGEST)  # [T,Z]
     for n in np.flatnonzero(here).tolist():
         known = slice(steps[n], steps[n] + len(record.noise))
         record.steps[n] = len(noise[known])

@@ -127,8 +127,8 @@ class FusedMDNRNN:
         """The first part of `step`, the LSTM: h and c, each f32[...,H], after z and a."""
         x = torch.cat([z, a, h], -1).to(self._dtype)  # [...,Z+A+H]
         i, f, g, o = linear(x, self._gates, self._gate_bias).float().sigmoid_().split(self.hidden, -1)  # [...,H] each
-        c = (f * c).addcmul_(i, g, value=2).sub_(i)  # f c + i (2 g - 1)
-        h = (c + c).sigmoid_().mul_(2).sub_(1).mul_(o)  # o tanh(c)
+        c = (f * c).addcmul_(i, g, value=2).sub_(i)  # f c + i (2 g - 1), [...,H]
+        h = (c + c).sigmoid_().mul_(2).sub_(1).mul_(o)  # o tanh(c), [...,H]
         return h, c
 
     def expect(self, h: Tensor, head_mask: Tensor | None = None) -> Tensor:
@@ -154,8 +154,8 @@ class FusedMDNRNN:
         component = (uniform.unsqueeze(-2) >= cumulative).sum(-2, keepdim=True)  # [...,1,Z]
         mu = mu.unflatten(-1, by_component).gather(-2, component).squeeze(-2)  # [...,K,Z] to [...,Z]
         logsigma = logsigma.unflatten(-1, by_component).gather(-2, component).squeeze(-2)  # [...,K,Z] to [...,Z]
-        sigma = (self._floor + softplus(logsigma - self._floor)).exp()
-        z = mu + (sigma * self._spread) * noise
+        sigma = (self._floor + softplus(logsigma - self._floor)).exp()  # [...,Z]
+        z = mu + (sigma * self._spread) * noise  # [...,Z]
 
         paid = reward.squeeze(-1)  # [...,1] to [...]
         if self._pays is not None:

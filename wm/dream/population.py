@@ -133,7 +133,7 @@ class Population:
         Returns:
             f64[P], means over the starts.
         """
-        weights = torch.from_numpy(thetas).float().to(self._device)
+        weights = torch.from_numpy(thetas).float().to(self._device)  # [P,N]
         scene = self._scene(dream_noise, watched=disagreement > 0)
         size = len(thetas) if self._device.type != "cpu" else max(1, BLOCK_ROWS // len(dream_noise.starts))
         left = Event()
@@ -143,7 +143,7 @@ class Population:
 
         with ThreadPoolExecutor(self._threads) as threads:
             try:
-                returns = torch.cat(list(threads.map(block, weights.split(size))))
+                returns = torch.cat(list(threads.map(block, weights.split(size))))  # [P,S]
             except BaseException:
                 left.set()  # on a signal: the blocks must stop, since the executor waits for them
                 raise
@@ -190,7 +190,7 @@ class Population:
             paid = t >= self._config.unpaid
             drawn, means = [], []
             for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
-                h, _ = states[m] = member.advance(z[:, runs], *states[m], action[:, runs])
+                h, _ = states[m] = member.advance(z[:, runs], *states[m], action[:, runs])  # [P,s,H], s: its dreams
                 own = part if runs == slice(None) else slice(None)  # the dreams that it draws, among those it runs in
                 if paid and disagreement:
                     raw = member.expect(h, scene.head_mask)  # [P,S,3KZ+2]
@@ -198,10 +198,10 @@ class Population:
                     raw = raw[:, own]
                 else:
                     raw = member.expect(h[:, own], None if scene.head_mask is None else scene.head_mask[part])
-                drawn.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))
+                drawn.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))  # [P,s,3KZ+2] to [P,s,Z]
             z, reward, terminated = (torch.cat(each, 1) for each in zip(*drawn, strict=True))  # [P,S,Z], [P,S], [P,S]
             if paid:
-                earned = torch.lerp(reward, end, terminated)
+                earned = torch.lerp(reward, end, terminated)  # [P,S]
                 if disagreement:
                     earned -= disagreement * torch.stack(means).var(0, correction=0).mean(-1)  # [M's,P,S,Z] to [P,S]
                 total += alive * earned

@@ -85,7 +85,7 @@ def draw_starts(
         )
     rng = np.random.default_rng([seed, count])
     drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
-    nth, steps = possible[drawn].T
+    nth, steps = possible[drawn].T  # [N] each
 
     cell = make_cell(networks.mdnrnn)
     found = []
@@ -113,7 +113,7 @@ def moments(latents: Latents, episodes: NDArray[np.int64], after: int, near: int
         steps = np.arange(after, latents.table["length"][place])
         if near:
             touched = np.flatnonzero(latents.episode(place).rewards > 0)  # step t leads from moment t to t + 1
-            first, last = (np.searchsorted(touched, steps + shift) for shift in (-near, near))
+            first, last = (np.searchsorted(touched, steps + shift) for shift in (-near, near))  # [steps] each
             steps = steps[last > first]
         found.append(np.stack([np.full(len(steps), n), steps], axis=1))
     return np.concatenate(found)

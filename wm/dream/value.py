@@ -95,7 +95,7 @@ def fit_value(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(value.parameters(), lr=RATE, weight_decay=DECAY)
     for _ in range(UPDATES):
-        batch = torch.randint(len(returns), (BATCH,), generator=generator)
+        batch = torch.randint(len(returns), (BATCH,), generator=generator)  # [BATCH]
         loss = ((value(features[batch]) - returns[batch]) / UNIT).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -113,7 +113,7 @@ def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int) -> tupl
     found = [(np.empty((0, model.z + model.hidden), np.float32), np.empty(0, np.float32))]
     for episode in episodes:
         moments, returns = recorded_returns(episode, steps)
-        inputs = torch.from_numpy(np.concatenate([episode.mu[:-1], episode.actions], axis=1))
+        inputs = torch.from_numpy(np.concatenate([episode.mu[:-1], episode.actions], axis=1))  # [T,Z+A]
         h, _ = model.lstm(inputs[None])  # [1,T,H]
         # The agent's h at a frame comes from the previous frame and its action.
         features = np.concatenate([episode.mu[1:], h[0].numpy()], axis=1)  # [T,F]
@@ -138,7 +138,7 @@ def recorded_returns(episode: LatentEpisode, steps: int) -> tuple[NDArray[np.int
     tail = np.full(steps, 0.0 if _fallen(episode) else rewards[-1], np.float32)
     stop = length if idle or _fallen(episode) else length - steps + 1
     moments = np.arange(AFTER, max(AFTER, stop), EVERY)
-    sums = np.concatenate([[0.0], np.concatenate([rewards, tail]).cumsum(dtype=np.float64)])
+    sums = np.concatenate([[0.0], np.concatenate([rewards, tail]).cumsum(dtype=np.float64)])  # [T+steps+1]
     return moments, (sums[moments + steps] - sums[moments]).astype(np.float32)
 
 

@@ -55,9 +55,9 @@ def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Itera
         x.extend(features(new, episode))
     weights, bias = np.split(theta.astype(np.float64), [ACTIONS * old.features])
     wanted = (np.array(y) @ weights.reshape(ACTIONS, -1).T + bias).clip(-LIMIT, LIMIT)  # [N,3]
-    given = np.array(x, np.float64)
-    mean, spread = given.mean(axis=0), given.std(axis=0) + 1e-9
-    unit = (given - mean) / spread
-    moment = unit.T @ unit / len(unit) + RIDGE * np.eye(new.features)
+    given = np.array(x, np.float64)  # [N,F']
+    mean, spread = given.mean(axis=0), given.std(axis=0) + 1e-9  # [F'] each
+    unit = (given - mean) / spread  # [N,F']
+    moment = unit.T @ unit / len(unit) + RIDGE * np.eye(new.features)  # [F',F']
     fitted = np.linalg.solve(moment, unit.T @ (wanted - wanted.mean(axis=0)) / len(unit)).T / spread  # [3,F']
     return np.concatenate([fitted.ravel(), wanted.mean(axis=0) - fitted @ mean])

@@ -261,8 +261,8 @@ def evolve(
                 "env_steps": state.env_steps,
             }
             if ended() or generation % config.select_every == 0:
-                theta = express(state.es.average(config.average))
-                returns, select_steps = select(theta)
+                theta = express(state.es.average(config.average))  # [N]
+                returns, select_steps = select(theta)  # [tracks]
                 state.select_steps += select_steps
                 row |= {
                     "select": returns.mean(),

@@ -121,8 +121,8 @@ class MDNRNN(nn.Module):
                 mu=mu,
                 # Unlike softplus, a clamp has no gradient below the floor, and values would stay there.
                 logsigma=self.logsigma_floor + softplus(logsigma - self.logsigma_floor),
-                reward=self.reward_head(h)[..., 0].float(),
-                terminated=self.terminated_head(h)[..., 0].float(),
+                reward=self.reward_head(h)[..., 0].float(),  # [B,T,1] to [B,T]
+                terminated=self.terminated_head(h)[..., 0].float(),  # [B,T,1] to [B,T]
                 outlook=(self.outlook_head(h) if self.outlook else h[..., :0]).float(),
             ),
             state,
@@ -160,7 +160,7 @@ def mixture_moments(prediction: Prediction) -> tuple[Tensor, Tensor]:
     weights = prediction.logmix.exp()  # [B,T,Z,K]
     mean = (weights * prediction.mu).sum(-1)  # [B,T,Z]
     spread = (2 * prediction.logsigma).exp() + (prediction.mu - mean[..., None]).square()  # [B,T,Z,K]
-    return mean, 0.5 * (weights * spread).sum(-1).log()
+    return mean, 0.5 * (weights * spread).sum(-1).log()  # [B,T,Z] each
 
 
 class StepLosses(NamedTuple):
@@ -197,7 +197,7 @@ def step_losses(prediction: Prediction, z: Tensor, r: Tensor, terminated: Tensor
     else:
         reward_loss = (prediction.reward - r).square()
     return StepLosses(
-        nll=mixture_nll(prediction, z).mean(-1),
+        nll=mixture_nll(prediction, z).mean(-1),  # [B,T,Z] to [B,T]
         reward=reward_loss,
         terminated=binary_cross_entropy_with_logits(prediction.terminated, terminated.float(), reduction="none"),
     )
@@ -295,14 +295,14 @@ def sample(prediction: Prediction, temperature: float, generator: torch.Generato
     component = chosen((prediction.logmix / temperature).softmax(-1), uniform)  # [B,T,Z,1]
     mu = prediction.mu.gather(-1, component)[..., 0]  # [B,T,Z]
     logsigma = prediction.logsigma.gather(-1, component)[..., 0]  # [B,T,Z]
-    return mu + logsigma.exp() * math.sqrt(temperature) * noise
+    return mu + logsigma.exp() * math.sqrt(temperature) * noise  # [B,T,Z]
 
 
 def chosen(weights: Tensor, uniform: Tensor) -> Tensor:
     """The component i64[...,1] that `uniform` f32[...] in [0, 1) chooses by weights f32[...,K] with sum 1."""
     # It is the number of cumulative weights <= the uniform draw. The last weight, which is 1, is left out, so that
     # rounding cannot give an index past the last component.
-    return (uniform[..., None] >= weights.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)
+    return (uniform[..., None] >= weights.cumsum(-1)[..., :-1]).sum(-1, keepdim=True)  # [...,1]
 
 
 def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -323,10 +323,10 @@ def abduct(prediction: Prediction, z: Tensor, generator: torch.Generator) -> tup
     guesses = torch.rand((2, *z.shape), generator=generator, device=generator.device).to(z.device)  # [2,B,T,Z]
     likely = (prediction.logmix - prediction.logsigma - 0.5 * noise.square()).softmax(-1)  # [B,T,Z,K]
     component = chosen(likely, guesses[0])  # [B,T,Z,1]
-    weight = prediction.logmix.exp()
+    weight = prediction.logmix.exp()  # [B,T,Z,K]
     upper, share = (each.gather(-1, component)[..., 0] for each in (weight.cumsum(-1), weight))  # [B,T,Z] each
     # Not at the edges of the component's interval, where rounding could choose its neighbour.
-    uniform = upper - share * (0.01 + 0.98 * guesses[1])
+    uniform = upper - share * (0.01 + 0.98 * guesses[1])  # [B,T,Z]
     return uniform.clamp(0, 1 - 2**-24), noise.gather(-1, component)[..., 0]
 
 

@@ -89,15 +89,15 @@ class LatentEpisode:
 
 @dataclass(frozen=True)
 class Clips:
-    """B clips of L steps, each within one episode; steps past an episode's end are zero and masked.
+    """B clips of T steps, each within one episode; steps past an episode's end are zero and masked.
 
     Attributes:
-        mu: f32[B,L+1,Z], posterior means; one frame more than steps.
-        logvar: f32[B,L+1,Z], their log variances.
-        a: f32[B,L,A], the action at each frame but the last.
-        r: f32[B,L], the reward of the action.
-        terminated: bool[B,L], whether the episode terminated with the action.
-        mask: bool[B,L], True for real steps.
+        mu: f32[B,T+1,Z], posterior means; one frame more than steps.
+        logvar: f32[B,T+1,Z], their log variances.
+        a: f32[B,T,A], the action at each frame but the last.
+        r: f32[B,T], the reward of the action.
+        terminated: bool[B,T], whether the episode terminated with the action.
+        mask: bool[B,T], True for real steps.
     """
 
     mu: Floats

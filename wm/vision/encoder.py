@@ -72,8 +72,8 @@ def quantised_graph(weights: Weights, ranges: Sequence[float]) -> bytes:
     nodes = [helper.make_node("Transpose", ["frame"], ["x"], perm=[0, 3, 1, 2])]
     x = "x"
     for name, before, after in zip(LAYERS, scales[:-1], scales[1:], strict=True):
-        weight = weights[f"{name}.weight"]
-        step = np.abs(weight).max(axis=(1, 2, 3)) / np.float32(WEIGHT_STEPS)
+        weight = weights[f"{name}.weight"]  # [out,in,4,4]
+        step = np.abs(weight).max(axis=(1, 2, 3)) / np.float32(WEIGHT_STEPS)  # [out]
         step[step == 0] = 1  # for a channel of zeros any step is right
         arrays[f"{name}.weight"] = np.rint(weight / step[:, None, None, None]).astype(np.int8)
         arrays[f"{name}.step"] = step

@@ -21,7 +21,7 @@ def batch_loss(
     x = as_input(torch.from_numpy(frames).to(device))  # [B,3,64,64]
     with autocast(device):
         mu, logvar = (part.float() for part in model.encode(x))  # [B,Z] each
-        noise = torch.randn(mu.shape, generator=generator, device=device)
+        noise = torch.randn(mu.shape, generator=generator, device=device)  # [B,Z]
         reconstruction = model.decode(mu + noise * (logvar / 2).exp())  # [B,3,64,64]
     kl = kl_per_dimension(mu, logvar)  # [B,Z]
     value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight, config.road_weight)
@@ -35,7 +35,7 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
     for batch in np.array_split(frames, -(-len(frames) // 100)):
         x = as_input(torch.from_numpy(batch).to(device))  # [B,3,64,64]
         mu, logvar = model.encode(x)  # [B,Z] each
-        noise = torch.randn(mu.shape, generator=generator, device=device)
+        noise = torch.randn(mu.shape, generator=generator, device=device)  # [B,Z]
         each = kl_per_dimension(mu, logvar)  # [B,Z]
         value, batch_error = vae_loss(
             x,

@@ -75,7 +75,7 @@ class VAE(nn.Module):
 
 def as_input(frames: Tensor) -> Tensor:
     """Frames u8[B,64,64,3] to V's input f32[B,3,64,64] in [0,1], in the frames' channels-last memory."""
-    return frames.permute(0, 3, 1, 2).float() / 255
+    return frames.permute(0, 3, 1, 2).float() / 255  # [B,3,64,64]
 
 
 def as_frames(x: Tensor) -> NDArray[np.uint8]:
