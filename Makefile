@@ -29,9 +29,11 @@ RECREATE := $(if $(FOUND),$(filter-out $(FOUND),$(NAMED)),recreate)
 
 DIR := $(RUNS)/$(RUN)
 # A folder's name is one word to make and to the shell, without what they take for their own.
-ODD = $(strip $(foreach sign,: % * ? [ ] ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(DIR))))
+HASH := \#
+ODD = $(strip $(foreach sign,: % * ? [ ] { } ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(value RUNS)/$(value RUN)$(COMPARE))) \
+	$(filter $(HASH)%,$(RUN) $(RUNS) $(COMPARE)))
 ifneq ($(words [$(RUN)] [$(RUNS)] $(RUN) $(RUNS))$(ODD),4)
-$(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty, or contains a space or a character that make cannot handle ($(ODD)): choose another name)
+$(error RUN="$(RUN)", RUNS="$(RUNS)" or COMPARE="$(COMPARE)" is empty, or contains a space or a character that make cannot handle ($(ODD)): choose another name)
 endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
@@ -43,6 +45,10 @@ SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS))
 ifneq ($(filter $(COMMITTED),$(RUN)),)
 SOURCE := --source data/$(RUN)
 NO_TRAINING = $(error RUN=$(RUN) is a committed run and cannot be trained further: choose another RUN)
+endif
+
+ifneq ($(findstring $(abspath data/pretrained)/,$(abspath $(DIR))/),)
+NO_TRAINING = $(error $(DIR) holds a committed run, which cannot be trained further: choose another RUN or RUNS)
 endif
 
 # The models that C is evolved on, unless ARGS names those of another run.
@@ -62,7 +68,7 @@ setup: $(VENV) ## create .venv from requirements.txt (every target does this whe
 
 .PHONY: $(RECREATE)
 $(VENV): requirements.txt $(RECREATE)
-	$(if $(RECREATE),$(CHECK_PYTHON)rm -rf .venv && $(PYTHON) -m venv .venv)
+	$(if $(RECREATE),$(CHECK_PYTHON)@echo "making .venv with $(PYTHON)" && rm -rf .venv && $(PYTHON) -m venv .venv)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 

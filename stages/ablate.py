@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wm.config.bounds import bounded
+from wm.config.bounds import bounded, total
 from wm.controller.linear import load_controller
 from wm.driving.scores import read_score
 from wm.learning.evolution import selections
@@ -74,7 +74,7 @@ class AblateArgs:
     """Generations between evaluations of the mean on the selection tracks, in each row."""
     select_tracks: int = bounded(32, 1, 10**6)
     """Number of selection tracks, in each row."""
-    episodes: int = bounded(100, 1, 10**6)
+    episodes: int = total(100, 1, 10**6)
     """Number of fresh stock tracks on which each row is scored."""
 
 

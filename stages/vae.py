@@ -14,7 +14,9 @@ from wm.learning.checkpoint import Best, check_updates, delete_results, is_finis
 from wm.learning.gradient import train
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.device import has_fast_bf16, pick_device, seeded
+from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.json_files import read_json
 from wm.run.provenance import start_hash
 from wm.show.plots.vision import plot_reconstructions, plot_traversals
 from wm.store.frames import frame_batches, validation_frames
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> None:
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
         rollouts.check_car_racing()
+        check_summary(run, rollouts)
         made_from = {"rollouts": rollouts.fingerprint(), **start_hash(given.start)}
         if not args.restart and is_finished(run, "vae", run.vae, config, made_from):
             print(f"{run.vae} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
@@ -91,6 +94,16 @@ def main(argv: list[str]) -> None:
         saved = asdict(replace(config, updates=max(config.updates, best.done)))
         save_vae(run.vae, best.weights, {**saved, "ranges": activation_ranges(model, frames)}, best.made_from)
         print_result(config, best)
+
+
+def check_summary(run: Run, rollouts: Rollouts) -> None:
+    """UserError when the rollouts are not those of their summary.json, which stage collect writes last."""
+    summary, found = run.rollouts / "summary.json", rollouts.fingerprint()
+    if summary.exists() and read_json(summary, **{"fingerprint?": str}).get("fingerprint", found) != found:
+        raise UserError(
+            f"{run.rollouts} holds other episodes than its {summary.name} says: move the shards that do not belong "
+            f"there away, or remove {summary.name} to train V on all of them."
+        )
 
 
 def print_result(config: VAEConfig, best: Best) -> None:

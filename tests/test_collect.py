@@ -286,7 +286,7 @@ def test_who_has_episodes_of_their_own_is_told_how_to_train_on_them(whole: Run, 
     write_shard(run.rollouts / "mine.h5", [replace(episode, seed=7) for episode in Rollouts(whole.rollouts)])
     before = contents(run.folder)
     with pytest.raises(
-        UserError, match=f"with `.venv/bin/python -m stages.vae --run {run.folder}`, or delete all of them"
+        UserError, match=f"move it away, or train V .* with `.venv/bin/python -m stages.vae --run {run.folder}`"
     ):
         main(arguments(run.folder))
     assert contents(run.folder) == before | {run.folder / ".lock": b""}

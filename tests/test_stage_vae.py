@@ -26,6 +26,7 @@ from wm.run.checksums import file_hash
 from wm.run.device import derived_seed
 from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.json_files import write_json
 from wm.run.metrics import read_metrics
 from wm.store.episode import Episode
 from wm.store.shards import Rollouts, write_shard
@@ -89,6 +90,16 @@ def started(trained: Run, tmp_path: Path) -> Run:
     """A copy of the trained run that a test may change."""
     subprocess.run(["cp", "-r", str(trained.folder), str(tmp_path / "run")], check=True)
     return Run(tmp_path / "run")
+
+
+def test_episodes_that_the_summary_does_not_know_are_not_trained_on_unnoticed(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run", episodes=2)
+    write_json(run.rollouts / "summary.json", {"fingerprint": Rollouts(run.rollouts).fingerprint()})
+    write_shard(run.rollouts / "mine.h5", [drawn_episode(7)])
+    with pytest.raises(UserError, match=r"holds other episodes than its summary.json says: move the shards"):
+        main(arguments(run, *SMALL))
+    assert not run.vae.exists()
+    assert (run.rollouts / "mine.h5").exists()
 
 
 def test_leaves_v_its_metrics_and_pictures(trained: Run) -> None:

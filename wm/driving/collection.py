@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +192,8 @@ def set_aside_damaged(folder: Path, mismatch: Callable[[Any], str] = lambda row:
                 if reason := mismatch(row):
                     raise UserError(
                         f"{path} belongs to another collection (its episode {index} has {reason}): choose another RUN "
-                        "or RUNS, give the options with which it was made, train V on the existing episodes with "
-                        f"`.venv/bin/python -m stages.vae --run {folder.parent}`, or delete all of them with "
-                        "`make collect ARGS=--restart`."
+                        "or RUNS, give the options with which it was made, move it away, or train V on the episodes "
+                        f"that are there with `.venv/bin/python -m stages.vae --run {shlex.quote(str(folder.parent))}`."
                     )
                 if index in found:
                     raise UserError(f"{found[index]} and {path} both hold episode {index}: move one of them away.")

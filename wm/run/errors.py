@@ -93,7 +93,7 @@ def check_read(path: Path, error: BaseException) -> None:
     if OPEN_ELSEWHERE.search(str(error)):
         raise MachineError(
             f"{path} cannot be read while it is open elsewhere ({first_line(error)}): close it there and run "
-            "the same command again."
+            "the same command again. If no program has it open, clear its flag with `h5clear -s` or move it away."
         ) from error
     number = error.errno if isinstance(error, OSError) else None
     if found := SYSTEMS_NUMBER.search(str(error)):

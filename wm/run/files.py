@@ -42,8 +42,8 @@ def atomic(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""errno of file systems without `flock`."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EACCES, errno.EPERM)
+"""errno of `flock` on file systems without locks, or that allow none."""
 
 
 def locked(handle: int, wait: bool = True) -> bool:

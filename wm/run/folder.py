@@ -113,8 +113,8 @@ class Run:
         # TensorBoard writes to the UTF-8 form of the name.
         if os.fsencode(self.folder) != str(self.folder).encode(errors="surrogatepass"):
             raise UserError(
-                f"the name of {self.folder} is not in UTF-8: choose another RUN or RUNS, or a UTF-8 locale such as "
-                "LC_ALL=C.UTF-8."
+                f"the name of {self.folder} is not UTF-8 in this locale: choose another RUN or RUNS, or a UTF-8 "
+                "locale such as LC_ALL=C.UTF-8."
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
