@@ -20,7 +20,6 @@ from torch import Tensor
 import wm.dream.ensemble
 import wm.dream.population
 import wm.dream.starts
-import wm.dream.value
 import wm.envs  # noqa: F401
 from tests.toy_dream import (
     CONFIG,
@@ -165,7 +164,7 @@ def test_rewards_are_of_all_episodes_where_starts_are_of_the_last(
 ) -> None:
     latents, _, held_out = split_latents(run, networks)
     split = latents, np.array([1, 0]), held_out  # of which 1 ended by the rules
-    monkeypatch.setattr(wm.dream.value, "split_latents", lambda *_: split)
+    monkeypatch.setattr(wm.dream.starts, "split_latents", lambda *_: split)
     found = find_starts(run, networks, replace(SMALL, fresh=1))
     assert set(found.episode) == {0}
     np.testing.assert_allclose(found.rewards, [MISS, HIT, END], rtol=1e-5)

@@ -54,7 +54,7 @@ def stage(run: Run, *arguments: str, pictures: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
             patch.setattr(stages.dream, "calibrate", lambda *_: None)
-            patch.setattr(stages.dream, "show", lambda *_: None)
+            patch.setattr(stages.dream, "print_result", lambda *_: None)
         main(["--run", str(run.folder), *SMALL, *arguments])
 
 

@@ -90,7 +90,7 @@ def stage(run: Run, *arguments: str, picture: bool = False) -> None:
     """Runs the stage in this process; its picture, the slowest part of so short a run, only where it is wanted."""
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
-            patch.setattr(stages.mdnrnn, "show", lambda *_: None)
+            patch.setattr(stages.mdnrnn, "plot_clip", lambda *_: None)
         main(["--run", str(run.folder), *SMALL, *arguments])
 
 
