@@ -282,7 +282,7 @@ def test_it_runs_at_real_speed_and_not_faster(open_page: Open) -> None:
 
 
 def test_dreams_are_repeated_step_by_step(open_page: Open) -> None:
-    """The same start with the same luck is the same dream; with other luck it is another one."""
+    """The same start with the same random numbers is the same dream; with others it is another one."""
     found = []
     for query in ("?start=3&seed=1&paused", "?start=3&seed=1&paused", "?start=3&seed=2&paused"):
         page = ready(open_page(query))
@@ -314,7 +314,7 @@ def test_driving_changes_the_picture_and_the_controller_is_scored_beside(open_pa
         found[pad] = (picture(page), page.inner_text("#score-controller"), page.inner_text("#score-you"))
         keep(page, f"desktop-{pad}")
     assert apart(found["left"][0], found["right"][0]) > 3
-    assert found["left"][1] == found["right"][1]  # it has been driving its own dream, with the same luck
+    assert found["left"][1] == found["right"][1]  # it has been driving its own dream, with the same random numbers
     page.keyboard.press("c")
     assert page.wait_for_selector("body[data-driver=controller]")
     before = steps(page)
@@ -351,7 +351,7 @@ def test_pause_step_and_other_starts(open_page: Open) -> None:
 
 
 def test_temperature(open_page: Open) -> None:
-    """Cold dreams of one start are alike whatever their luck; hot ones are not."""
+    """Cold dreams of one start are alike whatever their random numbers; hot ones are not."""
 
     def spread(temperature: str) -> float:
         pictures = []
@@ -489,7 +489,7 @@ def test_the_controllers_own_dreams_follow_one_another(open_page: Open) -> None:
 
 
 def test_a_dream_that_m_ends(open_page: Open) -> None:
-    """With luck that is always at its worst the first step is the last, and pays what an end pays."""
+    """With the worst random numbers the first step is the last, and pays what an end pays."""
     page = ready(open_page("?start=3&paused"))
     ended = page.evaluate(
         """async () => {
