@@ -33,7 +33,7 @@ HASH := \#
 ODD = $(strip $(foreach sign,: % * ? [ ] { } ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(value RUNS)/$(value RUN)$(COMPARE))) \
 	$(filter $(HASH)%,$(RUN) $(RUNS) $(COMPARE)))
 ifneq ($(words [$(RUN)] [$(RUNS)] $(RUN) $(RUNS))$(ODD),4)
-$(error RUN="$(RUN)", RUNS="$(RUNS)" or COMPARE="$(COMPARE)" is empty, or contains a space or a character that make cannot handle ($(ODD)): choose another name)
+$(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty or has a space, or one of them or COMPARE="$(COMPARE)" has a character that make cannot handle$(if $(ODD), ($(ODD))): choose another name)
 endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))

@@ -316,7 +316,7 @@ def test_a_folder_stays_locked_while_a_called_stage_works_in_it(tmp_path: Path) 
     process.kill()
     process.wait()
     try:
-        with pytest.raises(UserError, match="another command is at work"), Run(tmp_path / "run").lock():
+        with pytest.raises(UserError, match="another command is running"), Run(tmp_path / "run").lock():
             pass
     finally:
         os.kill(called, signal.SIGKILL)

@@ -116,7 +116,7 @@ def test_a_run_is_not_published_over_another_or_itself(run: Run, tmp_path: Path)
         with pytest.raises(UserError, match=f"--to {target.folder} is a run folder, not a published one"):
             publish(source, target.folder)
         assert content(target.folder) == before
-    with run.lock(), pytest.raises(UserError, match="another command is at work"):
+    with run.lock(), pytest.raises(UserError, match="another command is running"):
         publish(run, published.folder)
 
 
