@@ -12,7 +12,7 @@ import pytest
 
 import wm.envs  # noqa: F401 -- registers wm/CarRacing-v3
 from tests.bench_env import DASHBOARD, ZOOM_STEPS, drive_towards, follow_track, make
-from wm.envs.car_racing import fast
+from wm.envs.car_racing import fast as drawing
 
 
 def steering_wildly(env: Any, rng: np.random.Generator) -> np.ndarray:
@@ -107,8 +107,8 @@ def test_a_track_taken_again_equals_stock(monkeypatch: pytest.MonkeyPatch) -> No
     quick_to_draw(monkeypatch)
     stock, fast = make("CarRacing-v3"), make("wm/CarRacing-v3")
     made = []
-    monkeypatch.setattr(fast._Field, "new_track", lambda self, *args: made.append(args))
-    monkeypatch.setattr(fast._Field, "repaint", lambda self, index: None)
+    monkeypatch.setattr(drawing._Field, "new_track", lambda self, *args: made.append(args))
+    monkeypatch.setattr(drawing._Field, "repaint", lambda self, index: None)
     monkeypatch.setattr(fast.unwrapped, "_render", lambda mode: None)
     tracks = []
     for n, seed in enumerate((5, 5, 5, 6, 5, None, 5)):
@@ -195,7 +195,7 @@ def test_pixels_are_like_stocks(seed: int, driver: Any) -> None:
     assert after.mean() < 0.25
     assert after.mean(axis=(1, 2, 3)).max() < 0.5
     assert after[:, DASHBOARD].mean() < 0.05
-    assert after[:, fast.CAR_ROWS, fast.CAR_COLS].mean() < 1.0
+    assert after[:, drawing.CAR_ROWS, drawing.CAR_COLS].mean() < 1.0
     assert np.percentile(after, 99.9) < 30  # edges, too
 
 
@@ -235,7 +235,7 @@ def test_curbs_are_there() -> None:
                 for wheel in env.car.wheels:
                     wheel.position = (x, y)
                 frame = env.step(np.zeros(3, np.float32))[0][: DASHBOARD.start].astype(int)
-                frame[fast.CAR_ROWS, fast.CAR_COLS] = 0
+                frame[drawing.CAR_ROWS, drawing.CAR_COLS] = 0
                 red = (frame[..., 0] > 180) & (frame[..., 1] < 80)
                 white = frame.min(axis=2) > 180
                 counts.append([red.sum(), white.sum()])
@@ -356,7 +356,7 @@ def test_human_mode_and_life_after_its_close(monkeypatch: pytest.MonkeyPatch) ->
     assert frame.shape == (96, 96, 3)
     env.close()  # quits pygame, and with it every font
     other.reward = 123.0
-    fast._score.cache_clear()
+    drawing._score.cache_clear()
     assert other.step(np.zeros(3, np.float32))[0][84:, :12].max() > 80
 
 
