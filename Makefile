@@ -133,7 +133,7 @@ SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 test: $(VENV) ## run the tests but the fault tests (10 minutes on two cores)
 	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (about 90 minutes on two cores)
+test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (over an hour on two cores)
 	$(PY) -m pytest -m faults -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV) ## ruff and mypy
