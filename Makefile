@@ -44,11 +44,10 @@ SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS))
 # for RUN=pretrained/dream, the committed run whose controller was evolved in the dream.
 ifneq ($(filter $(COMMITTED),$(RUN)),)
 SOURCE := --source data/$(RUN)
-NO_TRAINING = $(error RUN=$(RUN) is a committed run and cannot be trained further: choose another RUN)
 endif
-
-ifneq ($(findstring $(abspath data/pretrained)/,$(abspath $(DIR))/),)
-NO_TRAINING = $(error $(DIR) holds a committed run, which cannot be trained further: choose another RUN or RUNS)
+# By its name, or by another path to the committed folder.
+ifneq ($(filter $(COMMITTED),$(RUN))$(findstring $(abspath data/pretrained)/,$(abspath $(DIR))/),)
+NO_TRAINING = $(error RUN=$(RUN) is a committed run and cannot be trained further: choose another RUN)
 endif
 
 # The models that C is evolved on, unless ARGS names those of another run.

@@ -43,8 +43,9 @@ def main(argv: list[str]) -> None:
     with run.stage("vae", config, args.seed, args.restart) as begin:
         rollouts = Rollouts(run.rollouts)
         rollouts.check_car_racing()
-        check_summary(run, rollouts)
-        made_from = {"rollouts": rollouts.fingerprint(), **start_hash(given.start)}
+        fingerprint = rollouts.fingerprint()
+        check_summary(run, fingerprint)
+        made_from = {"rollouts": fingerprint, **start_hash(given.start)}
         if not args.restart and is_finished(run, "vae", run.vae, config, made_from):
             print(f"{run.vae} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
             return
@@ -96,10 +97,10 @@ def main(argv: list[str]) -> None:
         print_result(config, best)
 
 
-def check_summary(run: Run, rollouts: Rollouts) -> None:
+def check_summary(run: Run, fingerprint: str) -> None:
     """UserError when the rollouts are not those of their summary.json, which stage collect writes last."""
-    summary, found = run.rollouts / "summary.json", rollouts.fingerprint()
-    if summary.exists() and read_json(summary, **{"fingerprint?": str}).get("fingerprint", found) != found:
+    summary = run.rollouts / "summary.json"
+    if summary.exists() and read_json(summary, **{"fingerprint?": str}).get("fingerprint", fingerprint) != fingerprint:
         raise UserError(
             f"{run.rollouts} holds other episodes than its {summary.name} says: move the shards that do not belong "
             f"there away, or remove {summary.name} to train V on all of them."

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 # Of tests side by side each has a core: threads of a library that has more of them would mostly wait for one another.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    from wm.driving.workers import ONE_THREAD
+
+    for name, value in ONE_THREAD.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -37,7 +39,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: one a core."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+    from wm.run.command_line import CORES
+
+    return min(CORES, MOST_WORKERS)
 
 
 class Figures:

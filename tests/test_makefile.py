@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.here import ROOT, outside_of_make
 
 TARGETS = [
     *("help", "setup"),
@@ -21,10 +21,9 @@ TARGETS = [
 
 def make(*arguments: str, code: int = 0) -> str:
     """The output of make, run in the repository and free of the variables of a make around this test."""
-    names = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"}
-    names |= {"VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD"}
-    environment = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("MAKE")}
-    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=outside_of_make(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -135,7 +135,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         horizon: int = DreamConfig.horizon,
         start: int | None = None,
         observe: Observe = "features",
-        dropout: float = 0.0,
+        dropout: float = DreamConfig.dropout,
         render_mode: str | None = None,
     ) -> None:
         """Takes a world.
@@ -195,7 +195,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         horizon: int = DreamConfig.horizon,
         start: int | None = None,
         observe: Observe = "features",
-        dropout: float = 0.0,
+        dropout: float = DreamConfig.dropout,
         render_mode: str | None = None,
     ) -> None:
         """Takes a world for `num_envs` >= 1 dreams; the rest as for `DreamEnv`."""

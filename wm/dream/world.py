@@ -1,4 +1,4 @@
-"""The world of a dream: V, M and the starts of a run as plain functions and arrays, without torch and run folders."""
+"""The world of a dream: V, M and the starts of a run as plain functions and arrays."""
 
 from __future__ import annotations
 

@@ -22,15 +22,20 @@ class MachineError(UserError):
     """A refusal of the machine (disk space, permissions, memory). The options are valid, so the command can resume."""
 
 
+REFUSED = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR), "move or rename the file or folder of this name and run the same command again"
+    ),
+}
+"""Remedy when the system refuses to write or to read, by errno."""
+
 UNWRITABLE = {
+    **REFUSED,
+    errno.EEXIST: REFUSED[errno.EISDIR],
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free disk space and run the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change the permissions, or choose another RUN or RUNS"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
-    **dict.fromkeys(
-        (errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
-        "move or rename the file or folder of this name and run the same command again",
-    ),
     errno.ENAMETOOLONG: "choose a shorter RUN or RUNS",
 }
 """Remedy when the system refuses to write, by errno."""
@@ -39,12 +44,8 @@ NO_TEMPORARY = "No usable temporary directory"
 """Message of Python's tempfile when no folder has space; its errno is that of a missing file."""
 
 UNREADABLE = {
+    **REFUSED,
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change the permissions and run the same command again"),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n) and run the same command again"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk and run the same command again"),
-    **dict.fromkeys(
-        (errno.EISDIR, errno.ENOTDIR), "move or rename the file or folder of this name and run the same command again"
-    ),
     errno.EAGAIN: "close it where it is open and run the same command again",
     errno.ENOMEM: "free memory and run the same command again",
     errno.ENOENT: "restore it and run the same command again",
