@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from wm.config.bounds import bounded, total
-from wm.controller.linear import load_controller
+from wm.controller.file import load_controller
 from wm.driving.scores import read_score
+from wm.envs import task_of
 from wm.learning.evolution import selections
 from wm.run.checksums import file_hash
 from wm.run.command_line import Common, call_stage, parse, run_stage
@@ -52,11 +53,6 @@ ROWS = {
     "untrained-m": Row("V + untrained M, linear", mdnrnn=("--updates", "1", "--lr", "1e-12", "--lr-final", "1e-12")),
     "v": Row("V only, linear", controller=("--inputs", "z")),
     "v-hidden": Row("V only, hidden layer of 40", controller=("--inputs", "z", "--hidden-units", "40")),
-    "road": Row(
-        "V with road pixels weighted, M adapted, linear",
-        vae=("--start", "{run}/vae.pt", "--updates", "1000", "--road-weight", "5"),
-        mdnrnn=("--start", "{run}/mdnrnn.pt", "--updates", "1000"),
-    ),
     "all-directions": Row("V + M, linear, all 288 features", controller=("--components", "0", "--whiten", "0")),
 }
 """The paper's rows (section 3.4) and further ones."""
@@ -117,7 +113,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
     selection = ["--select-every", str(config.select_every), "--select-tracks", str(config.select_tracks)]
     for stage, arguments in (
         ("vae", row.vae),
-        ("mdnrnn", row.mdnrnn),
+        ("memory", row.mdnrnn),
         ("controller", (*budget, *selection, *row.controller)),
         ("evaluate", ("--episodes", str(config.episodes))),
     ):
@@ -136,7 +132,7 @@ def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str,
         "seed": args.seed,
         **{field: score[field] for field in ("mean", "std", "ci95")},
         "median": float(np.median(returns)),
-        "lost": int((returns < 700).sum()),
+        "lost": int((returns < task_of(run).lost).sum()),
         "episodes": len(returns),
         "commit": commit(),
         "time": now(),

@@ -15,13 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.config.earlier import MEASURE
 from wm.config.presets import PRESETS
 from wm.config.seeds import DRIVEN_FROM, SEEDS_PER_RUN
 from wm.config.vmc import CollectConfig
-from wm.controller.linear import parameter_count
+from wm.controller.linear import Linear
 from wm.driving.collection import SUMMARY, Driver, make_collector, mismatch, set_aside_damaged
 from wm.driving.loading import load_acting
+from wm.driving.policies import check_policy
 from wm.driving.workers import make_workers
+from wm.envs import find_task
+from wm.envs.task import Task
 from wm.run.command_line import Common, call_stage, parse, run_stage, stage_config
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -62,13 +66,15 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "--spread needs starts.npz, which a scout's controller lacks: give --driver dream or --spread 0."
         )
+    task = find_task(args.env)
+    check_policy(config.policy, task)
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
     with run.stage("collect", config, args.seed, args.restart) as begin:
         if args.restart:
             delete_collection(run, given, config)
         run.rollouts.mkdir(exist_ok=True)
-        made_by = (args.env, config.policy, config.max_steps, args.seed, config.cut_after)
+        made_by = (task, config.policy, config.max_steps, args.seed, config.cut_after)
         present = set(set_aside_damaged(run.rollouts, lambda row: mismatch(row, *made_by)))
         wanted = [*range(config.episodes), *range(DRIVEN_FROM, DRIVEN_FROM + config.driven)]
         missing = [index for index in wanted if index not in present]
@@ -89,7 +95,7 @@ def main(argv: list[str]) -> None:
             make_workers(
                 args.workers,
                 make_collector,
-                *(args.env, config.policy, config.max_steps, args.seed, str(run.rollouts), config.cut_after, driver),
+                *(task, config.policy, config.max_steps, args.seed, str(run.rollouts), config.cut_after, driver),
             ) as workers,
             Progress("collect", len(wanted), len(wanted) - len(missing), unit="episode") as progress,
         ):
@@ -97,12 +103,12 @@ def main(argv: list[str]) -> None:
                 steps += done
                 progress.update(len(tasks[i]), steps_per_second=steps / (time.monotonic() - start))
         rollouts = Rollouts(run.rollouts)
-        found = summarise(rollouts)
+        found = summarise(rollouts, task)
         found["bytes"] = sum(path.stat().st_size for path in run.rollouts.glob("*.h5"))
         plot_contact_sheet(run.plots / "contact_sheet.png", rollouts)
         with Metrics(run, "collect") as metrics:
-            numbers = ("frames", "return_mean", "return_std", "on_road", "bytes")
-            metrics.log(len(rollouts), {name: found[name] for name in numbers if found[name] is not None})
+            numbers = {name: found[name] for name in ("frames", "return_mean", "return_std", "bytes")}
+            metrics.log(len(rollouts), numbers | found["measures"])
         write_json(summary, found)
         print(describe(found))
 
@@ -123,10 +129,12 @@ def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
     models, theta = load_acting(source, name)
     centre = np.zeros(models.features)
     if config.spread:
-        if len(theta) != parameter_count(models.features):
+        if not isinstance(models.layout, Linear):
             raise UserError(f"--spread needs a linear controller, unlike that of {source.folder}: leave it out.")
-        starts = load_starts(source.starts)
-        centre = np.concatenate([starts.z, starts.h], axis=1).mean(axis=0, dtype=np.float64)
+        starts = load_starts(source.starts_of(models.memory))
+        cell = models.cell()
+        rows = ({name: part[row] for name, part in starts.state.items()} for row in range(len(starts)))
+        centre = np.array([cell.read(row) for row in rows]).mean(axis=0, dtype=np.float64)
     return Driver(models, theta, config.bursts, config.spread, centre)
 
 
@@ -134,18 +142,18 @@ def scout(args: Common, preset: str, driver: str) -> Run:
     """Makes RUN/scout with the controller of stage `driver`; finished stages do nothing."""
     run = Run(args.run / SCOUT)
     options = args.elsewhere(run.folder) | {"preset": preset}
-    stages = ("collect", "vae", "mdnrnn", driver)
+    stages = ("collect", "vae", "memory", driver)
     for number, stage in enumerate(stages, 1):
         print(f"scout, stage {number} of {len(stages)}: {stage}", flush=True)
         call_stage(stage, options, ["--driven", "0"] if stage == "collect" else [])
     return run
 
 
-def summarise(rollouts: Rollouts) -> dict[str, Any]:
+def summarise(rollouts: Rollouts, task: Task) -> dict[str, Any]:
     """Statistics of a collection, with histograms of the returns and of each action in bins of equal width."""
     actions = np.concatenate([rollouts.actions(episode) for episode in range(len(rollouts))])
     table = rollouts.table
-    on_road = np.average(table["on_road"], weights=table["length"])
+    measured = np.average(table[MEASURE], weights=table["length"])
     return {
         "episodes": len(rollouts),
         "frames": int((table["length"] + 1).sum()),
@@ -153,7 +161,7 @@ def summarise(rollouts: Rollouts) -> dict[str, Any]:
         "return_std": float(table["ret"].std()),
         "return_max": float(table["ret"].max()),
         "policies": {name.decode(): int((table["policy"] == name).sum()) for name in np.unique(table["policy"])},
-        "on_road": float(on_road) if np.isfinite(on_road) else None,
+        "measures": {task.measure.name: float(measured)} if task.measure else {},
         "returns": histogram(table["ret"], bins=25),
         "actions": [histogram(column, bins=10) for column in actions.reshape(len(actions), -1).T.astype(np.float64)],
         "fingerprint": rollouts.fingerprint(),
@@ -172,7 +180,7 @@ def describe(found: dict[str, Any]) -> str:
         f"{found['episodes']} episodes ({', '.join(f'{n} {name}' for name, n in found['policies'].items())}), "
         f"{found['frames']:,} frames, {found['bytes'] / 1e6:,.0f} MB",
         f"returns {found['return_mean']:.0f} ± {found['return_std']:.0f}, best {found['return_max']:.0f}"
-        + ("" if found["on_road"] is None else f"; on the road in {found['on_road']:.0%} of the steps"),
+        + "".join(f"; {name} in {share:.0%} of the steps" for name, share in found["measures"].items()),
     ]
     for i, histogram in enumerate(found["actions"]):
         share = np.array(histogram["counts"]) / sum(histogram["counts"])

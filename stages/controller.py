@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from wm.config.seeds import DRIVEN_FROM, EVOLVE_SEEDS, SELECT_SEEDS, track_seeds
 from wm.config.vmc import ControllerConfig
 from wm.controller.basis import Basis, first_only, fit_basis, plain_basis
+from wm.controller.kinds import make_layout
 from wm.driving.carry import carry
 from wm.driving.loading import Models, load_acting, load_models
 from wm.driving.trials import Trial, fitness, make_player, select
 from wm.driving.workers import make_workers
-from wm.learning.evolution import check_sizes, coordinates_of, delete_results, evolve, is_finished, selections
-from wm.memory.cell import LSTMCell
+from wm.learning.evolution import about, check_sizes, coordinates_of, delete_results, evolve, is_finished, selections
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -35,8 +35,10 @@ REPRESENTATIVE = 50
 
 @dataclass(frozen=True)
 class ControllerArgs(ControllerConfig):
-    """Options of stage controller: the preset's sizes, the models and the first mean."""
+    """Options of stage controller: the preset's sizes, the kind of C, the models and the first mean."""
 
+    controller: str = ""
+    """Kind of C: linear, hidden. Default: linear, or hidden with --hidden-units."""
     source: Path | None = None
     """Run folder of V, M and the latents. Default: the run folder that the controller is written to."""
     start: Path | None = None
@@ -52,13 +54,16 @@ def main(argv: list[str]) -> None:
     )
     config = stage_config(given, ControllerConfig)
     check_sizes(config)
+    kind = make_layout(given.controller, 1, config.hidden_units)  # of one output: refused before anything is read
+    config = replace(config, hidden_units=kind.sizes().get("units", 0))
     if given.start and given.carry:
         raise UserError("--start and --carry both set the first mean: give one of them.")
-    if given.carry and config.hidden_units:
-        raise UserError("--carry fits a linear controller: leave --hidden-units out.")
+    if given.carry and kind.kind != "linear":
+        raise UserError("--carry fits a linear controller: leave --controller and --hidden-units out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
         models = load_models(source, config.precision)
+        models = replace(models, layout=make_layout(kind.kind, models.layout.outputs, config.hidden_units))
         made_from = models.made_from | start_hash(given.start or (Run(given.carry).controller if given.carry else None))
         if not args.restart and is_finished(run, "controller", run.controller, config, made_from):
             # The plot is drawn in any case, since a signal may have ended the evolution before it.
@@ -71,7 +76,7 @@ def main(argv: list[str]) -> None:
             delete_results(run, "controller", run.controller)
         begin()
         tracks = track_seeds(EVOLVE_SEEDS, args.seed)
-        with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
+        with make_workers(args.workers, make_player, models) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
                 seeds = [tracks[t] for t in tracks_of_generation(config, generation)]
@@ -93,6 +98,7 @@ def main(argv: list[str]) -> None:
                 seed=args.seed,
                 start=start,
                 made_from=made_from,
+                said=about(models.layout, models.memory),
                 express=basis.express,
                 evaluate=evaluate,
                 select=partial(
@@ -127,47 +133,43 @@ def tracks_of_generation(config: ControllerConfig, generation: int) -> range:
 def make_basis(source: Run, models: Models, config: ControllerConfig) -> Basis:
     """The coordinates in which C evolves, of all features or of z alone."""
     seen = models.features if config.inputs == "zh" else models.z
-    basis = plain_basis(seen)
+    basis = plain_basis(seen, models.layout)
     if config.centre or config.whiten or config.components:  # else no recorded features are needed
         basis = fit_basis(
             recorded_features(source, models)[:, :seen],
+            models.layout,
             centre=config.centre,
             whiten=config.whiten,
             components=config.components,
         )
-    return replace(first_only(basis, models.features), units=config.hidden_units)
+    return first_only(basis, models.features)
 
 
 def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
-    """[z; h] of each step, f32[N,F], of the `representative_episodes`."""
+    """C's input at each step, f32[N,F], of the `representative_episodes`."""
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage="mdnrnn")
-    cell = LSTMCell(models.cell)
+    cell = models.cell()
     features = []
     for place in representative_episodes(latents.table["index"]):
         episode = latents.episode(place)
         state = cell.initial()
         for z, action in zip(episode.mu, episode.actions, strict=False):  # one frame more than actions
-            features.append(np.concatenate([z, state[0]]))
-            state = cell.step(z, action, state)
+            state = cell.see(state, z)
+            features.append(cell.read(state))
+            state = cell.advance(state, action)
     return np.array(features)
 
 
 def first_mean(given: ControllerArgs, source: Run, models: Models, basis: Basis, seed: int) -> Array:
-    """The first mean, in the coordinates of `basis`: zeros, or the weights of a controller.
-
-    A hidden layer begins with random weights, since with zeros only the last biases have an effect.
-    """
+    """The first mean, in the coordinates of `basis`: that of the kind of C, or the weights of a controller."""
     if given.carry:
         old, theta = load_acting(Run(given.carry))
         rollouts = Rollouts(source.rollouts)
         places = representative_episodes(rollouts.table["index"])
         return basis.coordinates(carry(theta, old, models, map(rollouts.episode, places)))
     if not given.start:
-        start = np.zeros(basis.weights)
-        first = len(basis.scale) * basis.units
-        start[:first] = np.random.default_rng(seed).normal(0, 1 / np.sqrt(len(basis.scale)), first)
-        return start
+        return basis.layout.start(len(basis.scale), np.random.default_rng(seed))
     return coordinates_of(given.start, basis)
 
 

@@ -1,8 +1,11 @@
-"""Stage dream: evolves C in M's dream and selects the best mean on real tracks. Makes RUN/starts.npz, RUN/dream.npz."""
+"""Stage dream: evolves C in M's dream and selects the best mean on real tracks. Makes RUN/starts.npz, RUN/dream.npz.
+
+With another M or C than the first pair it makes RUN/starts-M.npz and RUN/dream-M-C.npz.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +17,16 @@ from wm.config.bounds import bounded
 from wm.config.seeds import RUN_SEEDS, SELECT_SEEDS
 from wm.config.vmc import DreamConfig
 from wm.controller.basis import fit_basis
+from wm.controller.kinds import make_layout
 from wm.driving.loading import load_models
 from wm.driving.trials import make_player, select
 from wm.driving.workers import make_workers
-from wm.learning.evolution import check_dream, coordinates_of, delete_results, evolve, is_finished, selections
+from wm.envs import task_of
+from wm.learning.evolution import about, check_dream, coordinates_of, delete_results, evolve, is_finished, selections
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
-from wm.run.folder import Run
+from wm.run.folder import Run, made_by
 from wm.run.metrics import Metrics, read_metrics
 from wm.run.provenance import start_hash
 from wm.store.latents import Latents
@@ -34,14 +39,21 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+FIRST = ("mdnrnn", "linear")
+"""The pair of M and C whose files are starts.npz and dream.npz; those of others have the pair in their names."""
+
 SCORE_DREAMS = 64
 """Number of dreams in the dream score of the distribution mean; they are the same each time."""
 
 
 @dataclass(frozen=True)
 class DreamArgs(DreamConfig):
-    """Options of stage dream: the preset's sizes, the models, the first mean and the ensemble."""
+    """Options of stage dream: the preset's sizes, the kinds of M and C, the models, the first mean, the ensemble."""
 
+    memory: str = "mdnrnn"
+    """Kind of M that dreams: mdnrnn."""
+    controller: str = "linear"
+    """Kind of C: linear, hidden (one layer of 40 units)."""
     source: Path | None = None
     """Run folder of V, M and the latents. Default: the run folder that starts and controller are written to."""
     start: Path | None = None
@@ -67,43 +79,57 @@ class Recorded(DreamConfig):
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command resumes an interrupted evolution."""
     args, given = parse(lambda preset: DreamArgs(**vars(preset.dream)), "Evolve the controller C in M's dream.", argv)
-    ensemble = tuple(map(short_hash, given.ensemble))
+    ensemble = tuple(short_hash(folder, given.memory) for folder in given.ensemble)
     config = Recorded(**vars(stage_config(given, DreamConfig)), ensemble=ensemble, draw=given.draw)
     seed = args.seed + RUN_SEEDS * given.draw
-    check_dream(config)
     if config.disagreement and not config.ensemble:
         raise UserError("--disagreement needs an ensemble: give its other M's with --ensemble, or leave it out.")
     run, source = Run(args.run), Run(given.source or args.run)
-    with run.stage("dream", config, args.seed, args.restart) as begin:
+    task = task_of(source)
+    check_dream(config, task.least_start)
+    layout = make_layout(given.controller, task.action.size)
+    # The first pair keeps the names that it had when it was the only one.
+    stage = "dream" if (given.memory, layout.kind) == FIRST else f"dream-{given.memory}-{layout.kind}"
+    artifact, latest = run.folder / f"{stage}.npz", run.folder / f"{stage}-latest.npz"
+    starts_file = run.starts_of(given.memory)
+    with run.stage(stage, config, args.seed, args.restart) as begin:
         import torch
 
         from wm.dream.ensemble import load_ensemble, load_records
         from wm.dream.networks import load_networks
-        from wm.dream.population import SCORE_STEPS, Population
+        from wm.dream.population import Population
         from wm.dream.starts import given_starts, new_starts
         from wm.dream.value import make_value
         from wm.run.device import pick_device
 
-        models, networks = load_models(source, config.precision), load_networks(source)
+        networks = load_networks(source, given.memory)
+        models = replace(load_models(source, config.precision, given.memory), layout=layout)
         # Starts from before the stage's work here may have other options, so they are drawn again if possible.
-        begun = "dream" in run.read_manifest()["stages"] and run.starts.exists()
-        drawn = args.restart or (not begun and (source.latents.exists() or not run.starts.exists()))
+        begun = stage in run.read_manifest()["stages"] and starts_file.exists()
+        drawn = args.restart or (not begun and (source.latents.exists() or not starts_file.exists()))
         starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
-        made_from = {**models.made_from, "starts.npz": starts_hash(starts), **start_hash(given.start)}
-        if not args.restart and is_finished(run, "dream", run.dream, config, made_from):
+        made_from = {**models.made_from, starts_file.name: starts_hash(starts), **start_hash(given.start)}
+        if not args.restart and is_finished(run, stage, artifact, config, made_from):
             if drawn:
-                save_starts(run.starts, starts)
-            print_result(run, source, config)
-            print(f"{run.dream} is finished (--generations N for more, --restart to redo it).")
+                save_starts(starts_file, starts)
+            print_result(run, source, stage, config)
+            print(f"{artifact} is finished (--generations N for more, --restart to redo it).")
             return
         others = load_ensemble(given.ensemble, source, networks, starts)
+        cell = models.cell()
+        rows = ({name: part[row] for name, part in starts.state.items()} for row in range(len(starts)))
         basis = fit_basis(
-            np.concatenate([starts.z, starts.h], axis=1),
+            np.array([cell.read(row) for row in rows]),
+            layout,
             centre=config.centre,
             whiten=config.whiten,
             components=config.components,
         )
-        start = coordinates_of(given.start, basis) if given.start else np.zeros(basis.weights)
+        start = (
+            coordinates_of(given.start, basis)
+            if given.start
+            else layout.start(len(basis.scale), np.random.default_rng(seed))
+        )
         records = load_records(source, networks, starts, others, config.horizon) if config.noise == "recorded" else []
         torch.set_num_threads(1)  # the population uses its own threads
         value = None
@@ -112,24 +138,33 @@ def main(argv: list[str]) -> None:
             quality = f"{explained:.2f}" if np.isfinite(explained) else "unknown: no held-out episode is long enough"
             print(f"Value of {config.value} steps fitted; R² on held-out returns {quality}.")
         if args.restart:
-            delete_results(run, "dream", run.dream, run.dream_latest)
+            delete_results(run, stage, artifact, latest)
         if drawn:
-            run.starts.unlink(missing_ok=True)
+            starts_file.unlink(missing_ok=True)
         begin()
         if drawn:
             calibrate(run, source, networks, starts, config)
-            save_starts(run.starts, starts)
+            save_starts(starts_file, starts)
         device = pick_device()
         threads = max(1, args.workers)
         population = Population(
-            networks.mdnrnn, starts, config, others=others, records=records, value=value, threads=threads, device=device
+            networks.memory,
+            task,
+            layout,
+            starts,
+            config,
+            others=others,
+            records=records,
+            value=value,
+            threads=threads,
+            device=device,
         )
         print(
             f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"
             + (f", in an ensemble of {len(others) + 1} M's." if others else ".")
         )
         tracks = [SELECT_SEEDS[t] for t in range(config.select_tracks)]
-        with make_workers(args.workers, make_player, args.env, models.graph, models.cell) as workers:
+        with make_workers(args.workers, make_player, models) as workers:
 
             def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
                 dream_noise = population.draw_noise(seed, generation)
@@ -144,30 +179,33 @@ def main(argv: list[str]) -> None:
                     return {"dream": score}
                 # Both have a penalty, so that their dreams are equal to the last digit: without one, M's run on fewer.
                 once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
-                return {"dream": score, "disagreement": (once - twice) / SCORE_STEPS}
+                return {"dream": score, "disagreement": (once - twice) / task.max_steps}
 
             evolve(
                 run,
-                "dream",
-                run.dream,
+                stage,
+                artifact,
                 config,
                 seed=seed,
                 start=start,
                 made_from=made_from,
+                said=about(layout, given.memory),
                 express=basis.express,
                 evaluate=evaluate,
                 select=partial(select, workers, tracks=tracks, max_steps=config.max_steps),
                 extra_metrics=extra_metrics,
-                latest=run.dream_latest,
+                latest=latest,
             )
-        print_result(run, source, config)
+        print_result(run, source, stage, config)
 
 
-def short_hash(folder: Path) -> str:
+def short_hash(folder: Path, memory: str) -> str:
     """The short hash of the M of a run folder, as it is recorded; UserError when there is no M."""
-    path = Run(folder).mdnrnn
+    path = Run(folder).memory(memory)
     if not path.exists():
-        raise UserError(f"--ensemble {folder}: {path} is missing: give run folders in which `make mdnrnn` has run.")
+        raise UserError(
+            f"--ensemble {folder}: {path} is missing: give run folders in which `{made_by(memory)}` has run."
+        )
     return file_hash(path)[:12]
 
 
@@ -198,19 +236,19 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
     )
 
 
-def print_result(run: Run, source: Run, config: DreamConfig) -> None:
-    """Draws plots/dream.png and prints the result and its costs."""
+def print_result(run: Run, source: Run, stage: str, config: DreamConfig) -> None:
+    """Draws plots/<stage>.png and prints the result and its costs."""
     from wm.show.plots.dream import plot_dream
 
-    rows = read_metrics(run.metrics, "dream")
-    plot_dream(run.plots / "dream.png", rows)
-    selected = selections(run, "dream")
+    rows = read_metrics(run.metrics, stage)
+    plot_dream(run.plots / f"{stage}.png", rows)
+    selected = selections(run, stage)
     best = max(selected, key=lambda row: row["select"])
     collected = int(Latents(source.latents).table["length"].sum())
     steps = selected[-1]["select_steps"]
     print(
-        f"{run.dream}: the mean of generation {best['step']} scores {best['select']:.0f} ± {best['select_std']:.0f} on "
-        f"{config.select_tracks} real selection tracks and {best['dream']:.0f} in the dream "
+        f"{run.folder / stage}.npz: the mean of generation {best['step']} scores {best['select']:.0f} ± "
+        f"{best['select_std']:.0f} on {config.select_tracks} real selection tracks and {best['dream']:.0f} in the dream "
         f"({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
         f"{collected + steps:,.0f} real steps: {collected:,} for data, {steps:,.0f} for selection)."
     )

@@ -1,4 +1,4 @@
-"""Stage evaluate: the controller's score on fresh tracks of stock CarRacing. Makes RUN/score.json."""
+"""Stage evaluate: the controller's score on fresh tracks of the stock environment. Makes RUN/score.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from wm.config.bounds import bounded
-from wm.config.names import FAST_ENV, STOCK_ENV
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.config.vmc import EvaluateConfig
 from wm.driving.loading import load_acting
@@ -35,7 +34,8 @@ class EvaluateArgs(EvaluateConfig):
     controller: Literal["controller", "dream"] = "controller"
     """Controller to score. controller: evolved on real rollouts. dream: evolved in the dream."""
     fast: bool = False
-    """Use our fast rendering instead of Gymnasium's. The result checks the rendering and is not a score."""
+    """Play the environment that is trained on, if it is another one (a faster rendering). The result checks
+    the rendering and is not a score."""
     source: Path | None = None
     """Run folder of V, M and C. Default: the run folder that the score is written to."""
     out: Path | None = None
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     )
     source = Run(config.source or args.run)
     models, theta = load_acting(source, config.controller)
-    env_id = FAST_ENV if config.fast else STOCK_ENV
+    env_id = models.task.id(train=config.fast)
     seeds = [config.first_seed + i for i in range(config.episodes)]
     what: dict[str, Any] = {
         "env_id": env_id,
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
             played = saved["played"]
         missing = [seed for seed in seeds if str(seed) not in played]
         with (
-            make_workers(args.workers, make_player, env_id, models.graph, models.cell) as workers,
+            make_workers(args.workers, make_player, models, config.fast) as workers,
             Progress("evaluate", len(seeds), len(played), unit="track") as progress,
         ):
             for i, outcome in workers.run([Trial(theta, seed, config.max_steps) for seed in missing]):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wm.config.vmc import IterateConfig
+from wm.envs import find_task
 from wm.learning.evolution import check_dream
 from wm.run.checksums import file_hash
 from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
@@ -33,12 +34,12 @@ ARTIFACTS = ("vae.pt", "mdnrnn.pt", "starts.npz", "dream.npz")
 REPORT_FILES = ("metrics.jsonl", "rollouts/summary.json", "plots/*.png")
 """Further files of the best round that are copied to RUN, for the report."""
 
-SIZES = ("hidden", "mixtures", "reward", "outlook")
+SHAPES = ("hidden", "mixtures", "reward", "outlook")
 """Options that determine the shapes of M's weights."""
 
 REMAKE = "restore it, or remove it and run the same command again, which rebuilds it from rounds/"
 
-STAGES = ("collect", "vae", "mdnrnn", "dream")
+STAGES = ("collect", "vae", "memory", "dream")
 """The stages of a round."""
 
 
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
     for name, more in (("dream", []), ("refine", split_options("--refine-options", config.refine_options))):
         try:
             _, dream = parse(lambda preset: preset.dream, "", [*where, *options, *more])
-            check_dream(dream)
+            check_dream(dream, find_task(args.env).least_start)
             if dream.start_after >= args.config().collect.max_steps:
                 raise UserError(
                     f"--start-after {dream.start_after} is not below --max-steps of the episodes: give fewer steps."
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     _, memory = parse(
         lambda preset: preset.mdnrnn, "", [*where, *split_options("--mdnrnn-options", config.mdnrnn_options)]
     )
-    for name in SIZES:
+    for name in SHAPES:
         if getattr(memory, name) != getattr(args.config().mdnrnn, name):
             raise UserError(
                 f"--mdnrnn-options: --{name} cannot change, since M continues from that of round 0: leave it out."
@@ -160,7 +161,7 @@ def arguments_from(before: Run, config: IterateConfig, first: int, number: int) 
     return {
         "collect": ["--driven", str(driven[-1]), "--driver", config.driver, "--source", str(before.folder)],
         "vae": ["--start", str(before.vae), "--updates", str(config.vae_updates if learns else 0), *earlier],
-        "mdnrnn": [
+        "memory": [
             *("--start", str(before.mdnrnn), "--updates", str(updates)),
             *([] if learns else ["--encoded", str(before.latents)]),
             *fresh,

@@ -1,4 +1,4 @@
-"""Stage probe: fits a linear map from [z; h] to the state of car and road, on fresh tracks. Makes RUN/probe.json."""
+"""Stage probe: fits a linear map from C's features to the true state, on fresh tracks. Makes RUN/probe.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from wm.config.vmc import ProbeConfig
 from wm.driving.loading import load_acting
-from wm.driving.probe import HEADER, PROBE, Record, describe, make_prober, probe, rows
+from wm.driving.probe import HEADER, PROBE, Record, describe, make_prober, probe, rows, truth_of
 from wm.driving.workers import make_workers
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
@@ -34,16 +34,16 @@ class ProbeArgs(ProbeConfig):
 def main(argv: list[str]) -> None:
     """Drives every track once, fits and tests; an existing probe with the same models and options is only printed."""
     args, given = parse(
-        lambda preset: ProbeArgs(**vars(preset.probe)), "Fit a linear map from [z; h] to car and road.", argv
+        lambda preset: ProbeArgs(**vars(preset.probe)), "Fit a linear map from C's features to the true state.", argv
     )
     config = stage_config(given, ProbeConfig)
     if config.episodes < 2 or config.max_steps <= config.start_after:
         raise UserError("--episodes must be at least 2 (one to fit, one to test), --max-steps above --start-after.")
     source, run = Run(given.source or args.run), Run(args.run)
     models, theta = load_acting(source, given.driver)
-    artifact = source.folder / f"{given.driver}.npz"
+    truth, artifact = truth_of(models.task), source.folder / f"{given.driver}.npz"
     what: dict[str, Any] = {
-        "env_id": args.env,
+        "env_id": models.task.id(train=True),
         "driver": given.driver,
         "config": asdict(config),
         "seed": args.seed,
@@ -63,13 +63,13 @@ def main(argv: list[str]) -> None:
         begin()
         records: dict[int, Record] = {}
         with (
-            make_workers(args.workers, make_prober, args.env, models, theta, config.max_steps, args.seed) as workers,
+            make_workers(args.workers, make_prober, models, theta, config.max_steps, args.seed) as workers,
             Progress("probe", config.episodes, unit="track") as progress,
         ):
             for i, record in workers.run(range(config.episodes)):
                 records[i] = record
                 progress.update()
-        found = {**what, **probe([records[i] for i in range(config.episodes)], models.z, config)}
+        found = {**what, **probe([records[i] for i in range(config.episodes)], models.z, truth, config)}
         found |= {"versions": versions(), "commit": commit(), "time": now()}
         plot_probe(run.plots / "probe.png", found["targets"])
         write_json(run.probe, found)  # last, since it marks the stage as finished

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wm.config.vmc import DreamConfig
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.dream.networks import load_networks
 from wm.dream.starts import find_starts
 from wm.driving.loading import load_acting

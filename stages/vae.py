@@ -9,40 +9,45 @@ from pathlib import Path
 
 import torch
 
-from wm.config.vmc import VAEConfig
+from wm.envs import task_of
 from wm.learning.checkpoint import Best, check_updates, delete_results, is_finished, load_initial_weights
 from wm.learning.gradient import train
-from wm.run.command_line import parse, run_stage, stage_config
+from wm.run.artifact import save_artifact
+from wm.run.command_line import kind_option, parse, run_stage, stage_config, with_options
 from wm.run.device import has_fast_bf16, pick_device, seeded
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_json
 from wm.run.provenance import start_hash
 from wm.show.plots.vision import plot_reconstructions, plot_traversals
-from wm.store.frames import frame_batches, validation_frames
+from wm.store.frames import validation_frames
 from wm.store.shards import Rollouts
-from wm.vision.training import batch_loss, validate
-from wm.vision.vae import VAE, activation_ranges, save_vae
+from wm.vision.kinds import ConvKind, find_kind
 
 
 @dataclass(frozen=True)
-class VAEArgs(VAEConfig):
-    """Options of stage vae: the preset's sizes, and the initial weights."""
+class VAEArgs:
+    """Options of stage vae beside the sizes of the kind of V."""
 
+    vision: str = ConvKind.name
+    """Kind of V. conv: the paper's convolutional VAE."""
     start: Path | None = None
     """A vae.pt with the initial weights. Default: random weights. A resumed training does not need this option."""
 
 
 def main(argv: list[str]) -> None:
     """Trains until `updates` are done, on `workers` threads; resumes from RUN/checkpoints/vae.pt."""
+    kind = find_kind(kind_option(argv, "--vision", ConvKind.name))
     args, given = parse(
-        lambda preset: VAEArgs(**vars(preset.vae)), "Train V, the VAE, on the frames of the rollouts.", argv
+        lambda preset: with_options(preset.vision(kind), VAEArgs), f"Train V, {kind.title}, on the rollouts.", argv
     )
-    config = stage_config(given, VAEConfig)
+    config = stage_config(given, kind.config)
     run = Run(args.run)
     with run.stage("vae", config, args.seed, args.restart) as begin:
+        task = task_of(run)
+        kind.check(task.frame)
         rollouts = Rollouts(run.rollouts)
-        rollouts.check_car_racing()
+        rollouts.check(task.title, task.columns())
         fingerprint = rollouts.fingerprint()
         check_summary(run, fingerprint)
         made_from = {"rollouts": fingerprint, **start_hash(given.start)}
@@ -50,7 +55,7 @@ def main(argv: list[str]) -> None:
             print(f"{run.vae} is finished: {config.updates} updates (--updates N for more, --restart to redo it).")
             return
         training, held_out = rollouts.split(config.validation, args.seed, config.earlier)
-        model = seeded(partial(VAE, config.z), args.seed)
+        model = seeded(partial(kind.build, config), args.seed)
         if given.start:
             load_initial_weights(model, given.start, "vae")
         check_updates(config.updates, given.start)
@@ -62,39 +67,31 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(max(1, args.workers))
         device = pick_device()
         print(f"V trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
-        # Channels-last is the memory layout of the frames, and the faster one.
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lesson = kind.lesson(config, rollouts, training, frames, args.seed, device)
         best = train(
-            run,
-            "vae",
-            model,
-            config=config,
-            seed=args.seed,
-            made_from=made_from,
-            batches=lambda start: frame_batches(
-                rollouts,
-                training,
-                batch=config.batch,
-                seed=args.seed,
-                start=start,
-                shuffle_frames=config.shuffle_frames,
-            ),
-            loss=partial(batch_loss, config=config, device=device),
-            validate=partial(validate, frames=frames, config=config, seed=args.seed, device=device),
-            lr=lambda update: config.lr,
-            device=device,
-            unit="frames",
-            per_update=config.batch,
+            run, "vae", model, config=config, seed=args.seed, made_from=made_from, device=device, **lesson._asdict()
         )
         # The plots come first, since vae.pt marks the stage as finished.
         model.load_state_dict(best.weights)
         model.eval()
-        kl = [best.metrics[f"kl_{i:02d}"] for i in range(config.z)]
         plot_reconstructions(run.plots / "reconstructions.png", model, frames)
-        plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl)
+        plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl_of(best))
         saved = asdict(replace(config, updates=max(config.updates, best.done)))
-        save_vae(run.vae, best.weights, {**saved, "ranges": activation_ranges(model, frames)}, best.made_from)
-        print_result(config, best)
+        about = {**saved, "vision": kind.name, **kind.finish(config, model, frames)}
+        save_artifact(run.vae, "vae", best.weights, about, best.made_from)
+        numbers, wanted = kind.describe(config, best.metrics), kind.fault(config, best.metrics)
+        print(f"V is trained, best at update {best.update} (validation): {numbers}.")
+        if wanted:
+            print(
+                f"warning: V is too inaccurate for driving ({numbers}; wanted: {wanted}): train it longer (a larger "
+                "--updates resumes) or collect more.",
+                file=sys.stderr,
+            )
+
+
+def kl_of(best: Best) -> list[float]:
+    """The validation's KL of each latent dimension in nats, as V's metrics list them."""
+    return [value for name, value in sorted(best.metrics.items()) if name.startswith("kl_")]
 
 
 def check_summary(run: Run, fingerprint: str) -> None:
@@ -104,19 +101,6 @@ def check_summary(run: Run, fingerprint: str) -> None:
         raise UserError(
             f"{run.rollouts} holds other episodes than its {summary.name} says: move the shards that do not belong "
             f"there away, or remove {summary.name} to train V on all of them."
-        )
-
-
-def print_result(config: VAEConfig, best: Best) -> None:
-    """Prints V's validation numbers, and a warning when V is too inaccurate for driving."""
-    error, kl, dead = (best.metrics[name] for name in ("error", "kl", "dead"))
-    numbers = f"squared error {error:.1f} per image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
-    print(f"V is trained, best at update {best.update} (validation): {numbers}.")
-    if error > config.warn_error or dead > config.z / 2:
-        print(
-            f"warning: V is too inaccurate for driving ({numbers}; wanted: at most {config.warn_error:g} and "
-            f"{config.z // 2} dead): train it longer (a larger --updates resumes) or collect more.",
-            file=sys.stderr,
         )
 
 

@@ -19,7 +19,7 @@ import wm.controller.linear
 from wm.config.names import FAST_ENV
 from wm.config.presets import LAPTOP, PRESETS, SMOKE
 from wm.config.vmc import Config, ControllerConfig
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.run.command_line import Common, call_stage, check_bounds, parse
 from wm.run.errors import MachineError, UserError
 from wm.run.folder import Run
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 STAGE = """
 import errno, os, sys, time
 from wm.run.command_line import parse, run_stage
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.run.errors import UserError
 from wm.run.signals import Interrupted, held, note_new_work
 

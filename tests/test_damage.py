@@ -29,7 +29,7 @@ from tests.test_report import write_run
 from tests.test_shards import drawn
 from tests.toy_dream import make_toy_run, toy_mdnrnn
 from wm.config.presets import SMOKE
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.dream.networks import load_networks
 from wm.driving.collection import set_aside_damaged
 from wm.driving.loading import load_models

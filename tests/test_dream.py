@@ -38,7 +38,7 @@ from wm.config.presets import SMOKE
 from wm.config.vmc import DreamConfig
 from wm.controller.linear import LinearController, parameter_count
 from wm.dream.ensemble import Member, load_ensemble
-from wm.dream.fused import make_dreamer
+from wm.memory.fused import make_dreamer
 from wm.dream.networks import Networks, load_networks, split_latents
 from wm.dream.population import Population
 from wm.dream.starts import draw_starts, find_starts
@@ -225,7 +225,7 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
 
 def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    original = wm.dream.fused.FusedMDNRNN.step
+    original = wm.memory.fused.FusedMDNRNN.step
 
     def counted(self, z, *rest):  # type: ignore[no-untyped-def]
         batches.append(len(z))
@@ -241,7 +241,7 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
     for _ in range(13):
         actions = rng.uniform([-1, 0, 0], 1, (3, 3)).astype(np.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(wm.dream.fused.FusedMDNRNN, "step", counted)
+            patch.setattr(wm.memory.fused.FusedMDNRNN, "step", counted)
             one = whole.step(actions)
         for mine, theirs in zip(one[:4], singles.step(actions)[:4], strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-3)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.toy_dream import HIDDEN, HIT, MISS, Z, toy_mdnrnn
-from wm.dream.fused import Dreamt, FusedMDNRNN
+from wm.memory.fused import Dreamt, FusedMDNRNN
 from wm.memory.mdnrnn import MDNRNN, sample
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import wm.learning.evolution
 from wm.config.presets import SMOKE
 from wm.config.vmc import ControllerConfig
-from wm.controller.linear import load_controller
+from wm.controller.file import load_controller
 from wm.learning.evolution import Evolution, check_sizes, delete_results, evolve, is_finished, selections
 from wm.run.errors import UserError
 from wm.run.folder import Run

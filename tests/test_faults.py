@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tests.test_damage import plain, read_latents
-from wm.controller.linear import load_controller
+from wm.controller.file import load_controller
 from wm.learning.evolution import Evolution
 from wm.run.artifact import load_artifact
 from wm.run.checksums import file_hash

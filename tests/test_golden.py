@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 import wm.envs  # noqa: F401  registers the environments
 from wm.config.seeds import SELECT_SEEDS
 from wm.config.vmc import DreamConfig
-from wm.controller.linear import load_controller
+from wm.controller.file import load_controller
+from wm.controller.linear import Linear
 from wm.dream.networks import load_networks
 from wm.dream.population import Population
 from wm.driving.loading import load_acting, load_agent
+from wm.envs.car_racing.task import CAR_RACING
 from wm.driving.trials import Trial, make_player
 from wm.memory.mdnrnn import load_mdnrnn
 from wm.run.folder import Run
 from wm.show.graphs.controller import controller_graph
-from wm.show.graphs.memory import dream_graph
+from wm.memory.graph import dream_graph
 from wm.show.graphs.starts import starts_graph
-from wm.show.graphs.vision import decoder_graph
+from wm.vision.graph import decoder_graph
 from wm.store.starts import load_starts
 from wm.vision.encoder import encoder_graph, quantised_graph
 from wm.vision.vae import load_vae
@@ -98,8 +100,10 @@ def scores(controller: str) -> Arrays:
     rng = np.random.default_rng(2)
     thetas = theta + rng.normal(0, np.array([[0.0], [0.05], [0.2]]), (3, len(theta)))
     config = DreamConfig(horizon=PLAYED, dreams=8, unpaid=10, dropout=0.1)
-    population = Population(load_networks(run).mdnrnn, load_starts(run.starts), config, dtype=torch.float32)
-    play = make_player("wm/CarRacing-v3", models.graph, models.cell)
+    population = Population(
+        load_networks(run).memory, models.task, models.layout, load_starts(run.starts), config, dtype=torch.float32
+    )
+    play = make_player(models)
     trials = [play(Trial(theta, SELECT_SEEDS[n], PLAYED, cut_after=40, disturb=0.05)) for n in (1, 2)]
     return {
         "dreamt": population.score(thetas, population.draw_noise(3, 4)),
@@ -115,18 +119,17 @@ def files(controller: str) -> Arrays:
     theta, theta_meta = load_controller(run.folder / f"{controller}.npz")
     starts = load_starts(run.starts)
     weights = {name: value.numpy() for name, value in vae.state_dict().items()}
-    miss, hit, _ = starts.rewards.tolist()
     content = {
         "encoder": encoder_graph(weights),
         "quantised": quantised_graph(weights, vae_meta["config"]["ranges"]),
         "decoder": decoder_graph(vae),
-        "memory": dream_graph(mdnrnn, miss=miss, hit=hit),
-        "acting": controller_graph(theta, vae.z, mdnrnn.hidden),
+        "memory": dream_graph(mdnrnn, starts.pays),
+        "acting": controller_graph(theta, Linear(3), CAR_RACING.action, (("z", vae.z), ("h", mdnrnn.hidden))),
         "begin": starts_graph(starts),
         "vae": b"".join(value.tobytes() for value in weights.values()),
         "mdnrnn": b"".join(value.numpy().tobytes() for value in mdnrnn.state_dict().values()),
         "theta": theta.tobytes(),
-        "starts": b"".join(part.tobytes() for part in (starts.z, starts.h, starts.c, starts.episode, starts.step)),
+        "starts": b"".join(part.tobytes() for part in (*starts.state.values(), starts.episode, starts.step)),
         "meta": repr([sorted(each["made_from"].items()) for each in (vae_meta, meta, theta_meta)]).encode(),
     }
     return {name: np.array(hashlib.sha256(value).hexdigest()) for name, value in content.items()}

@@ -19,7 +19,7 @@ from tests.toy_dream import make_toy_run, toy_episode
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS, SMOKE
 from wm.config.seeds import DRIVEN_FROM
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.driving.loading import load_agent
 from wm.run.checksums import file_hash
 from wm.run.errors import MachineError, UserError

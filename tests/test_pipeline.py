@@ -19,7 +19,7 @@ from tests.here import make_here, outside_of_make, run_here
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS, SMOKE
 from wm.controller.hidden import hidden_count
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.driving.loading import load_agent
 from wm.run.checksums import file_hash
 from wm.run.metrics import read_metrics

@@ -21,7 +21,7 @@ import pytest
 from stages.report import main
 from tests.contrast import contrast, themes
 from wm.config.names import FAST_ENV
-from wm.controller.linear import save_controller
+from wm.controller.file import save_controller
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.experiments import read_ablations

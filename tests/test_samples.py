@@ -9,7 +9,7 @@ import pytest
 
 from stages import controller, dream, mdnrnn
 from tests.test_golden import processor, recorded
-from wm.controller.linear import load_controller
+from wm.controller.file import load_controller
 from wm.memory.mdnrnn import load_mdnrnn
 
 SAMPLE = Path(__file__).parent / "samples" / "run-de0f8cc.tar.xz"

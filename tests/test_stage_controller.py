@@ -9,7 +9,7 @@ import pytest
 from stages.controller import main, tracks_of_generation
 from tests.toy_dream import make_toy_run
 from wm.config.vmc import ControllerConfig
-from wm.controller.linear import save_controller
+from wm.controller.file import save_controller
 from wm.driving.loading import load_models
 from wm.run.errors import UserError
 from wm.run.json_files import append_line

@@ -16,7 +16,7 @@ from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS
 from wm.controller.basis import fit_basis
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.dream.ensemble import load_ensemble
 from wm.dream.networks import load_networks
 from wm.dream.population import Population

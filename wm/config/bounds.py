@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import Field, field, fields
 from typing import Any
 
+from wm.config.earlier import present
+
 MOST_AVERAGED = 1000
 """Number of past means that an evolution stores, the upper bound of --average."""
 
@@ -38,7 +40,7 @@ def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
     """
     for f in fields(new):
         before = old.get(f.name, f.default)
-        before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
+        before = tuple(before) if isinstance(before, list) else present(f.name, before)  # JSON has no tuples
         if not f.metadata.get("total") and before != getattr(new, f.name):
             yield f"{f.name} was {before}, is {getattr(new, f.name)}"
     for name, default in getattr(new, "REMOVED", {}).items():

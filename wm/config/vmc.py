@@ -7,9 +7,13 @@ code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from wm.config.bounds import MOST_AVERAGED, bounded, total
+from wm.config.earlier import REMOVED_OF_PROBE, REMOVED_OF_V
+
+if TYPE_CHECKING:
+    from wm.contracts import MemoryKind, VisionKind
 
 Precision = Literal["float32", "int8"]
 """Number format of V's encoder when it acts."""
@@ -25,8 +29,8 @@ class CollectConfig:
     """Maximum length of an episode in environment steps; a longer one is truncated. Paper: 1000."""
     driven: int = total(0, 0, 10**6)
     """Number of additional episodes that a controller drives (paper, section 5: iterate), with random disturbances. The
-    controller is that of --source, else of the scout. A larger number later adds the missing ones. Paper's CarRacing:
-    none."""
+    controller is that of --source, else of the scout. A larger number later adds the missing ones. Paper: none
+    for its driving task."""
     bursts: float = bounded(0.01, 0, 1)
     """Probability per step that a burst of brownian actions begins in a driven episode. 0.01: one burst in two seconds
     of driving."""
@@ -36,13 +40,13 @@ class CollectConfig:
     scout: str = "scout"
     """Preset of the scout: a smaller run of all four stages in RUN/scout/. Its controller drives the driven
     episodes."""
-    policy: Literal["random_network", "brownian", "cruise", "mixture", "wide", "uniform"] = "mixture"
+    policy: str = "mixture"
     """random_network: the paper's V-M-C network with Cauchy weights, drawn anew for each episode. brownian: a random
-    walk in action space. mixture: each episode uses one of these two, with equal probability. cruise: a random walk of
-    steering and one pedal, which drives fast. wide: one of these three, with cruise in half of the episodes. uniform:
-    each action is sampled from the action space (the only policy that fits any environment)."""
+    walk in action space. mixture: each episode uses one of these two, with equal probability. uniform: each action is
+    sampled from the action space (it fits any environment). An environment may have its own: cruise drives fast; wide
+    is one of random_network, brownian and cruise, with cruise in half of the episodes."""
     cut_after: int = bounded(0, 0, 10**6)
-    """End an episode after this many steps without a new tile, since only grass follows. 0: never. Paper: 0."""
+    """End an episode after this many steps without a positive reward, since none would follow. 0: never. Paper: 0."""
     episodes_per_shard: int = bounded(8, 1, 10**6)
     """Episodes in one HDF5 file. A killed command loses at most this many episodes per worker."""
 
@@ -50,6 +54,8 @@ class CollectConfig:
 @dataclass(frozen=True)
 class VAEConfig:
     """V, the convolutional VAE (paper, appendix A.1)."""
+
+    REMOVED: ClassVar[dict[str, Any]] = REMOVED_OF_V
 
     z: int = bounded(32, 1, 4096)
     """Size of the latent vector. Paper: 32."""
@@ -63,9 +69,6 @@ class VAEConfig:
     """Free nats per latent dimension: a KL below free_nats * z is not penalised. Paper's code: 0.5, so 16 for z 32."""
     kl_weight: float = bounded(1.0, 0, 10**6)
     """Weight of the KL term beside the summed squared error. Below 1, z holds more of the frame. Paper: 1."""
-    road_weight: float = bounded(1.0, 0, 10**6)
-    """Weight of the squared error on pixels that are not grass (road, curbs, car), where CarRacing's rewards come from.
-    Paper: 1."""
     validation: float = bounded(0.05, 1e-6, 1 - 1e-6)
     """Fraction of the episodes (never single frames) held out for validation."""
     earlier: tuple[int, ...] = bounded((), 1, 10**6)
@@ -89,9 +92,9 @@ class MDNRNNConfig:
     """LSTM units. Paper: 256."""
     mixtures: int = bounded(5, 1, 1024)
     """Gaussians per latent dimension. Paper: 5."""
-    reward: Literal["tile", "value"] = "tile"
-    """tile: the reward head predicts the probability of touching a new tile in this step (CarRacing's rewards are
-    pulses of 1000/N, where N differs by track, minus 0.1 a step). value: the head predicts the reward itself."""
+    reward: Literal["pulse", "value"] = "pulse"
+    """pulse: the reward head predicts the probability of a positive reward in this step, and a dream pays the mean
+    rewards of the record; for rewards that are pulses of changing size. value: it predicts the reward itself."""
     updates: int = total(4000, 0, 10**9)
     """Total number of gradient updates. Paper's code: 4000."""
     batch: int = bounded(100, 1, 10**8)
@@ -118,10 +121,10 @@ class MDNRNNConfig:
     head_weight: float = bounded(1.0, 0, 10**6)
     """Weight of the reward and termination losses (nats per step) beside the NLL (nats per latent dimension)."""
     outlook: tuple[int, ...] = bounded((), 1, 10**6)
-    """Horizons in steps over which an additional linear head predicts the mean rate of new tiles (or the mean reward).
+    """Horizons in steps over which an additional linear head predicts the mean rate of pulses (or the mean reward).
     It makes h hold what C needs, such as the speed, in a linear form. Paper: none."""
     outlook_weight: float = bounded(100.0, 0, 10**6)
-    """Weight of the outlook's squared error (tiles per step; their variance is about 0.01) beside the NLL."""
+    """Weight of the outlook's squared error (pulses per step; their variance is about 0.01) beside the NLL."""
     fresh: int = bounded(0, 0, 10**9)
     """Draw half of the clips of each batch from the newest N training episodes. 0: draw from all alike."""
     validation: float = bounded(0.05, 1e-6, 1 - 1e-6)
@@ -192,9 +195,10 @@ class ControllerConfig(EvolutionConfig):
     candidates. Paper: 16."""
     double_every: int = bounded(0, 0, 10**6)
     """Double the rollouts per candidate every N generations, from 1 up to `tracks`. One track shows which candidates
-    stay on the road; many tracks show which ones fail on some. 0: `tracks` in all generations. Paper: 0."""
+    drive at all; many tracks show which ones fail on some. 0: `tracks` in all generations. Paper: 0."""
     cut_after: int = bounded(100, 0, 10**6)
-    """End a training rollout after this many steps without a new tile and charge it 0.1 for each step not driven. 0:
+    """End a training rollout after this many steps without a positive reward and charge it --step-cost for each step
+    not driven. 0:
     never. Rollouts for selection and evaluation are never cut."""
     disturb: float = bounded(0.0, 0, 1)
     """Probability per step that a burst of brownian actions begins in a training rollout, as in driven episodes, so
@@ -204,7 +208,7 @@ class ControllerConfig(EvolutionConfig):
     hidden_units: int = bounded(0, 0, 1024)
     """Units of C's hidden layer. 0: C is linear, as in the paper except for its "V model only with a hidden layer"."""
     step_cost: float = bounded(0.1, 0, 10**6)
-    """Cost of each step in CarRacing, also charged for each step that a cut rollout did not drive."""
+    """Cost of each step in the environment, charged for each step that a cut rollout did not drive."""
 
 
 @dataclass(frozen=True)
@@ -222,14 +226,14 @@ class DreamConfig(EvolutionConfig):
     """Add the return of the N steps after the dream, estimated from [z; h] at its end by a small network. The network
     is fitted to N-step returns of recorded episodes. 0: add nothing. Paper: none."""
     unpaid: int = bounded(50, 0, 10**6)
-    """Number of first steps of a dream that are not scored. A fast start keeps collecting tiles by momentum for
+    """Number of first steps of a dream that are not scored. A fast start keeps earning by momentum for
     about a second, whatever the candidate does. Paper: none."""
     temperature: float = bounded(1.0, 1e-12, 10**6)
     """tau of M's samples: logits/tau and sigma * sqrt(tau). Paper: 1.15 was the best for Doom."""
     noise: Literal["drawn", "recorded"] = "drawn"
     """Source of a dream's noise. drawn: sampled, as in the paper. recorded: inferred from the recorded steps after the
     start, as far as they go (Buesing et al., 2019); the recorded actions then lead to the recorded frames, and other
-    actions to what they would have led to on that road. Roads that M samples are easier than real ones."""
+    actions to what they would have led to there. What M samples is easier than the real thing."""
     dropout: float = bounded(0.0, 0, 0.99)
     """Probability that a unit of h is hidden from the heads in a dream. The units are drawn anew for each dream and
     stay the same in all its steps (Wellmer & Kwok, 2021), so that C cannot exploit a single model. Paper: 0."""
@@ -242,11 +246,11 @@ class DreamConfig(EvolutionConfig):
     """Use only the newest N episodes for starts and value fitting, since slow cars visit other states than fast ones.
     0: all."""
     start_after: int = bounded(70, 0, 10**6)
-    """Minimum number of recorded steps before a start; M has read all of them. CarRacing zooms in for 50 steps, and 20
-    more let M forget the zoom."""
+    """Minimum number of recorded steps before a start; M has read all of them, and has forgotten how
+    the episode began."""
     start_near: int = bounded(20, 0, 10**6)
-    """A start has a new tile within N recorded steps before or after it. Elsewhere there is no road, and all candidates
-    earn the same. 0, or a record without such moments: any moment."""
+    """A start has a positive reward within N recorded steps before or after it. Elsewhere all candidates earn the same.
+    0, or a record without such moments: any moment."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ class IterateConfig:
     REMOVED: ClassVar[dict[str, Any]] = {"go_on": False, "later_options": "", "later_from": 1}
 
     rounds: int = total(3, 1, 50)
-    """Total number of rounds. A larger number later adds the missing ones. Paper: one for CarRacing."""
+    """Total number of rounds. A larger number later adds the missing ones. Paper: one for its driving task."""
     added: int = bounded(10_000, 1, 10_000)
     """Episodes that each round after the first adds, driven by the controller of the previous round."""
     driver: Literal["dream", "dream-latest"] = "dream"
@@ -301,7 +305,9 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Ridge regression of the car's state on [z; h]. Not in the paper."""
+    """Ridge regression of the true state on C's features. Not in the paper."""
+
+    REMOVED: ClassVar[dict[str, Any]] = REMOVED_OF_PROBE
 
     episodes: int = total(60, 1, 10**6)
     """Number of fresh tracks, each driven once by the controller with bursts of brownian actions."""
@@ -313,10 +319,7 @@ class ProbeConfig:
     """Ridge penalty on the squared weights of features of variance 1, beside the squared errors summed over all steps.
     A penalty of N acts like N additional steps in which each feature carries no information."""
     start_after: int = bounded(50, 0, 10**6)
-    """Number of first steps of each episode to leave out. CarRacing zooms in for 50."""
-    off_road: float = bounded(12.0, 1e-12, 10**6)
-    """Leave out steps at this distance from the centre line or beyond, in world units. The road ends at 6.7, so such a
-    car is in the grass; far out, the nearest piece of road may be a different one, or out of the picture."""
+    """Number of first steps of each episode to leave out, in which M does not know the state yet."""
 
 
 @dataclass(frozen=True)
@@ -331,3 +334,11 @@ class Config:
     iterate: IterateConfig = field(default_factory=IterateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def vision(self, kind: VisionKind) -> Any:
+        """The sizes of a kind of V: the preset's, else the kind's own."""
+        return self.vae if kind.config is VAEConfig else kind.config()
+
+    def memory(self, kind: MemoryKind) -> Any:
+        """The sizes of a kind of M: the preset's, else the kind's own."""
+        return getattr(self, kind.name, None) or kind.config()

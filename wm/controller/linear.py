@@ -1,84 +1,79 @@
-"""C, the linear controller: a = squash(W [z; h] + b) (paper, section 2.3 and its published code)."""
+"""C, the linear controller: raw = W x + b (paper, section 2.3 and its published code)."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config.names import RUN_FORMAT
-from wm.run.checksums import check_archive
-from wm.run.errors import UserError, check_read, first_line
-from wm.run.files import atomic
+from wm.contracts import Candidates, Floats
 
-ACTIONS = 3
-"""CarRacing's action: steering in [-1, 1], gas and brake in [0, 1]."""
-
-
-def parameter_count(features: int) -> int:
-    """Length of theta for `features` inputs: weights and biases, 867 for z 32 and h 256."""
-    return ACTIONS * (features + 1)
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LinearController:
-    """theta f[3·(F+1)]: the weights W [3, F] row by row, then the biases b [3]."""
+    """theta f[R·(F+1)]: the weights W [R, F] row by row, then the biases b [R]."""
 
-    def __init__(self, theta: NDArray[np.floating], features: int) -> None:
-        """Builds C from flat weights; ValueError when their number does not fit `features`."""
-        if theta.shape != (parameter_count(features),):
-            raise ValueError(f"theta has shape {theta.shape}, {features} features need ({parameter_count(features)},)")
+    def __init__(self, theta: NDArray[np.floating], features: int, outputs: int) -> None:
+        """Builds C from flat weights; ValueError when their number does not fit."""
+        wanted = (outputs * (features + 1),)
+        if theta.shape != wanted:
+            raise ValueError(f"theta has shape {theta.shape}, {features} features need {wanted}")
         theta = theta.astype(np.float32)
-        self._weights = theta[: ACTIONS * features].reshape(ACTIONS, features)  # [A,F]
-        self._bias = theta[ACTIONS * features :]
+        self._weights = theta[: outputs * features].reshape(outputs, features)  # [R,F]
+        self._bias = theta[outputs * features :]
 
-    def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features f32[F] to an action f32[3]."""
-        return squash(self._weights @ features + self._bias)
-
-
-def squash(raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """f32[3] to an action: steer = tanh, gas = (tanh + 1) / 2, brake = clip(tanh, 0, 1)."""
-    action: NDArray[np.float32] = np.tanh(raw)
-    action[1] = (action[1] + 1) / 2
-    action[2] = max(action[2], 0)
-    return action
+    def __call__(self, features: Floats) -> Floats:
+        """Features f32[F] to raw outputs f32[R]."""
+        return self._weights @ features + self._bias
 
 
-META = {"config": dict, "generations": int, "env_steps": int}
-"""Types of the fields of a controller's meta that are read again, where they exist."""
+@dataclass(frozen=True)
+class Linear:
+    """The layout of `LinearController`; see `wm.contracts.Layout`.
 
-
-def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any]) -> None:
-    """Writes a controller atomically: theta as f32[N], and `meta` (plain JSON values; made_from, config, ...)."""
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, theta=theta.astype(np.float32), meta=np.array(json.dumps({"format": RUN_FORMAT, **meta})))
-
-
-def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Reads a controller of `save_controller`: theta f32[N] and meta; UserError when it is missing or damaged.
-
-    The file has the name of its stage; dream-latest.npz belongs to stage dream.
+    Attributes:
+        outputs: R.
     """
-    stage = path.stem.removesuffix("-latest")
-    if not path.exists():
-        raise UserError(f"{path} is missing: make it with `make {stage}`.")
-    redo = f"remove it and run `make {stage}`, which rebuilds it from the checkpoint if there is one"
-    try:
-        check_archive(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            theta, meta = arrays["theta"], json.loads(str(arrays["meta"]))
-    except Exception as error:  # a damaged file can raise anything in numpy, zipfile or json
-        check_read(path, error)
-        raise UserError(f"{path} is damaged or not a controller ({first_line(error)}): {redo}.") from error
-    if not isinstance(meta, dict) or meta.get("format") != RUN_FORMAT:
-        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo}.")
-    if not isinstance(meta.get("made_from"), dict):
-        raise UserError(f"{path} does not record what it was made from: {redo}.")
-    if not all(isinstance(meta.get(name, kind()), kind) for name, kind in META.items()):
-        raise UserError(f"{path} does not record how it was made: {redo}.")
-    if theta.dtype != np.float32 or theta.ndim != 1 or not np.isfinite(theta).all():
-        raise UserError(f"{path} holds weights that are not finite float32 numbers: {redo}.")
-    return theta, meta
+
+    kind: ClassVar[str] = "linear"
+    outputs: int
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.outputs
+
+    def sizes(self) -> Mapping[str, int]:
+        """The fields by name."""
+        return asdict(self)
+
+    def count(self, features: int) -> int:
+        """Weights and biases: 867 for z 32, h 256 and 3 outputs."""
+        return self.outputs * (features + 1)
+
+    def start(self, inputs: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Zeros."""
+        return np.zeros(self.count(inputs))
+
+    def controller(self, theta: NDArray[np.floating], features: int) -> LinearController:
+        """C of flat weights."""
+        return LinearController(theta, features, self.outputs)
+
+    def candidates(self, thetas: Tensor, features: int) -> Candidates:
+        """One batched product for all candidates."""
+        import torch
+
+        weights = thetas[:, : self.outputs * features].unflatten(1, (self.outputs, features)).transpose(1, 2)  # [P,F,R]
+        bias = thetas[:, None, self.outputs * features :]  # [P,1,R]
+        return lambda x: torch.baddbmm(bias, x, weights)
+
+    def graph(self, graph: Any, theta: Floats, features: str) -> str:
+        """One product; its weights are few and stay float32."""
+        weight, bias = np.split(theta.astype(np.float32), [len(theta) - self.outputs])
+        weights = [graph.constant("weight", weight.reshape(self.outputs, -1)), graph.constant("bias", bias)]
+        return str(graph.add("Gemm", features, *weights, transB=1))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.dream.fused import make_dreamer
+from wm.contracts import Foresees, Posterior, State
 from wm.dream.networks import Networks
-from wm.dream.starts import make_cell, warm_up
-from wm.memory.mdnrnn import draw
+from wm.dream.starts import warm_up
+from wm.dream.step import dream_step
 from wm.store.latents import Latents
 from wm.store.starts import Starts
 
@@ -20,7 +21,7 @@ Array = NDArray[np.float64]
 BINS = 10
 """Bins of a reliability diagram, with equal numbers of steps."""
 CLIP_STEPS = 100
-"""Length in steps of the clips that are dreamt again: two seconds."""
+"""Length in steps of the clips that are dreamt again."""
 CLIPS = 64
 """Maximum number of clips."""
 SAMPLES = 8
@@ -83,22 +84,25 @@ def head_reliability(
         seed: Seed of the draws of z from V's posterior, as in training.
 
     Returns:
-        By head: "terminated", and "tile" if the reward head predicts tiles.
+        By head: "terminated", and "pulse" if the reward head predicts pulses. Nothing if M has no such heads
+        (`wm.contracts.Foresees`).
     """
+    if not hasattr(networks.memory, "foresee"):
+        return {}
     generator = torch.Generator().manual_seed(seed)
-    logits: dict[str, list[NDArray[np.float32]]] = {"tile": [], "terminated": []}
-    came: dict[str, list[NDArray[np.bool_]]] = {"tile": [], "terminated": []}
+    logits: dict[str, list[NDArray[np.float32]]] = {}
+    came: dict[str, list[NDArray[np.bool_]]] = {"pulse": [], "terminated": []}
     for place in episodes.tolist():
         episode = latents.episode(place)
-        z = draw(torch.from_numpy(episode.mu), torch.from_numpy(episode.logvar), generator)  # [T+1,Z]
-        prediction, _ = networks.mdnrnn(z[None, :-1], torch.from_numpy(episode.actions)[None])  # heads [1,T]
-        logits["tile"].append(prediction.reward[0].numpy())
-        logits["terminated"].append(prediction.terminated[0].numpy())
-        came["tile"].append(episode.rewards > 0)
+        posterior = Posterior(torch.from_numpy(episode.mu), torch.from_numpy(episode.logvar))
+        z = networks.vision.latent(posterior, generator)  # [T+1,Z]
+        foreseen = cast(Foresees, networks.memory).foresee(z, torch.from_numpy(episode.actions))
+        for head, values in foreseen.items():
+            logits.setdefault(head, []).append(values.numpy())  # [T]
+        came["pulse"].append(episode.rewards > 0)
         came["terminated"].append(episode.terminated)
-    heads = ("tile", "terminated") if networks.mdnrnn.reward == "tile" else ("terminated",)
     found = {}
-    for head in heads:
+    for head in logits:
         probability = 1 / (1 + np.exp(-np.concatenate(logits[head]).astype(np.float64)))
         found[head] = reliability(probability, np.concatenate(came[head]))
     return found
@@ -156,24 +160,27 @@ def dream_clips(
         for first in range(after, length - steps + 1, steps)
     ]
     chosen = [firsts[i] for i in np.unique(np.linspace(0, len(firsts) - 1, min(CLIPS, len(firsts))).astype(int))]
-    cell = make_cell(networks.mdnrnn)
+    cell = networks.memory.acting()()
     begin, actions, real = [], [], []
     for place, first in chosen:
         episode = latents.episode(place)
-        begin.append((episode.mu[first], *(part[0] for part in warm_up(cell, episode, np.array([first])))))
+        begin.append(warm_up(cell, episode, np.array([first])))
         actions.append(episode.actions[first : first + steps])
         real.append(episode.rewards[first : first + steps])
 
-    dreamer = make_dreamer(networks.mdnrnn, starts, temperature=1.0)
-    shape = (len(chosen), SAMPLES, -1)
-    # [C,SAMPLES,Z] and twice [C,SAMPLES,H]
-    z, h, c = (torch.from_numpy(np.stack(part))[:, None].expand(shape) for part in zip(*begin, strict=True))
+    memory = networks.memory.dreaming(starts.pays)
+    state: State = {  # [C,SAMPLES,size]
+        name: torch.from_numpy(np.stack([each[name] for each in begin])).expand(-1, SAMPLES, -1) for name in begin[0]
+    }
     a = torch.from_numpy(np.stack(actions))[:, None].expand(-1, SAMPLES, -1, -1)  # [C,SAMPLES,T,A]
     generator = torch.Generator().manual_seed(seed)
-    end, alive, dreamt = float(starts.rewards[2]), torch.ones(len(chosen), SAMPLES), []
-    for t in range(steps):  # uniform, noise: [C,SAMPLES,Z]
-        uniform, noise = torch.rand(z.shape, generator=generator), torch.randn(z.shape, generator=generator)
-        z, h, c, reward, terminated = dreamer.step(z, h, c, a[:, :, t], uniform, noise)
+    end, alive, dreamt = starts.pays.end, torch.ones(len(chosen), SAMPLES), []
+    for t in range(steps):
+        noise = {
+            name: (torch.rand if kind == "uniform" else torch.randn)((*alive.shape, size), generator=generator)
+            for name, (kind, size) in memory.chances.items()
+        }
+        state, reward, terminated = dream_step(memory, state, a[:, :, t], noise)
         dreamt.append(alive * torch.lerp(reward, torch.tensor(end), terminated))  # [C,SAMPLES]
         alive = alive * (1 - terminated)
     return ClipRewards(np.stack(real).astype(np.float64), torch.stack(dreamt, -1).double().numpy())

@@ -1,23 +1,23 @@
 """The noise of dreams: sampled, or inferred from the recorded episode in which a dream starts.
 
-Roads that M samples are easier than real ones: M samples each dimension of z independently, so that the first signs of
-a bend seldom agree and vanish. The recorded steps after a start contain real bends. Abduction infers the noise with
-which M would have drawn the recorded latents. A dream with this noise follows the record if C acts as recorded; with
-other actions it goes where M predicts that they lead on that road. This is the counterfactual of Buesing et al.,
-"Woulda, Coulda, Shoulda", 2019.
+What M samples is easier than the real thing: M samples each dimension of z independently, so that the first signs of
+an event, such as a bend, seldom agree and vanish. The recorded steps after a start contain real events. Abduction
+infers the noise with which M would have drawn the recorded latents. A dream with this noise follows the record if C
+acts as recorded; with other actions it goes where M predicts that they lead there. This is the counterfactual of
+Buesing et al., "Woulda, Coulda, Shoulda", 2019.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.dream.fused import FusedMDNRNN
-from wm.memory.mdnrnn import MDNRNN, abduct
+from wm.contracts import Abducts, Chances, Memory, Network
 from wm.store.latents import LatentEpisode
 
 LARGEST = 6.0
@@ -32,41 +32,43 @@ class DreamNoise:
 
     Attributes:
         starts: i64[S], numbers of the starts.
-        uniform: f32[T,S,Z] in [0, 1), chooses the mixture components.
-        noise: f32[T,S,Z], standard normal.
-        head_mask: f32[S,H], factors on the h that M's heads read, the same at all steps of a dream; None: no dropout.
+        noise: f32[T,S,size] of each name, as `Memory.chances` has them.
+        head_mask: f32[S,masked], factors on what M's heads read, the same at all steps of a dream; None: no dropout.
         members: i64[S], ascending: the M of the ensemble that draws each dream, 0 for the run's own.
     """
 
     starts: NDArray[np.int64]
-    uniform: NDArray[np.float32]
-    noise: NDArray[np.float32]
+    noise: Mapping[str, NDArray[np.float32]]
     head_mask: NDArray[np.float32] | None
     members: NDArray[np.int64]
 
 
 def draw_noise(
-    rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: FusedMDNRNN, dropout: float, members: int
+    rng: np.random.Generator, pool: int, dreams: int, horizon: int, model: Memory, dropout: float, members: int
 ) -> DreamNoise:
     """Draws the starts and the noise of a generation.
 
     Args:
-        rng: Source of all draws, in this order: starts, uniform, noise, head mask, members.
+        rng: Source of all draws, in this order: starts, noise, head mask, members.
         pool: Number of starts to choose from; the chosen ones are different if there are enough.
         dreams: S, number of dreams.
         horizon: T, steps per dream.
-        model: M, for the sizes Z and H.
-        dropout: Probability that a unit of h is masked, in [0, 1).
+        model: M, for the sizes of its noise and mask.
+        dropout: Probability that a unit is masked, in [0, 1).
         members: Number of M's. Each draws the same number of dreams, up to one. Neighbouring dreams share an M, which
             is fair since the starts are in random order.
     """
     return DreamNoise(
         rng.choice(pool, dreams, replace=dreams > pool),
-        rng.random((horizon, dreams, model.z), np.float32),
-        rng.standard_normal((horizon, dreams, model.z), np.float32),
-        draw_head_mask(rng, (dreams, model.hidden), dropout) if dropout else None,
+        {name: draws(rng, kind, (horizon, dreams, size)) for name, (kind, size) in model.chances.items()},
+        draw_head_mask(rng, (dreams, model.masked), dropout) if dropout else None,
         np.sort(rng.permutation(members)[np.arange(dreams) % members]),
     )
+
+
+def draws(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Draws of a distribution of `Memory.chances`, f32 of the given shape."""
+    return rng.random(shape, np.float32) if kind == "uniform" else rng.standard_normal(shape, np.float32)
 
 
 @dataclass(frozen=True)
@@ -74,26 +76,27 @@ class Record:
     """The inferred noise of the recorded steps after each of N starts, for one M.
 
     Attributes:
-        uniform: f32[T,N,Z] in [0, 1).
-        noise: f32[T,N,Z], in standard deviations.
+        noise: f32[T,N,size] of each name.
         steps: i64[N], how many of the T steps are recorded.
+        normal: Names of the noises that are standard normal.
     """
 
-    uniform: NDArray[np.float32]
-    noise: NDArray[np.float32]
+    noise: Mapping[str, NDArray[np.float32]]
     steps: NDArray[np.int64]
+    normal: frozenset[str]
 
 
-def empty_record(starts: int, horizon: int, z: int) -> Record:
+def empty_record(starts: int, horizon: int, chances: Chances) -> Record:
     """A record without any steps, to be filled by `fill_record`."""
-    shape = (horizon, starts, z)
-    return Record(np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(starts, np.int64))
+    noise = {name: np.zeros((horizon, starts, size), np.float32) for name, (_, size) in chances.items()}
+    normal = frozenset(name for name, (kind, _) in chances.items() if kind == "normal")
+    return Record(noise, np.zeros(starts, np.int64), normal)
 
 
 @torch.inference_mode()
 def fill_record(
     record: Record,
-    model: MDNRNN,
+    model: Network,
     episode: LatentEpisode,
     here: NDArray[np.bool_],
     steps: NDArray[np.int64],
@@ -103,22 +106,22 @@ def fill_record(
 
     Args:
         record: The record of all starts; it is changed in place.
-        model: M.
+        model: M, which can tell its noise (`wm.contracts.Abducts`).
         episode: The episode. z is V's mean, as for the agent.
         here: bool[N], which of the starts are in this episode.
         steps: i64[N], number of recorded steps before each start.
-        seed: Seed of the mixture components, which can only be sampled from their posterior.
+        seed: Seed of what can only be sampled from its posterior, such as mixture components.
     """
     generator = torch.Generator().manual_seed(seed)
-    mu = torch.from_numpy(episode.mu)[None]  # [1,T+1,Z]
-    prediction, _ = model(mu[:, :-1], torch.from_numpy(episode.actions)[None])
-    uniform, noise = (each[0].numpy() for each in abduct(prediction, mu[:, 1:], generator))  # [T,Z] each
-    noise = noise.clip(-LARGEST, LARGEST)  # [T,Z]
-    for n in np.flatnonzero(here).tolist():
-        known = slice(steps[n], steps[n] + len(record.noise))
-        record.steps[n] = len(noise[known])
-        record.uniform[: record.steps[n], n] = uniform[known]
-        record.noise[: record.steps[n], n] = noise[known]
+    told = cast(Abducts, model).abduct(torch.from_numpy(episode.mu), torch.from_numpy(episode.actions), generator)
+    for name, values in told.items():
+        noise = values.numpy()  # [T,size]
+        if name in record.normal:
+            noise = noise.clip(-LARGEST, LARGEST)
+        for n in np.flatnonzero(here).tolist():
+            known = noise[steps[n] : steps[n] + len(record.noise[name])]
+            record.steps[n] = len(known)
+            record.noise[name][: len(known), n] = known
 
 
 def use_recorded(dream_noise: DreamNoise, records: Sequence[Record]) -> DreamNoise:
@@ -128,14 +131,14 @@ def use_recorded(dream_noise: DreamNoise, records: Sequence[Record]) -> DreamNoi
         dream_noise: The drawn noise; it stays as it is.
         records: One for each M of the ensemble.
     """
-    uniform, noise = dream_noise.uniform.copy(), dream_noise.noise.copy()
+    noise = {name: drawn.copy() for name, drawn in dream_noise.noise.items()}
     for member, record in enumerate(records):
         dreams = np.flatnonzero(dream_noise.members == member)
         starts = dream_noise.starts[dreams]
-        known = (np.arange(len(noise))[:, None] < record.steps[starts])[..., None]  # [T,S,1]
-        uniform[:, dreams] = np.where(known, record.uniform[: len(noise), starts], uniform[:, dreams])
-        noise[:, dreams] = np.where(known, record.noise[: len(noise), starts], noise[:, dreams])
-    return replace(dream_noise, uniform=uniform, noise=noise)
+        for name, drawn in noise.items():
+            known = (np.arange(len(drawn))[:, None] < record.steps[starts])[..., None]  # [T,S,1]
+            drawn[:, dreams] = np.where(known, record.noise[name][: len(drawn), starts], drawn[:, dreams])
+    return replace(dream_noise, noise=noise)
 
 
 def draw_head_mask(rng: np.random.Generator, shape: tuple[int, ...], dropout: float) -> NDArray[np.float32]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.contracts import Network, State
 from wm.dream.chance import Record, empty_record, fill_record
 from wm.dream.networks import Networks, split_latents
-from wm.dream.starts import make_cell, warm_up
-from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
+from wm.dream.starts import rounded, warm_up
+from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
-from wm.run.folder import Run
+from wm.run.folder import Run, made_by
 from wm.store.latents import LatentEpisode
 from wm.store.starts import Starts
 
@@ -26,13 +27,11 @@ class Member:
 
     Attributes:
         model: M, with the same sizes as the run's own.
-        h: f32[N,H], its recurrent output at the run's N starts.
-        c: f32[N,H], its LSTM cell there.
+        state: Its state at the run's N starts, f32[N,size] of each name.
     """
 
-    model: MDNRNN
-    h: NDArray[np.float32]
-    c: NDArray[np.float32]
+    model: Network
+    state: State
 
 
 def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts: Starts) -> list[Member]:
@@ -49,43 +48,44 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
             missing or lacks a start.
     """
     members: list[Member] = []
-    known = {networks.made_from["mdnrnn.pt"]}
+    kind = networks.memory.kind
+    known = {networks.made_from[run.memory(kind).name]}
     for folder in folders:
-        path = Run(folder).mdnrnn
-        model, meta = load_mdnrnn(path)
+        path = Run(folder).memory(kind)
+        model, meta = find_kind(kind).load(path)
         if meta["made_from"].get("vae.pt") != networks.made_from["vae.pt"]:
             raise UserError(
-                f"--ensemble {folder}: its mdnrnn.pt was trained on another vae.pt than that of {run.folder}: "
-                f"copy that vae.pt there and train M on it with `make mdnrnn ARGS=--restart`, or leave the folder out."
+                f"--ensemble {folder}: its {path.name} was trained on another vae.pt than that of {run.folder}: "
+                f"copy that vae.pt there and train M on it with `{made_by(kind)} ARGS=--restart`, or leave the "
+                "folder out."
             )
-        unlike = [name for name in ("actions", "hidden") if getattr(model, name) != getattr(networks.mdnrnn, name)]
+        unlike = [name for name in ("actions", "features") if getattr(model, name) != getattr(networks.memory, name)]
         if unlike:
             raise UserError(
                 f"--ensemble {folder}: its M has {unlike[0]} {getattr(model, unlike[0])}, that of {run.folder} "
-                f"{getattr(networks.mdnrnn, unlike[0])}: give only M's of the same sizes."
+                f"{getattr(networks.memory, unlike[0])}: give only M's of the same sizes."
             )
         if file_hash(path) in known:
             raise UserError(
                 f"--ensemble {folder}: its M is in the ensemble already: give each other M once, and not the run's own."
             )
         known.add(file_hash(path))
-        members.append(Member(model, *states_at_starts(model, run, networks, starts)))
+        members.append(Member(model, state_at_starts(model, run, networks, starts)))
     return members
 
 
-def states_at_starts(
-    model: MDNRNN, run: Run, networks: Networks, starts: Starts
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """An M's (h, c) at the starts of a run, each f32[N,H], rounded to float16 like the run's own on disk.
+def state_at_starts(model: Network, run: Run, networks: Networks, starts: Starts) -> State:
+    """An M's state at the starts of a run, f32[N,size] of each name, rounded to float16 like the run's own on disk.
 
     Raises:
         UserError: latents.h5 is missing, damaged, of another V, or has no such moments.
     """
-    cell = make_cell(model)
-    h, c = np.empty_like(starts.h), np.empty_like(starts.c)
+    cell = model.acting()()
+    found = {name: np.empty((len(starts), *part.shape), np.float32) for name, part in cell.initial().items()}
     for episode, here in recorded_episodes(run, networks, starts):
-        h[here], c[here] = warm_up(cell, episode, starts.step[here])
-    return h.astype(np.float16).astype(np.float32), c.astype(np.float16).astype(np.float32)
+        for name, part in warm_up(cell, episode, starts.step[here]).items():
+            found[name][here] = part
+    return {name: rounded(part) for name, part in found.items()}
 
 
 def recorded_episodes(
@@ -102,8 +102,8 @@ def recorded_episodes(
         here = starts.episode == index
         if index not in places or latents.table["length"][places[index]] < starts.step[here].max():
             raise UserError(
-                f"{run.latents} lacks moments that starts.npz refers to: draw new starts with "
-                "`make dream ARGS=--restart`."
+                f"{run.latents} lacks moments that {run.starts_of(networks.memory.kind).name} refers to: draw new starts "
+                "with `make dream ARGS=--restart`."
             )
         yield latents.episode(places[index]), here
 
@@ -114,8 +114,11 @@ def load_records(run: Run, networks: Networks, starts: Starts, others: Sequence[
     Raises:
         UserError: As for `recorded_episodes`.
     """
-    records = [empty_record(len(starts), horizon, networks.mdnrnn.z) for _ in range(len(others) + 1)]
+    models = [networks.memory, *(other.model for other in others)]
+    if not all(hasattr(model, "abduct") for model in models):
+        raise UserError(f"--noise recorded needs an M that can tell its noise, not {models[0].kind}: leave it out.")
+    records = [empty_record(len(starts), horizon, model.dreaming(starts.pays).chances) for model in models]
     for episode, here in recorded_episodes(run, networks, starts):
-        for model, record in zip((networks.mdnrnn, *(other.model for other in others)), records, strict=True):
+        for model, record in zip(models, records, strict=True):
             fill_record(record, model, episode, here, starts.step)
     return records

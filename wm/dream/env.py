@@ -1,4 +1,4 @@
-"""The dream as an environment: CarRacing's actions in, M's next latents and rewards out. No simulator is involved.
+"""The dream as an environment: the task's actions in, M's next state and rewards out. No simulator is involved.
 
 The environments get a `World`, which `wm.dream.world` makes of a run. The two functions at the end are the entry points
 of "wm/Dream-v0".
@@ -6,7 +6,7 @@ of "wm/Dream-v0".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +19,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig
+from wm.contracts import Floats, State
 from wm.dream.chance import draw_head_mask
 from wm.dream.world import World, load_world
 from wm.run.folder import Run
 
-Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 Observe = Literal["features", "pixels"]
-
-LOW, HIGH = np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)
-"""Bounds of CarRacing's actions: steering, gas, brake. Actions are clipped to them, since M was not trained beyond."""
 
 
 class _Dreams:
@@ -45,39 +42,36 @@ class _Dreams:
             raise ValueError(f"dropout is {dropout}, not at least 0 and below 1")
         self._world, self._horizon, self._observe = world, horizon, observe
         self._start = self._checked(start)
-        # Copies, since `begin` writes into their rows. [N,Z] and twice [N,H]
-        self._z, self._h, self._c = (np.repeat(part[:1], dreams, axis=0) for part in (world.z, world.h, world.c))
+        # Copies, since `begin` writes into their rows. [N,size]
+        self._state: State = {name: np.repeat(part[:1], dreams, axis=0) for name, part in world.state.items()}
         self._steps = np.zeros(dreams, np.int64)
-        self._dropout, self._head_mask = dropout, np.ones_like(self._h) if dropout else None
+        self._dropout, self._head_mask = dropout, np.ones((dreams, world.masked), np.float32) if dropout else None
 
     def space(self) -> spaces.Box:
         """The observation space of one dream."""
         if self._observe == "pixels":
-            return spaces.Box(0, 255, self._world.decode(self._z[:1]).shape[1:], np.uint8)
-        z, h = self._z.shape[1], self._h.shape[1]
-        bound = np.concatenate([np.full(z, np.inf), np.ones(h)]).astype(np.float32)  # [F]
-        return spaces.Box(-bound, bound, dtype=np.float32)
+            return spaces.Box(0, 255, self.frames().shape[1:], np.uint8)
+        return spaces.Box(-self._world.bound, self._world.bound, dtype=np.float32)
 
     def begin(self, row: int, rng: np.random.Generator, start: int | None = None) -> int:
         """Begins an episode in `row`; returns the number of its start."""
         start = self._start if start is None else self._checked(start)
-        drawn = int(rng.integers(len(self._world.z)))  # always drawn, so that later draws do not depend on `start`
+        drawn = int(rng.integers(self._starts))  # always drawn, so that later draws do not depend on `start`
         chosen = drawn if start is None else start
-        self._z[row], self._h[row], self._c[row] = (
-            part[chosen] for part in (self._world.z, self._world.h, self._world.c)
-        )
+        for name, part in self._world.state.items():
+            self._state[name][row] = part[chosen]
         self._steps[row] = 0
         if self._head_mask is not None:
             self._head_mask[row] = draw_head_mask(rng, self._head_mask[row].shape, self._dropout)
         return chosen
 
     def advance(
-        self, actions: Floats, rngs: Sequence[np.random.Generator | None]
+        self, actions: Any, rngs: Sequence[np.random.Generator | None]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
         """Advances all dreams by one step, each with noise from its own generator.
 
         Args:
-            actions: f32[N,A].
+            actions: N of them, in the environment's form.
             rngs: The generator of each dream; None for a dream that is reset instead of stepped.
 
         Returns:
@@ -86,44 +80,57 @@ class _Dreams:
         Raises:
             ValueError: The actions are of another shape, or not finite.
         """
-        count, z = self._z.shape
-        actions = np.asarray(actions, np.float32)
-        if actions.shape != (count, len(LOW)):
-            raise ValueError(f"actions are of shape {actions.shape}, not {(count, len(LOW))}")
-        if not np.isfinite(actions[[rng is not None for rng in rngs]]).all():
-            raise ValueError("actions are not finite")
-        # The last column of `uniform` decides about termination.
-        uniform, noise = np.zeros((count, z + 1), np.float32), np.zeros((count, z), np.float32)  # [N,Z+1], [N,Z]
-        for row, rng in enumerate(rngs):
-            if rng is not None:
-                rng.random(out=uniform[row], dtype=np.float32)
-                rng.standard_normal(out=noise[row], dtype=np.float32)
-        actions = np.clip(actions, LOW, HIGH)
-        self._z, self._h, self._c, reward, chance = self._world.step(
-            self._z, self._h, self._c, actions, np.ascontiguousarray(uniform[:, :z]), noise, self._head_mask
-        )
+        count, space = len(self._steps), self._world.task.action
+        given = np.asarray(actions)
+        if len(given) != count:
+            raise ValueError(f"actions are of shape {given.shape}, but there are {count} dreams")
+        here = [row for row, rng in enumerate(rngs) if rng is not None]
+        a = np.zeros((count, space.size), np.float32)
+        a[here] = space.clip(space.from_env(given[here]))
+        noise = {name: np.zeros((count, size), np.float32) for name, (_, size) in self._world.chances.items()}
+        last = np.zeros(count, np.float32)  # it decides about termination
+        for row in here:
+            last[row] = self._draw(rngs[row], {name: part[row] for name, part in noise.items()})
+        self._state, reward, chance = self._world.step(self._state, a, noise, self._head_mask)
         self._steps += 1
-        terminated = uniform[:, z] < chance
+        terminated = last < chance
         truncated = ~terminated & (self._steps >= self._horizon)
         return np.where(terminated, self._world.end, reward).astype(np.float64), terminated, truncated
 
     def observe(self) -> NDArray[Any]:
-        """The current observations, in new memory: [z, h] f32[N,F], or decoded frames u8[N,64,64,3]."""
-        if self._observe == "pixels":
-            return self.frames()
-        return np.concatenate([self._z, self._h], axis=1)  # [N,F]
+        """The current observations, in new memory: what C reads, f32[N,F], or decoded frames u8[N,64,64,3]."""
+        return self.frames() if self._observe == "pixels" else self._world.read(self._state)
 
     def frames(self) -> Frames:
         """The decoded latents, u8[N,64,64,3]."""
-        return self._world.decode(self._z)
+        return self._world.decode(self._state["z"])
+
+    @property
+    def _starts(self) -> int:
+        return len(self._world.state["z"])
+
+    def _draw(self, rng: np.random.Generator | None, noise: Mapping[str, Floats]) -> float:
+        """Fills the noise of one dream, and returns the number that decides about termination.
+
+        The uniform numbers come first, that one last of them, and then the normal ones.
+        """
+        assert rng is not None
+        for name, (kind, _) in self._world.chances.items():
+            if kind == "uniform":
+                rng.random(out=noise[name], dtype=np.float32)
+        last = rng.random(dtype=np.float32)
+        for name, (kind, _) in self._world.chances.items():
+            if kind == "normal":
+                rng.standard_normal(out=noise[name], dtype=np.float32)
+        return last
 
     def _checked(self, start: int | None) -> int | None:
-        if start is not None and not 0 <= start < len(self._world.z):
-            raise ValueError(f"start is {start}, there are {len(self._world.z)} starts, counted from 0")
+        if start is not None and not 0 <= start < self._starts:
+            raise ValueError(f"start is {start}, there are {self._starts} starts, counted from 0")
         return start
 
 
-class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
+class DreamEnv(gymnasium.Env[NDArray[Any], Any]):
     """One dream. Its reward is M's expected reward of a step; `reset(options={"start": i})` chooses the start."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  Gymnasium's own form
@@ -144,7 +151,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
             world: The models and starts.
             horizon: Steps after which an episode is truncated, >= 1.
             start: Number of the start of every episode; None: drawn for each episode.
-            observe: "features": [z, h] f32[F]. "pixels": decoded frames u8[64,64,3].
+            observe: "features": what C reads, f32[F]. "pixels": decoded frames u8[64,64,3].
             dropout: Probability that a unit of h is hidden from M's heads, drawn per episode; in [0, 1).
             render_mode: "rgb_array": `render` returns decoded frames u8[64,64,3]; or None.
 
@@ -155,7 +162,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         self.render_mode = render_mode
         self._dreams = _Dreams(world, 1, horizon, start, observe, dropout)
         self.observation_space = self._dreams.space()
-        self.action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
+        self.action_space = world.task.action.space()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -165,7 +172,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         start = self._dreams.begin(0, self.np_random, (options or {}).get("start"))
         return self._dreams.observe()[0], {"start": start}
 
-    def step(self, action: Floats) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         """Dreams one step."""
         reward, terminated, truncated = self._dreams.advance(np.asarray(action)[None], [self.np_random])
         return self._dreams.observe()[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
@@ -175,7 +182,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Floats]):
         return None if self.render_mode is None else self._dreams.frames()[0]
 
 
-class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[Any]]):
+class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Any, NDArray[Any]]):
     """N dreams as one batch of M. Dream i with seed s equals `DreamEnv` with seed s + i.
 
     An ended dream is reset in the next step, which ignores its action (autoreset mode NEXT_STEP).
@@ -205,7 +212,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         self.num_envs, self.render_mode = num_envs, render_mode
         self._dreams = _Dreams(world, num_envs, horizon, start, observe, dropout)
         self.single_observation_space = self._dreams.space()
-        self.single_action_space = spaces.Box(LOW, HIGH, dtype=np.float32)
+        self.single_action_space = world.task.action.space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = [seeding.np_random()[0] for _ in range(num_envs)]
@@ -235,7 +242,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Floats, NDArray[An
         return self._dreams.observe(), infos
 
     def step(
-        self, actions: Floats
+        self, actions: Any
     ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Dreams one step in all dreams; those that ended in the previous step are reset instead."""
         rngs = [None if ended else rng for ended, rng in zip(self._ended, self._rngs, strict=True)]

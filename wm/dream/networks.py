@@ -8,13 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.vmc import MDNRNNConfig
-from wm.memory.mdnrnn import MDNRNN, load_mdnrnn
+from wm.contracts import Network, Vision
+from wm.envs import task_of
+from wm.envs.task import Task
+from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
-from wm.run.folder import Run
+from wm.run.folder import Run, made_by
 from wm.run.provenance import check_made_from
 from wm.store.latents import Latents
-from wm.vision.vae import VAE, load_vae
+from wm.vision.kinds import load_vision
 
 
 @dataclass(frozen=True)
@@ -22,35 +25,44 @@ class Networks:
     """V and M of a run.
 
     Attributes:
-        vae: V.
-        mdnrnn: M.
+        task: The environment.
+        vision: V.
+        memory: M.
         validation: Fraction of the episodes that M was not trained on, 0 to 1.
-        made_from: Hashes of vae.pt and mdnrnn.pt.
+        made_from: Hashes of the files of V and M.
         earlier: Number of episodes in each earlier round, for the same split as in M's training.
     """
 
-    vae: VAE
-    mdnrnn: MDNRNN
+    task: Task
+    vision: Vision
+    memory: Network
     validation: float
     made_from: dict[str, str]
     earlier: tuple[int, ...] = ()
 
 
-def load_networks(run: Run) -> Networks:
-    """Reads vae.pt and mdnrnn.pt of a run; UserError when one is missing, damaged or does not fit the other."""
-    vae, _ = load_vae(run.vae)
-    mdnrnn, meta = load_mdnrnn(run.mdnrnn)
-    made_from = {"vae.pt": file_hash(run.vae)}
-    check_made_from(run.mdnrnn, meta["made_from"], made_from)
-    made_from["mdnrnn.pt"] = file_hash(run.mdnrnn)
+def load_networks(run: Run, memory: str = "mdnrnn") -> Networks:
+    """Reads V and M of a run; UserError when one is missing, damaged or does not fit the other.
+
+    Args:
+        run: The run folder.
+        memory: Kind of M.
+    """
+    task = task_of(run)
+    vision, _, _ = load_vision(run.vae)
+    path = run.memory(memory)
+    network, meta = find_kind(memory).load(path)
+    made_from = {run.vae.name: file_hash(run.vae)}
+    check_made_from(path, meta["made_from"], made_from)
+    made_from[path.name] = file_hash(path)
     validation, earlier = meta["config"].get("validation", MDNRNNConfig.validation), meta["config"].get("earlier", ())
     if (
         not isinstance(validation, int | float)
         or not isinstance(earlier, list | tuple)
         or not all(isinstance(count, int) for count in earlier)
     ):
-        raise UserError(f"{run.mdnrnn} does not record M's validation split: redo it with `make mdnrnn`.")
-    return Networks(vae, mdnrnn, float(validation), made_from, tuple(earlier))
+        raise UserError(f"{path} does not record M's validation split: redo it with `{made_by(memory)}`.")
+    return Networks(task, vision, network, float(validation), made_from, tuple(earlier))
 
 
 def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int64], NDArray[np.int64]]:
@@ -64,5 +76,5 @@ def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int
     """
     latents = Latents(run.latents)
     check_made_from(run.latents, latents.made_from, {"vae.pt": networks.made_from["vae.pt"]}, stage="mdnrnn")
-    seed = run.read_manifest()["stages"].get("mdnrnn", {}).get("seed", 0)
+    seed = run.read_manifest()["stages"].get(networks.memory.kind, {}).get("seed", 0)
     return latents, *latents.split(networks.validation, seed, networks.earlier)

@@ -14,22 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm.config.vmc import DreamConfig
-from wm.controller.linear import ACTIONS
+from wm.contracts import Layout, Network, Noise, State
 from wm.dream.chance import DreamNoise, Record, draw_noise, use_recorded
 from wm.dream.ensemble import Member
-from wm.dream.fused import make_dreamer
 from wm.dream.value import Value
-from wm.memory.mdnrnn import MDNRNN
+from wm.envs.task import Task
 from wm.run.device import has_fast_bf16
 from wm.store.starts import Starts
 
 Array = NDArray[np.float64]
 
-SCORE_STEPS = 1000
-"""Scores are scaled to this many steps, the length of a real episode, whatever the horizon is."""
-
 BLOCK_ROWS = 512
-"""Dreams per block of one CPU thread, so that their LSTM gates fit its cache."""
+"""Dreams per block of one CPU thread, so that what M computes in a step fits its cache."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +33,16 @@ class _Scene:
     """Starts and noise of S dreams on the device.
 
     Attributes:
-        z: f32[S,Z], latents at the starts.
-        states: (h, c) of each M, each f32[s,H] in the s dreams in which it runs.
-        uniform: f32[T,S,Z].
-        noise: f32[T,S,Z].
-        head_mask: f32[S,H], or None.
+        states: The state of each M, f32[s,size] of each name in the s dreams in which it runs.
+        noise: f32[T,S,size] of each name.
+        head_mask: f32[S,masked], or None.
         parts: For each M the dreams that it draws.
         runs: For each M the dreams in which it runs: all, or only its part. The run's own M runs in all, since C reads
-            its h.
+            its state.
     """
 
-    z: Tensor
-    states: list[tuple[Tensor, Tensor]]
-    uniform: Tensor
-    noise: Tensor
+    states: list[State]
+    noise: Noise
     head_mask: Tensor | None
     parts: list[slice]
     runs: list[slice]
@@ -69,7 +61,9 @@ class Population:
 
     def __init__(
         self,
-        model: MDNRNN,
+        model: Network,
+        task: Task,
+        layout: Layout,
         starts: Starts,
         config: DreamConfig,
         *,
@@ -84,10 +78,12 @@ class Population:
 
         Args:
             model: M.
+            task: The environment that is dreamt of.
+            layout: C's kind and sizes.
             starts: The pool of starts.
             config: Temperature, dropout, horizon, unpaid steps and dreams per candidate.
-            others: The further M's of an ensemble. C always reads the h of `model`. In each dream one M of all draws z
-                and predicts reward and termination.
+            others: The further M's of an ensemble. C always reads the state of `model`. In each dream one M of all
+                draws z and predicts reward and termination.
             records: For recorded noise: the inferred noise after the starts, for `model` and each of the others.
             value: Estimates the return of the config's `value` steps after a dream.
             threads: CPU threads, >= 1.
@@ -97,16 +93,16 @@ class Population:
         self._device = torch.device(device)
         self.dtype = dtype or (torch.bfloat16 if has_fast_bf16(self._device) else torch.float32)
         self._members = [
-            make_dreamer(one, starts, config.temperature, self._device, self.dtype)
+            one.dreaming(starts.pays, config.temperature, self._device, self.dtype)
             for one in (model, *(other.model for other in others))
         ]
         self._config, self._threads, self._pool, self._records = config, threads, len(starts), records
-        self._z = torch.from_numpy(starts.z).to(self._device)
+        self._task, self._layout = task, layout
         self._states = [
-            (torch.from_numpy(h).to(self._device), torch.from_numpy(c).to(self._device))
-            for h, c in ((starts.h, starts.c), *((other.h, other.c) for other in others))
+            {name: torch.from_numpy(part).to(self._device) for name, part in state.items()}
+            for state in (starts.state, *(other.state for other in others))
         ]
-        self._end = float(starts.rewards[2])
+        self._end = starts.pays.end
         self._value = None if value is None else value.to(self._device)
 
     def draw_noise(self, *seed: int, dreams: int | None = None) -> DreamNoise:
@@ -122,7 +118,8 @@ class Population:
 
         The score is the expected return: rewards and terminations enter by their probabilities, so that only z is
         random. The first `unpaid` steps are not scored. The return of the other steps, plus the value of the last
-        state, is scaled to 1000 steps.
+        state, is scaled to the length of a real episode (`task.max_steps`),
+        whatever the horizon is.
 
         Args:
             thetas: f64[P,N], flat weights.
@@ -149,7 +146,7 @@ class Population:
                 raise
         config = self._config
         paid = config.horizon - config.unpaid + (config.value if self._value else 0)
-        scores: Array = returns.mean(1).double().cpu().numpy() * (SCORE_STEPS / paid)
+        scores: Array = returns.mean(1).double().cpu().numpy() * (self._task.max_steps / paid)
         return scores
 
     def _scene(self, dream_noise: DreamNoise, watched: bool) -> _Scene:
@@ -159,10 +156,11 @@ class Population:
         parts = [slice(*each) for each in pairwise(bounds)]
         runs = [slice(None)] * len(parts) if watched else [slice(None), *parts[1:]]
         return _Scene(
-            z=self._z[begin],
-            states=[(h[begin[dreams]], c[begin[dreams]]) for dreams, (h, c) in zip(runs, self._states, strict=True)],
-            uniform=torch.from_numpy(dream_noise.uniform).to(self._device),
-            noise=torch.from_numpy(dream_noise.noise).to(self._device),
+            states=[
+                {name: part[begin[dreams]] for name, part in state.items()}
+                for dreams, state in zip(runs, self._states, strict=True)
+            ],
+            noise={name: torch.from_numpy(part).to(self._device) for name, part in dream_noise.noise.items()},
             head_mask=None
             if dream_noise.head_mask is None
             else torch.from_numpy(dream_noise.head_mask).to(self._device),
@@ -173,33 +171,40 @@ class Population:
     @torch.inference_mode()
     def _dream(self, theta: Tensor, scene: _Scene, disagreement: float, left: Event) -> Tensor:
         """Returns f32[P,S] of P candidates from S starts; it stops early once `left` is set."""
-        candidates, features = len(theta), self._members[0].z + self._members[0].hidden
-        weights = theta[:, : ACTIONS * features].unflatten(1, (ACTIONS, features)).transpose(1, 2)  # [P,F,A]
-        bias = theta[:, None, ACTIONS * features :]  # [P,1,A]
-        z = scene.z.expand(candidates, *scene.z.shape)  # [P,S,Z]
-        states = [  # [P,S,H] each, of an M that runs in all dreams
-            (h.expand(candidates, *h.shape), c.expand(candidates, *c.shape)) for h, c in scene.states
+        act = self._layout.candidates(theta, self._members[0].features)
+        states: list[State] = [  # [P,S,size] of an M that runs in all dreams
+            {name: part.expand(len(theta), *part.shape) for name, part in state.items()} for state in scene.states
         ]
-        total = torch.zeros(z.shape[:2], device=z.device)  # [P,S]
+        total = torch.zeros(states[0]["z"].shape[:2], device=theta.device)  # [P,S]
         alive = torch.ones_like(total)
         end = torch.full_like(total, self._end)
         for t in range(self._config.horizon):
             if left.is_set():
                 break
-            action = squash(torch.baddbmm(bias, torch.cat([z, states[0][0]], -1), weights))  # [P,S,F] to [P,S,A]
+            action = self._task.action.squash_tensor(act(self._members[0].read(states[0])))  # [P,S,F] to [P,S,A]
             paid = t >= self._config.unpaid
             drawn, means = [], []
             for m, (member, part, runs) in enumerate(zip(self._members, scene.parts, scene.runs, strict=True)):
-                h, _ = states[m] = member.advance(z[:, runs], *states[m], action[:, runs])  # [P,s,H], s: its dreams
+                states[m] = member.advance(states[m], action[:, runs])  # [P,s,size], s: its dreams
                 own = part if runs == slice(None) else slice(None)  # the dreams that it draws, among those it runs in
+                drawing = {name: value[:, own] for name, value in states[m].items()}
                 if paid and disagreement:
-                    raw = member.expect(h, scene.head_mask)  # [P,S,3KZ+2]
+                    raw = member.expect(states[m], scene.head_mask)  # [P,S,n]
                     means.append(member.mean(raw))
                     raw = raw[:, own]
                 else:
-                    raw = member.expect(h[:, own], None if scene.head_mask is None else scene.head_mask[part])
-                drawn.append(member.draw(raw, scene.uniform[t, part], scene.noise[t, part]))  # [P,s,3KZ+2] to [P,s,Z]
-            z, reward, terminated = (torch.cat(each, 1) for each in zip(*drawn, strict=True))  # [P,S,Z], [P,S], [P,S]
+                    raw = member.expect(drawing, None if scene.head_mask is None else scene.head_mask[part])
+                noise = {name: value[t, part] for name, value in scene.noise.items()}
+                drawn.append(member.draw(drawing, raw, noise))
+            if len(drawn) == 1:
+                states[0], reward, terminated = drawn[0]
+            else:  # each M goes on from what the others have drawn
+                z = torch.cat([state["z"] for state, _, _ in drawn], 1)  # [P,S,Z]
+                reward, terminated = (torch.cat([each[n] for each in drawn], 1) for n in (1, 2))  # [P,S]
+                states = [
+                    member.see(state, z[:, runs])
+                    for member, state, runs in zip(self._members, states, scene.runs, strict=True)
+                ]
             if paid:
                 earned = torch.lerp(reward, end, terminated)  # [P,S]
                 if disagreement:
@@ -207,13 +212,5 @@ class Population:
                 total += alive * earned
             alive *= 1 - terminated
         if self._value is not None:
-            total += alive * self._value(torch.cat([z, states[0][0]], -1))  # [P,S,F] to [P,S]
+            total += alive * self._value(self._members[0].read(states[0]))  # [P,S,F] to [P,S]
         return total
-
-
-def squash(raw: Tensor) -> Tensor:
-    """Squashes raw actions f32[...,3] in place, as `wm.controller.linear.squash` does for one action."""
-    raw.tanh_()
-    raw[..., 1].add_(1).mul_(0.5)
-    raw[..., 2].clamp_(min=0)
-    return raw

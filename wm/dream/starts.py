@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig
+from wm.contracts import Cell, State
 from wm.dream.networks import Networks, split_latents
-from wm.memory.cell import LSTMCell
-from wm.memory.mdnrnn import MDNRNN
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.provenance import check_made_from
@@ -22,15 +21,19 @@ def find_starts(run: Run, networks: Networks, config: DreamConfig) -> Starts:
     Raises:
         UserError: Both files are missing, or one is damaged, does not fit V and M, or has no moment to start at.
     """
-    if run.starts.exists() or not run.latents.exists():
+    if run.starts_of(networks.memory.kind).exists() or not run.latents.exists():
         return given_starts(run, networks)
     return new_starts(run, networks, config)
 
 
 def given_starts(run: Run, networks: Networks) -> Starts:
     """Reads starts.npz; UserError when it is missing, damaged or does not fit V and M."""
-    starts = load_starts(run.starts)
-    check_made_from(run.starts, starts.made_from, networks.made_from, stage="dream")
+    path = run.starts_of(networks.memory.kind)
+    starts = load_starts(path)
+    check_made_from(path, starts.made_from, networks.made_from, stage="dream")
+    state = networks.memory.acting()().initial()
+    if {name: part.shape[1:] for name, part in starts.state.items()} != {n: part.shape for n, part in state.items()}:
+        raise UserError(f"{path} is damaged (it holds no state of this M): remove it and remake it with `make dream`.")
     return starts
 
 
@@ -68,7 +71,7 @@ def draw_starts(
         networks: V and M.
         count: Number of starts, >= 1.
         after: Minimum number of steps before a moment. The last moment of an episode is never drawn.
-        near: A moment has a new tile within this many steps before or after it; 0, or no such moment: any moment.
+        near: A moment has a positive reward within this many steps before or after it; 0, or no such moment: any.
         rewarded: i64[N], places of the episodes whose mean rewards are stored with the starts.
         seed: Seed of the choice.
 
@@ -87,18 +90,10 @@ def draw_starts(
     drawn = np.sort(rng.choice(len(possible), count, replace=count > len(possible)))
     nth, steps = possible[drawn].T  # [N] each
 
-    cell = make_cell(networks.mdnrnn)
-    found = []
-    for n in np.unique(nth).tolist():
-        episode = latents.episode(episodes[n])
-        wanted = steps[nth == n]
-        found.append((episode.mu[wanted], *warm_up(cell, episode, wanted)))
-    # Rounded to float16 as on disk, so that drawn starts equal saved ones. [N,Z] and twice [N,H]
-    z, h, c = (np.concatenate(part).astype(np.float16).astype(np.float32) for part in zip(*found, strict=True))
+    cell = networks.memory.acting()()
+    found = [warm_up(cell, latents.episode(episodes[n]), steps[nth == n]) for n in np.unique(nth).tolist()]
     return Starts(
-        z=z,
-        h=h,
-        c=c,
+        state={name: rounded(np.concatenate([state[name] for state in found])) for name in found[0]},
         episode=latents.table["index"][episodes][nth].astype(np.int64),
         step=steps.astype(np.int64),
         rewards=mean_rewards(latents, rewarded),
@@ -119,36 +114,35 @@ def moments(latents: Latents, episodes: NDArray[np.int64], after: int, near: int
     return np.concatenate(found)
 
 
-def make_cell(model: MDNRNN) -> LSTMCell:
-    """M's LSTM in numpy, as the agent runs it."""
-    weights = {name: value.numpy() for name, value in model.state_dict().items() if name.startswith("lstm.")}
-    return LSTMCell(weights)
+def rounded(part: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rounded to float16 as on disk, so that drawn starts equal saved ones."""
+    return part.astype(np.float16).astype(np.float32)
 
 
-def warm_up(
-    cell: LSTMCell, episode: LatentEpisode, steps: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def warm_up(cell: Cell, episode: LatentEpisode, steps: NDArray[np.int64]) -> State:
     """Runs M over an episode as the agent does (z is V's mean).
 
     Args:
-        cell: M's LSTM.
+        cell: M for acting.
         episode: The recorded episode.
         steps: i64[N], numbers of steps.
 
     Returns:
-        (h, c), each f32[N,H], after each of these numbers of steps.
+        The state f32[N,size] of each name after each of these numbers of steps, once M has seen the z there.
     """
+    wanted, states = set(steps.tolist()), {}
     state = cell.initial()
-    states = [state]
-    for z, action in zip(episode.mu[: steps.max()], episode.actions, strict=False):
-        state = cell.step(z, action, state)
-        states.append(state)
-    h, c = zip(*(states[step] for step in steps.tolist()), strict=True)
-    return np.stack(h), np.stack(c)
+    for step, z in enumerate(episode.mu[: steps.max() + 1]):
+        state = cell.see(state, z)
+        if step in wanted:
+            states[step] = state
+        if step < steps.max():
+            state = cell.advance(state, episode.actions[step])
+    return {name: np.stack([states[step][name] for step in steps.tolist()]) for name in state}
 
 
 def mean_rewards(latents: Latents, episodes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """f32[3]: mean reward of recorded steps that touch no tile, touch one, or terminate the episode.
+    """f32[3]: mean reward of recorded steps without a positive reward, with one, and that terminate the episode.
 
     A kind without any step gets the mean of the first kind.
     """

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wm.config.vmc import DreamConfig
+from wm.contracts import Network
 from wm.dream.networks import Networks, split_latents
-from wm.memory.mdnrnn import MDNRNN
+from wm.envs.task import Task
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.store.latents import LatentEpisode
@@ -30,12 +31,6 @@ UPDATES, BATCH, RATE, DECAY = 500, 512, 2e-3, 0.05
 EVERY = 3
 """Steps between the moments of an episode that are fitted; neighbouring moments are alike."""
 
-AFTER = 60
-"""First step that is fitted: CarRacing zooms in for 50 steps."""
-
-IDLE = 50
-"""An episode without a positive reward in its last 50 steps would have continued like that: the car is lost."""
-
 UNIT = 100.0
 """Points per unit of the network's output."""
 
@@ -43,10 +38,10 @@ Floats = NDArray[np.float32]
 
 
 class Value(nn.Module):
-    """Maps [z; h] to the expected return of the next steps.
+    """Maps C's features to the expected return of the next steps.
 
     Attributes:
-        mean: f32[F], mean of the features in the fit, F = Z+H.
+        mean: f32[F], mean of the features in the fit.
         std: f32[F], their standard deviations.
     """
 
@@ -67,12 +62,19 @@ class Value(nn.Module):
 
 
 def fit_value(
-    model: MDNRNN, training: Iterable[LatentEpisode], held_out: Iterable[LatentEpisode], *, steps: int, seed: int
+    model: Network,
+    task: Task,
+    training: Iterable[LatentEpisode],
+    held_out: Iterable[LatentEpisode],
+    *,
+    steps: int,
+    seed: int,
 ) -> tuple[Value, float]:
     """Fits the value to recorded returns.
 
     Args:
         model: M, on the CPU.
+        task: The environment, for what the ends of its episodes mean.
         training: Episodes to fit.
         held_out: Episodes for R².
         steps: Length of the returns in steps.
@@ -84,9 +86,9 @@ def fit_value(
     Raises:
         ValueError: No training episode is long enough.
     """
-    features, returns = _pairs(model, training, steps)
+    features, returns = _pairs(model, task, training, steps)
     if not len(returns):
-        raise ValueError(f"no recorded episode is longer than {AFTER} + {steps} steps")
+        raise ValueError(f"no recorded episode is longer than {task.settled} + {steps} steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         value = Value(features.shape[1])
@@ -101,23 +103,20 @@ def fit_value(
         loss.backward()
         optimizer.step()
     value.requires_grad_(False)
-    features, returns = _pairs(model, held_out, steps)
+    features, returns = _pairs(model, task, held_out, steps)
     if not len(returns):
         return value, float("nan")
     return value, float(1 - (value(features) - returns).square().mean() / returns.var(correction=0))
 
 
 @torch.inference_mode()
-def _pairs(model: MDNRNN, episodes: Iterable[LatentEpisode], steps: int) -> tuple[Tensor, Tensor]:
-    """Features [z; h] f32[N,F] of all moments whose next `steps` steps are known, and their returns f32[N]."""
-    found = [(np.empty((0, model.z + model.hidden), np.float32), np.empty(0, np.float32))]
+def _pairs(model: Network, task: Task, episodes: Iterable[LatentEpisode], steps: int) -> tuple[Tensor, Tensor]:
+    """Features f32[N,F] of all moments whose next `steps` steps are known, and their returns f32[N]."""
+    found = [(np.empty((0, model.features), np.float32), np.empty(0, np.float32))]
     for episode in episodes:
-        moments, returns = recorded_returns(episode, steps)
-        inputs = torch.from_numpy(np.concatenate([episode.mu[:-1], episode.actions], axis=1))  # [T,Z+A]
-        h, _ = model.lstm(inputs[None])  # [1,T,H]
-        # The agent's h at a frame comes from the previous frame and its action.
-        features = np.concatenate([episode.mu[1:], h[0].numpy()], axis=1)  # [T,F]
-        found.append((features[moments - 1], returns))
+        moments, returns = recorded_returns(episode, task, steps)
+        features = model.follow(torch.from_numpy(episode.mu), torch.from_numpy(episode.actions)).numpy()  # [T+1,F]
+        found.append((features[moments], returns))
     states, earned = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
     return states, earned
 
@@ -127,17 +126,17 @@ def _fallen(episode: LatentEpisode) -> bool:
     return bool(episode.terminated[-1]) and bool(episode.rewards[-1] < 0)
 
 
-def recorded_returns(episode: LatentEpisode, steps: int) -> tuple[NDArray[np.int64], Floats]:
+def recorded_returns(episode: LatentEpisode, task: Task, steps: int) -> tuple[NDArray[np.int64], Floats]:
     """Moments i64[N] of an episode whose next `steps` steps are known, and their returns f32[N].
 
     Steps after the end are known in two cases. After a termination with a negative reward they earn nothing. After an
-    idle end, where the car is lost, each costs the same as the last step.
+    idle end (`task.idle`), each costs the same as the last step.
     """
     rewards, length = episode.rewards, len(episode.rewards)
-    idle = length > IDLE and not (rewards[-IDLE:] > 0).any()
+    idle = length > task.idle and not (rewards[-task.idle :] > 0).any()
     tail = np.full(steps, 0.0 if _fallen(episode) else rewards[-1], np.float32)
     stop = length if idle or _fallen(episode) else length - steps + 1
-    moments = np.arange(AFTER, max(AFTER, stop), EVERY)
+    moments = np.arange(task.settled, max(task.settled, stop), EVERY)
     sums = np.concatenate([[0.0], np.concatenate([rewards, tail]).cumsum(dtype=np.float64)])  # [T+steps+1]
     return moments, (sums[moments + steps] - sums[moments]).astype(np.float32)
 
@@ -156,7 +155,7 @@ def make_value(run: Run, networks: Networks, config: DreamConfig, seed: int) -> 
     held_out = held_out[held_out > training[0]]  # returns of slow cars would not test the value of fast ones
     episodes = [map(latents.episode, part.tolist()) for part in (training, held_out)]
     try:
-        return fit_value(networks.mdnrnn, *episodes, steps=config.value, seed=seed)
+        return fit_value(networks.memory, networks.task, *episodes, steps=config.value, seed=seed)
     except ValueError as error:
         raise UserError(
             f"--value {config.value} is too long ({error}): give fewer steps, or collect longer episodes."

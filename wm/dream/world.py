@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig
-from wm.dream.fused import make_dreamer
+from wm.contracts import Chances, Floats, Noise, State
 from wm.dream.networks import Networks, load_networks
 from wm.dream.starts import find_starts
+from wm.dream.step import dream_step
+from wm.envs.task import Task
 from wm.run.folder import Run
 from wm.store.starts import Starts
 from wm.vision.vae import as_frames
 
-Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class World:
-    """The models and starts of a dream as plain functions and arrays.
+    """The models and starts of a dream as plain functions and arrays; all arrays are f32[N,...] of N dreams.
 
     Attributes:
-        step: One step of M: (z, h, c, a, uniform, noise, head_mask) to (z, h, c, reward, probability of terminating),
-            all f32[N,...], new arrays. `uniform` f32[N,Z] and `noise` f32[N,Z] are all its randomness. `head_mask`
-            f32[N,H] multiplies the h that M's heads read (dropout), or is None.
-        decode: V's decoder: z f32[N,Z] to frames u8[N,64,64,3].
-        z: f32[S,Z], latents of the S starts.
-        h: f32[S,H], M's recurrent outputs at the starts.
-        c: f32[S,H], M's LSTM cells at the starts.
+        task: The environment that is dreamt of.
+        step: One step of M: (state, a, noise, mask) to (state, reward, probability of terminating), new arrays. `noise`
+            is all its randomness. `mask` f32[N,masked] multiplies what M's heads read (dropout), or is None.
+        read: What C reads of a state, f32[N,F].
+        decode: V's decoder: z f32[N,Z] to frames u8[N,height,width,3].
+        chances: What `step` needs of noise; see `wm.contracts.Memory`.
+        masked: Size of the mask.
+        bound: f32[F], the largest absolute values of what C reads.
+        state: M's state at the S starts.
         end: Reward of a step that terminates.
     """
 
-    step: Callable[
-        [Floats, Floats, Floats, Floats, Floats, Floats, Floats | None], tuple[Floats, Floats, Floats, Floats, Floats]
-    ]
+    task: Task
+    step: Callable[[State, Floats, Noise, Floats | None], tuple[State, Floats, Floats]]
+    read: Callable[[State], Floats]
     decode: Callable[[Floats], Frames]
-    z: Floats
-    h: Floats
-    c: Floats
+    chances: Chances
+    masked: int
+    bound: Floats
+    state: Mapping[str, Floats]
     end: float
 
 
@@ -55,15 +58,31 @@ def load_world(run: Run, temperature: float) -> World:
 
 def make_world(networks: Networks, starts: Starts, temperature: float) -> World:
     """The world of given starts, on the CPU; ValueError when the temperature is not above 0 and finite."""
-    dreamer = make_dreamer(networks.mdnrnn, starts, temperature)
+    memory = networks.memory.dreaming(starts.pays, temperature)
+
+    def tensors(arrays: Mapping[str, Floats]) -> State:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @torch.inference_mode()
-    def step(*arrays: NDArray[np.float32] | None) -> Any:
-        given: list[Any] = [None if each is None else torch.from_numpy(each) for each in arrays]
-        return tuple(each.numpy() for each in dreamer.step(*given))
+    def step(state: State, a: Floats, noise: Noise, mask: Floats | None) -> tuple[State, Floats, Floats]:
+        following, reward, terminated = dream_step(
+            memory,
+            tensors(state),
+            torch.from_numpy(a),
+            tensors(noise),
+            None if mask is None else torch.from_numpy(mask),
+        )
+        return {name: part.numpy() for name, part in following.items()}, reward.numpy(), terminated.numpy()
 
     @torch.inference_mode()
-    def decode(z: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return as_frames(networks.vae.decode(torch.from_numpy(z)))
+    def read(state: State) -> Floats:
+        features: Floats = memory.read(tensors(state)).numpy()
+        return features
 
-    return World(step, decode, starts.z, starts.h, starts.c, end=float(starts.rewards[2]))
+    @torch.inference_mode()
+    def decode(z: Floats) -> Frames:
+        return as_frames(networks.vision.decode(torch.from_numpy(z)))
+
+    return World(
+        networks.task, step, read, decode, memory.chances, memory.masked, memory.bound, starts.state, starts.pays.end
+    )

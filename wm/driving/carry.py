@@ -7,13 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.controller.linear import ACTIONS, parameter_count
-from wm.driving.agent import Agent
+from wm.controller.linear import Linear
 from wm.driving.loading import Models
-from wm.memory.cell import LSTMCell
 from wm.run.errors import UserError
 from wm.store.episode import Episode
-from wm.vision.encoder import Encoder
 
 Array = NDArray[np.float64]
 
@@ -24,8 +21,8 @@ RIDGE = 1e-3
 
 
 def features(models: Models, episode: Episode) -> Iterator[NDArray[np.float32]]:
-    """Yields [z; h], f32[F], at each step of a recorded CarRacing episode; M reads the recorded actions."""
-    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(parameter_count(models.features), np.float32))
+    """Yields C's input, f32[F], at each step of a recorded episode; M reads the recorded actions."""
+    agent = models.agents()(np.zeros(models.layout.count(models.features), np.float32))
     for frame, action in zip(episode.observations, episode.actions, strict=False):  # one frame more than actions
         agent.act(frame, instead=action)
         yield agent.features.copy()
@@ -35,29 +32,30 @@ def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Itera
     """Fits weights on new features to the actions of a controller on old features.
 
     Args:
-        theta: f[3·(F+1)], the controller.
+        theta: f[R·(F+1)], the controller, for R raw outputs.
         old: V and M that it acts on.
         new: V and M that the fitted controller acts on.
         episodes: Recorded episodes to fit on, best those that the controller itself drove.
 
     Returns:
-        f64[3·(F'+1)].
+        f64[R·(F'+1)].
 
     Raises:
         UserError: The controller is not linear.
     """
-    if theta.shape != (parameter_count(old.features),):
+    if not isinstance(old.layout, Linear):
         raise UserError("--carry does not support a controller with a hidden layer: give a linear one.")
     x: list[NDArray[np.float32]] = []
     y: list[NDArray[np.float32]] = []
     for episode in episodes:
         y.extend(features(old, episode))
         x.extend(features(new, episode))
-    weights, bias = np.split(theta.astype(np.float64), [ACTIONS * old.features])
-    wanted = (np.array(y) @ weights.reshape(ACTIONS, -1).T + bias).clip(-LIMIT, LIMIT)  # [N,3]
+    outputs = old.layout.outputs
+    weights, bias = np.split(theta.astype(np.float64), [outputs * old.features])
+    wanted = (np.array(y) @ weights.reshape(outputs, -1).T + bias).clip(-LIMIT, LIMIT)  # [N,R]
     given = np.array(x, np.float64)  # [N,F']
     mean, spread = given.mean(axis=0), given.std(axis=0) + 1e-9  # [F'] each
     unit = (given - mean) / spread  # [N,F']
     moment = unit.T @ unit / len(unit) + RIDGE * np.eye(new.features)  # [F',F']
-    fitted = np.linalg.solve(moment, unit.T @ (wanted - wanted.mean(axis=0)) / len(unit)).T / spread  # [3,F']
+    fitted = np.linalg.solve(moment, unit.T @ (wanted - wanted.mean(axis=0)) / len(unit)).T / spread  # [R,F']
     return np.concatenate([fitted.ravel(), wanted.mean(axis=0) - fitted @ mean])

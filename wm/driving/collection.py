@@ -13,21 +13,19 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.config.earlier import MEASURE
 from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, SEEDS_PER_RUN, track_seeds
+from wm.contracts import Policy
 from wm.controller.basis import centred_basis
-from wm.driving.agent import Agent
 from wm.driving.loading import Models
-from wm.driving.policies import POLICIES, Driven, choose
-from wm.driving.rollout import Policy, play
-from wm.envs import make_env
-from wm.envs.car_racing.truth import has_road, is_on_road
-from wm.memory.cell import LSTMCell
+from wm.driving.policies import Driven, choose, make_policy
+from wm.driving.rollout import play
+from wm.envs.task import Measure, Task
 from wm.run.errors import DamageError, UserError
 from wm.run.progress import Progress
 from wm.run.schema import NUMBER, Schema, is_histogram
 from wm.store.episode import Episode
 from wm.store.shards import open_shard, read_episode, write_shard
-from wm.vision.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Driver:
 
     Attributes:
         models: The V and M that it acts on.
-        theta: f32[3·(F+1)], its weights.
+        theta: f32[N], its weights.
         bursts: Probability per step that a burst of brownian actions begins.
         spread: Standard deviation of Gaussian noise on the weights in every second episode, for features minus
             `centre`.
@@ -50,22 +48,22 @@ class Driver:
     centre: NDArray[np.float64]
 
     def drawn(self, index: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """The weights f32[3·(F+1)] that drive the episode with this index."""
+        """The weights f32[N] that drive the episode with this index."""
         if not self.spread or index % 2 == 0:
             return self.theta
-        basis = centred_basis(self.centre)
+        basis = centred_basis(self.centre, self.models.layout)
         away = basis.express(rng.normal(0, self.spread, basis.weights))  # `express` is linear
         return (self.theta + away).astype(np.float32)
 
 
 def make_collector(
-    env_id: str, policy: str, max_steps: int, seed: int, folder: str, cut_after: int = 0, driver: Driver | None = None
+    task: Task, policy: str, max_steps: int, seed: int, folder: str, cut_after: int = 0, driver: Driver | None = None
 ) -> Callable[[Sequence[int]], int]:
     """Builds a worker that collects episodes into shards.
 
     Args:
-        env_id: Gymnasium id.
-        policy: Name of a policy or a mixture in `wm.driving.policies`.
+        task: The environment.
+        policy: Name of a policy or a mixture in `wm.driving.policies`, or of the task's own.
         max_steps: Maximum length of an episode.
         seed: The run's seed.
         folder: Folder of the shards.
@@ -75,26 +73,28 @@ def make_collector(
     Returns:
         A function that plays the episodes of given indices, writes them as one shard, and returns the number of steps.
     """
-    env = make_env(env_id)
+    env = task.make()
     made = dict[str, Policy]()
-    if driver is not None:
-        encoder, cell = Encoder(driver.models.graph), LSTMCell(driver.models.cell)
+    agents = None if driver is None else driver.models.agents()
     tracks = track_seeds(COLLECT_SEEDS, seed)
 
     def record(index: int) -> Episode:
         # All randomness of an episode comes from (seed, index), whichever worker records it.
         rng = np.random.default_rng([seed, index])
-        name = choose(policy, rng) if index < DRIVEN_FROM else Driven.name
+        name = choose(policy, task, rng) if index < DRIVEN_FROM else Driven.name
         if name == Driven.name:
             assert driver is not None
+            assert agents is not None
             theta = driver.drawn(index, rng)
-            policy_of_it: Policy = Driven(env.action_space, Agent(encoder, cell, theta), driver.bursts)
+            policy_of_it: Policy = Driven(env.action_space, agents(theta), driver.bursts)
         else:
             if name not in made:
-                made[name] = POLICIES[name](env.action_space)
+                made[name] = make_policy(name, task, env.action_space)
             policy_of_it = made[name]
         limits = {"max_steps": max_steps, "cut_after": cut_after}
-        return record_episode(env, policy_of_it, name, index=index, seed=tracks[index], **limits, rng=rng)
+        return record_episode(
+            env, policy_of_it, name, measure=task.measure, index=index, seed=tracks[index], **limits, rng=rng
+        )
 
     def work(indices: Sequence[int]) -> int:
         steps = 0
@@ -117,6 +117,7 @@ def record_episode(
     policy: Policy,
     name: str,
     *,
+    measure: Measure | None = None,
     index: int,
     seed: int,
     max_steps: int,
@@ -125,10 +126,10 @@ def record_episode(
 ) -> Episode:
     """Plays and records one episode, with `name` as the name of its policy; a cut episode counts as truncated."""
     assert env.spec is not None
-    steps, on_road = [], 0
+    steps, held = [], 0
     for step in play(env, policy, seed=seed, max_steps=max_steps, rng=rng, cut_after=cut_after):
         steps.append(step)
-        on_road += is_on_road(env)
+        held += measure is not None and measure.of(env)
     return Episode(
         index=index,
         seed=seed,
@@ -140,18 +141,18 @@ def record_episode(
         rewards=np.array([step.reward for step in steps], np.float32),
         terminated=steps[-1].terminated,
         truncated=steps[-1].truncated or steps[-1].cut,
-        on_road=on_road / len(steps) if has_road(env) else float("nan"),
+        measure=held / len(steps) if measure else float("nan"),
     )
 
 
-def mismatch(row: Any, env_id: str, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
+def mismatch(row: Any, task: Task, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
     """Why an episode, a row of a shard's table, is not part of the collection with these options; "" when it is."""
-    index, length = int(row["index"]), int(row["length"])
+    index, length, env_id = int(row["index"]), int(row["length"]), task.id(train=True)
     if row["env_id"].decode() != env_id:
         return f"environment {row['env_id'].decode()}, not {env_id}"
     if not 0 <= index < SEEDS_PER_RUN or row["seed"] != track_seeds(COLLECT_SEEDS, seed)[index]:
         return f"track {row['seed']}, which is not that of seed {seed}"
-    wanted = choose(policy, np.random.default_rng([seed, index])) if index < DRIVEN_FROM else Driven.name
+    wanted = choose(policy, task, np.random.default_rng([seed, index])) if index < DRIVEN_FROM else Driven.name
     if row["policy"].decode() != wanted:
         return f"policy {row['policy'].decode()}, not {wanted}"
     limit = min(max_steps, gym.spec(env_id).max_episode_steps or max_steps)
@@ -219,7 +220,8 @@ SUMMARY: Schema = {
     **dict.fromkeys(("episodes", "frames"), int),
     **dict.fromkeys(("bytes", "return_mean", "return_std", "return_max"), NUMBER),
     "policies": {...: int},
-    "on_road": (float, NoneType),
+    "measures?": {...: float},
+    f"{MEASURE}?": (float, NoneType),
     "actions": [is_histogram],
     "returns?": is_histogram,
 }

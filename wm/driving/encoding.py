@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wm.contracts import Vision
+from wm.envs.action import Action
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.progress import Progress
 from wm.run.provenance import check_made_from
 from wm.store.latents import Latents, LatentsWriter
 from wm.store.shards import Rollouts
-from wm.vision.vae import VAE, as_input
+from wm.vision.vae import as_input
 
 ENCODE_BATCH = 256
 """Frames that V encodes at a time."""
 
 
-def known_latents(path: Path, vae: VAE) -> Latents:
+def known_latents(path: Path, vae: Vision) -> Latents:
     """Latents of another run that were encoded by the same V; UserError when another V made them."""
     latents = Latents(path)
     if latents.made_from.get("encoder") != encoder_hash(vae):
@@ -29,7 +31,7 @@ def known_latents(path: Path, vae: VAE) -> Latents:
     return latents
 
 
-def encoder_hash(vae: VAE) -> str:
+def encoder_hash(vae: Vision) -> str:
     """SHA-256 of V's weights in hex, equal for equal weights in different files."""
     digest = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()):
@@ -40,8 +42,9 @@ def encoder_hash(vae: VAE) -> str:
 
 def encoded(
     run: Run,
+    action: Action,
     rollouts: Rollouts,
-    vae: VAE,
+    vae: Vision,
     made_from: Mapping[str, str],
     device: torch.device,
     known: Latents | None,
@@ -60,15 +63,16 @@ def encoded(
         except UserError:
             if not restart:
                 raise
-    encode(run, rollouts, vae, made_from, device, known)
+    encode(run, action, rollouts, vae, made_from, device, known)
     return Latents(run.latents)
 
 
 @torch.no_grad()
 def encode(
     run: Run,
+    action: Action,
     rollouts: Rollouts,
-    vae: VAE,
+    vae: Vision,
     made_from: Mapping[str, str],
     device: torch.device,
     known: Latents | None = None,
@@ -77,6 +81,7 @@ def encode(
 
     Args:
         run: The run folder.
+        action: The task's actions, as M reads them.
         rollouts: The episodes.
         vae: V, on `device`.
         made_from: Hashes of the inputs.
@@ -92,7 +97,7 @@ def encode(
         for number, index in enumerate(rollouts.table["index"].tolist()):
             if known is not None and index in places:
                 there = known.episode(places[index])
-                if np.array_equal(there.actions, rollouts.actions(number).astype(np.float32)):
+                if np.array_equal(there.actions, action.from_env(rollouts.actions(number))):
                     writer.append_latents(known.table[places[index]], there)
                     progress.update(len(there.mu))
                     continue
@@ -102,4 +107,4 @@ def encode(
                 posterior.append(torch.stack(vae.encode(as_input(batch.to(device)))).cpu())  # [2,B,Z]
                 progress.update(len(batch))
             mu, logvar = torch.cat(posterior, dim=1).numpy()  # [T+1,Z] each
-            writer.append(episode, mu, logvar)
+            writer.append(episode, action.from_env(episode.actions), mu, logvar)

@@ -9,16 +9,19 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.controller.linear import ACTIONS, parameter_count
+from wm.contracts import Policy
+from wm.controller.linear import Linear
 from wm.driving.agent import Agent
-from wm.driving.rollout import Policy
-from wm.envs.car_racing.policies import DT, Cruise
-from wm.memory.cell import LSTMCell
+from wm.envs.task import Task
+from wm.memory.cell import random_cell
 from wm.run.errors import UserError
-from wm.vision.encoder import Encoder, encoder_graph
+from wm.vision.encoder import random_encoder
 
 Z, HIDDEN = 32, 256
 """Sizes of the random network: the paper's."""
+
+DT = 1 / 50
+"""Variance of a step of the brownian policy, in units of the actions: that of a second in 50 steps."""
 
 CAUCHY_SCALE = 0.01
 """Upper bound of the scale of the random network's weights, as in the paper's code: rand() * 0.01."""
@@ -51,7 +54,7 @@ class Uniform:
 class Brownian:
     """A random walk through the action space: a += sqrt(dt) N(0, 1), clipped to its bounds, from a uniform start.
 
-    Actions of neighbouring steps are similar, so that the car moves along. The idea is from ctallec's port of the
+    Actions of neighbouring steps are similar, so that something moves. The idea is from ctallec's port of the
     paper.
     """
 
@@ -84,10 +87,9 @@ class RandomNetwork:
 
     name = "random_network"
 
-    def __init__(self, space: gym.Space[Any]) -> None:
-        """Takes the environment's action space; UserError when it is not CarRacing's."""
-        if not isinstance(space, gym.spaces.Box) or space.shape != (ACTIONS,):
-            raise UserError(f"--policy random_network needs CarRacing's actions, not {space}: choose --policy uniform.")
+    def __init__(self, task: Task) -> None:
+        """Takes the task."""
+        self._task = task
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
         """Draws the network from `rng`."""
@@ -98,26 +100,14 @@ class RandomNetwork:
             cut = np.clip(rng.standard_cauchy(shape), -CAUCHY_LIMIT, CAUCHY_LIMIT)
             return (cut * scale).astype(np.float32)
 
-        encoder: dict[str, NDArray[np.float32]] = {}
-        for name, shape in (
-            ("conv1", (32, 3, 4, 4)),
-            ("conv2", (64, 32, 4, 4)),
-            ("conv3", (128, 64, 4, 4)),
-            ("conv4", (256, 128, 4, 4)),
-            ("mu", (Z, 1024)),
-        ):
-            encoder |= {f"{name}.weight": draw(*shape), f"{name}.bias": draw(shape[0])}
-        memory = {
-            "lstm.weight_ih_l0": draw(4 * HIDDEN, Z + ACTIONS),
-            "lstm.weight_hh_l0": draw(4 * HIDDEN, HIDDEN),
-            "lstm.bias_ih_l0": draw(4 * HIDDEN),
-            "lstm.bias_hh_l0": draw(4 * HIDDEN),
-        }
-        theta = draw(parameter_count(Z + HIDDEN))
-        self._agent = Agent(Encoder(encoder_graph(encoder)), LSTMCell(memory), theta)
+        encoder, actions = random_encoder(draw, Z), self._task.action.size
+        cell = random_cell(draw, Z, actions, HIDDEN)
+        layout = Linear(actions)
+        theta = draw(layout.count(Z + HIDDEN))
+        self._agent = Agent(self._task, encoder, cell, layout.controller(theta, Z + HIDDEN))
 
-    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The network's action for a frame u8[64,64,3] or u8[96,96,3]."""
+    def act(self, observation: Any) -> Any:
+        """The network's action for an observation."""
         return self._agent.act(observation)
 
 
@@ -130,7 +120,7 @@ class Driven:
     name = "driven"
 
     def __init__(self, space: gym.Space[Any], agent: Agent, chance: float) -> None:
-        """Takes CarRacing's action space, the agent that drives, and the probability per step that a burst begins."""
+        """Takes the action space, the agent that drives, and the probability per step that a burst begins."""
         self._agent, self._brownian, self._chance = agent, Brownian(space), chance
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
@@ -139,8 +129,8 @@ class Driven:
         self._agent.reset()
         self._left = 0
 
-    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The controller's action for a frame u8[64,64,3] or u8[96,96,3], or the burst's."""
+    def act(self, observation: Any) -> Any:
+        """The controller's action for an observation, or the burst's."""
         if self._left == 0 and self._rng.random() < self._chance:
             self._left = int(self._rng.integers(*BURST_STEPS))
             self._brownian.reset(self._rng)
@@ -150,17 +140,27 @@ class Driven:
         return self._agent.act(observation, instead=self._brownian.act(observation))
 
 
-POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {
-    p.name: p for p in (Uniform, Brownian, RandomNetwork, Cruise)
-}
-MIXTURES = {
-    "mixture": (RandomNetwork.name, Brownian.name),
-    "wide": (RandomNetwork.name, Brownian.name, Cruise.name, Cruise.name),
-}
-"""The policies that a mixture chooses from, each entry with equal probability."""
+POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {p.name: p for p in (Uniform, Brownian)}
+"""Policies of any environment; its task may have further ones."""
+MIXTURES = {"mixture": (RandomNetwork.name, Brownian.name)}
+"""The policies that a mixture chooses from, each entry with equal probability; a task may have further ones."""
 
 
-def choose(policy: str, rng: np.random.Generator) -> str:
+def make_policy(name: str, task: Task, space: gym.Space[Any]) -> Policy:
+    """Makes a policy by its name, for a task with this action space."""
+    if name == RandomNetwork.name:
+        return RandomNetwork(task)
+    return {**POLICIES, **task.policies}[name](space)
+
+
+def check_policy(policy: str, task: Task) -> None:
+    """UserError unless this is the name of a policy or of a mixture of the task."""
+    known = (RandomNetwork.name, *POLICIES, *task.policies, *MIXTURES, *task.mixtures)
+    if policy not in known:
+        raise UserError(f"--policy {policy} is unknown for {task.title}: choose one of {', '.join(known)}.")
+
+
+def choose(policy: str, task: Task, rng: np.random.Generator) -> str:
     """The name of the policy of one episode: `policy` itself, or a draw of `rng` from the mixture `policy`."""
-    parts = MIXTURES.get(policy, (policy,))
+    parts = {**MIXTURES, **task.mixtures}.get(policy, (policy,))
     return parts[rng.integers(len(parts))] if len(parts) > 1 else policy

@@ -1,8 +1,7 @@
-"""The probe: a linear map from the features [z; h] to the true state of the car and the road in the simulator.
+"""The probe: a linear map from C's features to the true state in the simulator, as the task's truth tells it.
 
-A controller drives with random bursts of brownian actions. Each step records C's input [z; h] and the true state. Ridge
-regression is fitted to some of the episodes and tested on the others. Left is positive and angles grow
-counter-clockwise, as in Box2D; a world unit is Box2D's metre.
+A controller drives with random bursts of brownian actions. Each step records C's input and the true state. Ridge
+regression is fitted to some of the episodes and tested on the others.
 """
 
 from __future__ import annotations
@@ -15,56 +14,50 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.config.earlier import LEFT_OUT
 from wm.config.seeds import PROBE_SEEDS, track_seeds
 from wm.config.vmc import CollectConfig, ProbeConfig
+from wm.contracts import Policy
 from wm.driving.agent import Agent
 from wm.driving.loading import Models
 from wm.driving.policies import Driven
-from wm.driving.rollout import Policy, play_episode
-from wm.envs import make_env
-from wm.envs.car_racing.truth import TARGETS, Road, true_state
-from wm.memory.cell import LSTMCell
+from wm.driving.rollout import play_episode
+from wm.envs.task import Task, Truth
 from wm.run.errors import UserError
 from wm.run.schema import NUMBER, Schema
-from wm.vision.encoder import Encoder
 
 Array = NDArray[np.float64]
-
-BACKWARDS = math.pi / 2
-"""Steps with at least this angle (rad) to the road's direction do not count. A road looks the same in both directions,
-so a car that has turned round sees the road's right side on its left, and a frame does not show the difference."""
 
 FLAT = 1e-6
 """Standard deviation below which a target counts as constant, so that its R² is undefined."""
 
 
 class Record(NamedTuple):
-    """An episode: `features` f32[T,F], C's inputs, and `states` f64[T,8] at the same moments."""
+    """An episode: `features` f32[T,F], C's inputs, and `states` f64[T,K] at the same moments."""
 
     features: NDArray[np.float32]
     states: Array
 
 
 class Recorder:
-    """Wraps a policy in CarRacing and records at each step the agent's features and the true state."""
+    """Wraps a policy and records at each step the agent's features and the true state."""
 
-    def __init__(self, env: gym.Env[Any, Any], policy: Policy, agent: Agent) -> None:
-        """Takes the environment, the policy that drives, and the agent inside it whose features are recorded."""
-        self._car_racing: Any = env.unwrapped
-        self._policy, self._agent = policy, agent
+    def __init__(self, env: gym.Env[Any, Any], truth: Truth, policy: Policy, agent: Agent) -> None:
+        """Takes the environment, its truth, the policy that drives, and the agent in it whose features are recorded."""
+        self._env, self._truth, self._policy, self._agent = env, truth, policy, agent
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Starts an episode on the environment's new track."""
+        """Starts an episode; the environment has begun it."""
         self._policy.reset(rng)
-        self._road = Road(self._car_racing.track)
+        self._state = self._truth.watch(self._env)
         self._features: list[NDArray[np.float32]] = []
         self._states: list[Array] = []
 
-    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def act(self, observation: Any) -> Any:
         """The policy's action."""
-        action: NDArray[np.float32] = self._policy.act(observation)
+        action = self._policy.act(observation)
         self._features.append(self._agent.features.copy())
-        self._states.append(true_state(self._road, self._car_racing.car.hull))
+        self._states.append(self._state())
         return action
 
     def record(self) -> Record:
@@ -72,14 +65,11 @@ class Recorder:
         return Record(np.array(self._features), np.array(self._states))
 
 
-def make_prober(
-    env_id: str, models: Models, theta: NDArray[np.floating], max_steps: int, seed: int
-) -> Callable[[int], Record]:
+def make_prober(models: Models, theta: NDArray[np.floating], max_steps: int, seed: int) -> Callable[[int], Record]:
     """Builds a worker that drives probe tracks.
 
     Args:
-        env_id: Gymnasium id of a CarRacing.
-        models: V and M, as `wm.driving.loading.load_acting` gives them with `theta`.
+        models: The task, V and M, as `wm.driving.loading.load_acting` gives them with `theta`.
         theta: C's weights.
         max_steps: Maximum length of an episode.
         seed: The run's seed.
@@ -87,9 +77,8 @@ def make_prober(
     Returns:
         A function that drives the episode of an index. Seed and index determine the track and the bursts.
     """
-    env = make_env(env_id)
-    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
-    recorder = Recorder(env, Driven(env.action_space, agent, CollectConfig.bursts), agent)
+    env, agent = models.task.make(), models.agents()(theta)
+    recorder = Recorder(env, truth_of(models.task), Driven(env.action_space, agent, CollectConfig.bursts), agent)
     tracks = track_seeds(PROBE_SEEDS, seed)
 
     def work(index: int) -> Record:
@@ -98,6 +87,13 @@ def make_prober(
         return recorder.record()
 
     return work
+
+
+def truth_of(task: Task) -> Truth:
+    """The task's truth; UserError when it has none."""
+    if task.truth is None:
+        raise UserError(f"{task.title} has no true state to probe: probe another environment.")
+    return task.truth
 
 
 def ridge(x: Array, y: Array, penalty: float) -> tuple[Array, Array]:
@@ -118,29 +114,30 @@ def split(episodes: int, share: float) -> int:
     return min(max(round(episodes * (1 - share)), 1), episodes - 1)
 
 
-def counting(states: Array, config: ProbeConfig) -> NDArray[np.bool_]:
-    """Mask bool[T] of the steps to fit or test: after the zoom, near the road, not facing backwards."""
-    counts: NDArray[np.bool_] = (np.abs(states[:, 0]) < config.off_road) & (np.abs(states[:, 1]) < BACKWARDS)
+def counting(states: Array, truth: Truth, config: ProbeConfig) -> NDArray[np.bool_]:
+    """Mask bool[T] of the steps to fit or test: those that count, after the first ones."""
+    counts = truth.counts(states)
     counts[: config.start_after] = False
     return counts
 
 
-def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, Any]:
+def probe(records: Sequence[Record], z: int, truth: Truth, config: ProbeConfig) -> dict[str, Any]:
     """Fits the regression to the first episodes and tests it on the last ones: on z, on h and on both.
 
     Args:
         records: At least two episodes.
         z: Z, size of z; the rest of the features is h.
+        truth: What the states are, and which of them count.
         config: Which steps count, the split and the penalty.
 
     Returns:
-        The fields `episodes`, `steps` and `targets` of probe.json as plain values (see docs/formats.md).
+        The fields `episodes`, `steps`, `left_out` and `targets` of probe.json as plain values (see docs/formats.md).
 
     Raises:
         UserError: No step of the fit or of the test counts.
     """
     fitted = split(len(records), config.validation)
-    counts = [counting(record.states, config) for record in records]
+    counts = [counting(record.states, truth, config) for record in records]
     sides = []
     for part in (slice(fitted), slice(fitted, None)):
         features, states = (
@@ -149,15 +146,15 @@ def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, A
         )
         if not len(features):
             raise UserError(
-                "no step is left to probe, since the car was off the road or the episode ended before step "
-                f"{config.start_after}: give more --episodes, a larger --off-road or another --driver."
+                f"no step is left to probe, since none counts ({truth.left_out}) or the episodes ended before step "
+                f"{config.start_after}: give more --episodes, fewer --start-after or another --driver."
             )
         sides.append((features.astype(np.float64), states))
     (x, y), (test_x, test_y) = sides
     spread = test_y.std(axis=0)
     targets = [
         {"name": name, "unit": unit, "std": std, "r2": {}, "rmse": {}}
-        for (name, unit), std in zip(TARGETS.items(), spread.tolist(), strict=True)
+        for (name, unit), std in zip(truth.targets.items(), spread.tolist(), strict=True)
     ]
     for features_of, columns in {"z": slice(z), "h": slice(z, None), "[z; h]": slice(None)}.items():
         weights, bias = ridge(x[:, columns], y, config.penalty)
@@ -168,12 +165,14 @@ def probe(records: Sequence[Record], z: int, config: ProbeConfig) -> dict[str, A
     return {
         "episodes": {"fitted": fitted, "tested": len(records) - fitted},
         "steps": {"fitted": len(x), "tested": len(test_x), "left_out": sum(int((~c).sum()) for c in counts)},
+        "left_out": truth.left_out,
         "targets": targets,
     }
 
 
 PROBE: Schema = {
-    "config": {"start_after": int, "off_road": NUMBER},
+    "config": {"start_after": int},
+    "left_out?": str,
     "episodes": {"fitted": int, "tested": int},
     "steps": {"fitted": int, "tested": int, "left_out": int},
     "targets": [
@@ -209,6 +208,5 @@ def describe(found: dict[str, Any]) -> str:
     return (
         f"Fitted to {steps['fitted']:,} steps (episodes: {episodes['fitted']}), tested on {steps['tested']:,} (other "
         f"episodes: {episodes['tested']}); {steps['left_out']:,} steps are left out: the first "
-        f"{found['config']['start_after']} of each episode, and those {found['config']['off_road']:g} units or more "
-        "from the centre line or facing backwards."
+        f"{found['config']['start_after']} of each episode, and those {found.get('left_out', LEFT_OUT)}."
     )

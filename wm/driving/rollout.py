@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
+from wm.contracts import Policy
+
 Observation = Any
 Action = Any
-
-
-class Policy(Protocol):
-    """Interface of everything that acts: `wm.driving.agent.Agent` and the policies of `wm.driving.policies`."""
-
-    def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Starts an episode; `rng` is the episode's source of randomness."""
-        ...
-
-    def act(self, observation: Observation) -> Action:
-        """The action for an observation."""
-        ...
 
 
 class Step(NamedTuple):
@@ -78,7 +68,7 @@ def play(
     Args:
         env: The environment; it is reset with `seed`.
         policy: The policy; it is reset with `rng`.
-        seed: The environment's seed, for CarRacing the track.
+        seed: The environment's seed, which fixes the episode, such as its track.
         max_steps: Maximum length of the episode, >= 1.
         rng: The policy's source of randomness.
         cut_after: End the episode after this many steps in a row without a positive reward; 0: never.

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.driving.agent import Agent
+from wm.contracts import Policy, Workers
+from wm.driving.loading import Models
 from wm.driving.policies import Driven
-from wm.driving.rollout import Outcome, Policy, play_episode
-from wm.driving.workers import Workers
-from wm.envs import make_env
-from wm.memory.cell import LSTMCell
-from wm.vision.encoder import Encoder
+from wm.driving.rollout import Outcome, play_episode
 
 
 @dataclass(frozen=True)
@@ -36,22 +33,20 @@ class Trial:
     disturb: float = 0.0
 
 
-def make_player(env_id: str, graph: bytes, cell: Mapping[str, NDArray[np.float32]]) -> Callable[[Trial], Outcome]:
-    """Builds a worker that plays trials: it loads the environment, V and M once.
+def make_player(models: Models, train: bool = True) -> Callable[[Trial], Outcome]:
+    """Builds a worker that plays trials: it makes the environment, V and M once.
 
     Args:
-        env_id: Gymnasium id of a CarRacing.
-        graph: V's encoder as `wm.vision.encoder.encoder_graph` makes it.
-        cell: M's weights as `wm.memory.cell.LSTMCell` takes them.
+        models: The task, V, M and C's layout.
+        train: Play the environment to train on, or the one to score on.
 
     Returns:
         A function that plays a trial.
     """
-    env = make_env(env_id)
-    encoder, memory = Encoder(graph), LSTMCell(cell)
+    env, agents = models.task.make(train), models.agents()
 
     def play(trial: Trial) -> Outcome:
-        agent = Agent(encoder, memory, trial.theta)
+        agent = agents(trial.theta)
         policy: Policy = Driven(env.action_space, agent, trial.disturb) if trial.disturb else agent
         # The track's seed fixes the bursts, so that all candidates of a generation get the same ones.
         rng = np.random.default_rng(trial.seed)

@@ -1,11 +1,14 @@
-"""make_env, and the registration of wm/CarRacing-v3 and of wm/Dream-v0, which lies in wm/dream/."""
+"""The known tasks, make_env, and the registration of wm/CarRacing-v3 and of wm/Dream-v0, which lies in wm/dream/."""
 
 from typing import Any
 
 import gymnasium
 
 from wm.config.names import DREAM_ENV, FAST_ENV
-from wm.envs.car_racing.preprocess import FRAME_SHAPE, PreprocessFrames
+from wm.envs.car_racing.task import CAR_RACING
+from wm.envs.task import Task
+from wm.run.errors import UserError
+from wm.run.folder import Run
 
 gymnasium.register(
     id=FAST_ENV, entry_point="wm.envs.car_racing.fast:FastCarRacing", max_episode_steps=1000, reward_threshold=900
@@ -16,20 +19,31 @@ gymnasium.register(
 )
 
 
-def make_env(env_id: str, **kwargs: Any) -> gymnasium.Env:
-    """Make an environment with the observations of the agent.
+TASKS: dict[str, Task] = {task.env_id: task for task in (CAR_RACING,)}
+"""The known environments by their Gymnasium ids."""
+
+
+def find_task(env_id: str) -> Task:
+    """The task of an environment, by the id that it is scored or trained on; UserError when it is unknown."""
+    for task in TASKS.values():
+        if env_id in (task.env_id, task.train_id):
+            return task
+    raise UserError(f"--env {env_id} is unknown: choose one of {', '.join(TASKS)}.")
+
+
+def task_of(run: Run) -> Task:
+    """The task of a run folder, which its manifest names; UserError when it is unknown."""
+    return find_task(run.read_manifest().get("env", CAR_RACING.env_id))  # older manifests do not say it
+
+
+def make_env(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:
+    """Makes an environment; a known one observes what its V sees, any other is not changed.
 
     Args:
         env_id: Gymnasium's name, such as "CarRacing-v3" or "wm/CarRacing-v3".
-        **kwargs: for `gymnasium.make`: `render_mode`, `max_episode_steps`, the environment's own.
-
-    Returns:
-        The environment, without Gymnasium's passive checker. CarRacing, stock or fast, observes u8[64, 64, 3]
-        (`preprocess`), and the fast one then does not draw the dashboard. Any other environment is not changed.
+        **options: For `gymnasium.make`: `render_mode`, `max_episode_steps`, the environment's own.
     """
-    if env_id == FAST_ENV:
-        kwargs = {"dashboard": False, **kwargs}
-    env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    if "CarRacing" in env_id and env.observation_space.shape == FRAME_SHAPE:
-        return PreprocessFrames(env)
-    return env
+    for task in TASKS.values():
+        if env_id in (task.env_id, task.train_id):
+            return task.make(env_id != task.env_id, **options)
+    return gymnasium.make(env_id, disable_env_checker=True, **options)

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.vmc import DreamConfig, EvolutionConfig
+from wm.contracts import Layout
 from wm.controller.basis import Basis
-from wm.controller.linear import load_controller, save_controller
+from wm.controller.file import load_controller, save_controller
 from wm.learning.strategies import EvolutionStrategy, make_es, restored
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
@@ -103,11 +104,11 @@ def check_sizes(config: EvolutionConfig) -> None:
         raise UserError(f"--popsize {config.popsize} is odd, but --es openes mirrors its samples: give an even number.")
 
 
-def check_dream(config: DreamConfig) -> None:
-    """As `check_sizes`, with the sizes of a dream."""
+def check_dream(config: DreamConfig, least_start: int) -> None:
+    """As `check_sizes`, with the sizes of a dream, and the task's least number of steps before a start."""
     check_sizes(config)
-    if config.unpaid >= config.horizon or config.start_after < 20:
-        raise UserError("--unpaid must be below --horizon, --start-after at least 20.")
+    if config.unpaid >= config.horizon or config.start_after < least_start:
+        raise UserError(f"--unpaid must be below --horizon, --start-after at least {least_start}.")
     if config.noise == "recorded" and config.temperature != 1:
         raise UserError("--noise recorded needs --temperature 1: leave one of the two options out.")
 
@@ -158,6 +159,11 @@ def selections(run: Run, stage: str) -> list[dict[str, Any]]:
     return found
 
 
+def about(layout: Layout, memory: str) -> dict[str, Any]:
+    """What a controller's file says of C and of the kind of M that it acts on."""
+    return {"kind": layout.kind, "sizes": dict(layout.sizes()), "memory": memory}
+
+
 def _checkpoint(run: Run, stage: str) -> Path:
     return run.checkpoints / f"{stage}.npz"
 
@@ -171,6 +177,7 @@ def evolve(
     seed: int,
     start: Array,
     made_from: dict[str, str],
+    said: Mapping[str, Any],
     evaluate: Evaluate,
     select: Select,
     express: Callable[[Array], Array] = lambda candidate: candidate,
@@ -190,6 +197,7 @@ def evolve(
         seed: The run's seed.
         start: f64[N], the first mean, in the coordinates in which C evolves.
         made_from: Hashes of the models that C is evolved on.
+        said: What the controller's file says of C and M; see `about`.
         evaluate: Gives each candidate its fitness.
         select: Plays the selection tracks.
         express: Maps coordinates f64[N] to theta.
@@ -220,6 +228,7 @@ def evolve(
     def keep(generations: int) -> None:
         assert state.best_theta is not None
         meta = {
+            **said,
             "config": asdict(config),
             "seed": seed,
             "generations": generations,

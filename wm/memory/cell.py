@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wm.contracts import State
+
 Vector = NDArray[np.float32]
-State = tuple[Vector, Vector]
+
+
+def weight_shapes(z: int, actions: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the LSTM's weights by name, in the order of M's state_dict."""
+    return {
+        "lstm.weight_ih_l0": (4 * hidden, z + actions),
+        "lstm.weight_hh_l0": (4 * hidden, hidden),
+        "lstm.bias_ih_l0": (4 * hidden,),
+        "lstm.bias_hh_l0": (4 * hidden,),
+    }
 
 
 class LSTMCell:
-    """One LSTM layer, one step at a time (paper, appendix A.2). The state is passed in and returned.
+    """M for acting: one LSTM layer, one step at a time (paper, appendix A.2). The state is passed in and returned.
+
+    A state holds z f32[Z], h f32[H] in (-1, 1) and c f32[H]. C reads [z; h].
 
     sigmoid(x) = (tanh(x/2) + 1)/2, so that one call of tanh computes all four gates, and no exponential can overflow
     for any weights. The factor 1/2 is folded into the weights, which is exact. An instance has scratch memory, so only
@@ -20,14 +33,16 @@ class LSTMCell:
 
     Attributes:
         hidden: H, the size of h and of c.
+        features: F = Z+H.
     """
 
-    def __init__(self, weights: Mapping[str, NDArray[np.floating]]) -> None:
+    def __init__(self, weights: Mapping[str, NDArray[np.floating]], z: int) -> None:
         """Copies the weights.
 
         Args:
             weights: By the names of M's state_dict, gates in torch's order (i, f, g, o): "lstm.weight_ih_l0" [4H,Z+A],
                 "lstm.weight_hh_l0" [4H,H], "lstm.bias_ih_l0" [4H], "lstm.bias_hh_l0" [4H].
+            z: Z.
 
         Raises:
             ValueError: Their shapes do not fit together.
@@ -35,6 +50,7 @@ class LSTMCell:
         w_ih, w_hh = weights["lstm.weight_ih_l0"], weights["lstm.weight_hh_l0"]
         bias = weights["lstm.bias_ih_l0"] + weights["lstm.bias_hh_l0"]
         h = self.hidden = w_hh.shape[1]
+        self._z, self.features = z, z + h
         if w_hh.shape[0] != 4 * h or w_ih.shape[0] != 4 * h or bias.shape != (4 * h,):
             raise ValueError(f"LSTM weights of shapes {w_ih.shape}, {w_hh.shape} and {bias.shape} do not fit")
         # The three sigmoid gates first: rows i, f, o, g.
@@ -51,11 +67,24 @@ class LSTMCell:
         self._i, self._f, self._o = self._gates[:h], self._gates[h : 2 * h], self._gates[2 * h : 3 * h]  # [H] each
 
     def initial(self) -> State:
-        """The state (h, c) at the start of an episode: two new arrays f32[H] of zeros."""
-        return np.zeros(self.hidden, np.float32), np.zeros(self.hidden, np.float32)
+        """The state at the start of an episode: zeros."""
+        return {"z": np.zeros(self._z, np.float32), **{n: np.zeros(self.hidden, np.float32) for n in ("h", "c")}}
 
-    def step(self, z: Vector, a: Vector, state: State) -> State:
-        """Advances over one environment step.
+    def see(self, state: State, z: Vector) -> State:
+        """The state with this z f32[Z]; h and c stay."""
+        return {**state, "z": z}
+
+    def read(self, state: State) -> Vector:
+        """[z; h], f32[F], in new memory."""
+        return np.concatenate([state["z"], state["h"]])
+
+    def advance(self, state: State, action: Vector) -> State:
+        """The state after an action f32[A]: z stays, h and c are new."""
+        h, c = self.step(state["z"], action, (state["h"], state["c"]))
+        return {"z": state["z"], "h": h, "c": c}
+
+    def step(self, z: Vector, a: Vector, state: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+        """The LSTM's own step.
 
         Args:
             z: f32[Z], the latent of the frame before the action.
@@ -81,3 +110,8 @@ class LSTMCell:
         new_h = np.tanh(new_c)
         new_h *= self._o
         return new_h, new_c
+
+
+def random_cell(draw: Callable[..., NDArray[np.float32]], z: int, actions: int, hidden: int) -> LSTMCell:
+    """A cell whose weights `draw` gives, by their shapes."""
+    return LSTMCell({name: draw(*shape) for name, shape in weight_shapes(z, actions, hidden).items()}, z)

@@ -3,7 +3,7 @@
     [z_t, a_t], (h, c) ─LSTM→ (h, c);  h ─→ K Gaussians for each dimension of z_{t+1}, r_t, terminated_t, outlook_t
 
 r_t and terminated_t are the environment's answer to a_t, together with the frame of z_{t+1}. outlook_t (not in the
-paper, optional) is the mean rate of tiles or the mean reward of the following steps. Nothing reads this prediction. It
+paper, optional) is the mean rate of pulses or the mean reward of the following steps. Nothing reads this prediction. It
 makes h hold, in a linear form, what the outlook depends on, such as the speed and the bend ahead, since C is linear in
 h as well.
 """
@@ -11,7 +11,8 @@ h as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from wm.config.earlier import present
+from wm.contracts import Memory, Noise, Pays
+from wm.memory.cell import LSTMCell, weight_shapes
 from wm.run.artifact import fill, load_artifact, save_artifact
 from wm.run.errors import UserError
 
@@ -35,9 +39,9 @@ class Prediction(NamedTuple):
         logmix: f32[B,T,Z,K], log weights of the mixtures, normalised over K.
         mu: f32[B,T,Z,K], means.
         logsigma: f32[B,T,Z,K], log standard deviations, above the floor.
-        reward: f32[B,T], logit of touching a new tile in this step; for a value head the reward itself.
+        reward: f32[B,T], logit of a positive reward in this step, a pulse; for a value head the reward itself.
         terminated: f32[B,T], logit of terminating the episode with this step.
-        outlook: f32[B,T,N], for each of N horizons of n steps: mean number of new tiles per step over the n steps after
+        outlook: f32[B,T,N], for each of N horizons of n steps: mean number of pulses per step over the n steps after
             this one; for a value head their mean reward.
     """
 
@@ -55,9 +59,12 @@ class MDNRNN(nn.Module):
     `forward` takes whole sequences as well as single steps.
 
     Attributes:
-        reward: "tile" or "value", what the reward head predicts (see `wm.config.vmc.MDNRNNConfig`).
+        features: F = Z+H, size of [z; h].
+        reward: "pulse" or "value", what the reward head predicts (see `wm.config.vmc.MDNRNNConfig`).
         outlook: The horizons in steps.
     """
+
+    kind = "mdnrnn"
 
     def __init__(
         self,
@@ -65,7 +72,7 @@ class MDNRNN(nn.Module):
         actions: int = 3,
         hidden: int = 256,
         mixtures: int = 5,
-        reward: str = "tile",
+        reward: str = "pulse",
         logsigma_floor: float = -7.0,
         outlook: Sequence[int] = (),
     ) -> None:
@@ -81,11 +88,12 @@ class MDNRNN(nn.Module):
             outlook: Horizons of the outlook in steps, each >= 1.
         """
         super().__init__()
-        if reward not in ("tile", "value"):
-            raise ValueError(f"reward is {reward!r}, neither 'tile' nor 'value'")
+        if reward not in ("pulse", "value"):
+            raise ValueError(f"reward is {reward!r}, neither 'pulse' nor 'value'")
         if any(steps < 1 for steps in outlook):
             raise ValueError(f"outlook is {tuple(outlook)}, not steps of at least 1")
         self.z, self.actions, self.hidden, self.mixtures = z, actions, hidden, mixtures
+        self.features = z + hidden
         self.reward, self.logsigma_floor, self.outlook = reward, logsigma_floor, tuple(outlook)
         self.lstm = nn.LSTM(z + actions, hidden, batch_first=True)
         self.mixture_head = nn.Linear(hidden, 3 * mixtures * z)
@@ -128,6 +136,48 @@ class MDNRNN(nn.Module):
             state,
         )
 
+    def follow(self, z: Tensor, a: Tensor) -> Tensor:
+        """[z; h] at each moment of a record: z f32[T+1,Z] and a f32[T,A] to f32[T+1,F]."""
+        h, _ = self.lstm(torch.cat([z[:-1], a], 1)[None])  # [1,T,H]
+        # h at a moment comes from the moment before and its action.
+        return torch.cat([z, torch.cat([h.new_zeros(1, self.hidden), h[0]])], 1)
+
+    def foresee(self, z: Tensor, a: Tensor) -> dict[str, Tensor]:
+        """Logits f32[T] of the heads at each step of a record: "terminated", and "pulse" unless it is a value head."""
+        prediction, _ = self(z[None, :-1], a[None])
+        heads = {"pulse": prediction.reward[0]} if self.reward == "pulse" else {}
+        return {**heads, "terminated": prediction.terminated[0]}
+
+    def abduct(self, z: Tensor, a: Tensor, generator: torch.Generator) -> Noise:
+        """The noise f32[T,Z] of a record z f32[T+1,Z], a f32[T,A]; see `abduct`."""
+        prediction, _ = self(z[None, :-1], a[None])
+        uniform, noise = abduct(prediction, z[None, 1:], generator)
+        return {"uniform": uniform[0], "noise": noise[0]}
+
+    def acting(self) -> Callable[[], LSTMCell]:
+        """A picklable function that makes the cell."""
+        weights = self.state_dict()
+        mine = {name: weights[name].detach().cpu().numpy() for name in weight_shapes(self.z, self.actions, self.hidden)}
+        return partial(LSTMCell, mine, self.z)
+
+    def dreaming(
+        self,
+        pays: Pays,
+        temperature: float = 1.0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Memory:
+        """The memory that dreams with these weights; see `wm.memory.fused.FusedMDNRNN`."""
+        from wm.memory.fused import FusedMDNRNN
+
+        return FusedMDNRNN(self, pays=pays, temperature=temperature, device=device, dtype=dtype)
+
+    def graph(self, pays: Pays) -> bytes:
+        """The dreamt step as an ONNX graph; see `wm.memory.graph.dream_graph`."""
+        from wm.memory.graph import dream_graph
+
+        return dream_graph(self, pays)
+
 
 def draw(mu: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
     """Draws z ~ N(mu, exp(logvar)), with the shape of `mu`. The noise comes from `generator`, on its device."""
@@ -168,7 +218,7 @@ class StepLosses(NamedTuple):
 
     Attributes:
         nll: Nats per latent dimension, averaged over the dimensions.
-        reward: Cross-entropy in nats of touching a tile; for a value head the squared error of the reward.
+        reward: Cross-entropy in nats of a pulse; for a value head the squared error of the reward.
         terminated: Cross-entropy in nats.
     """
 
@@ -177,8 +227,8 @@ class StepLosses(NamedTuple):
     terminated: Tensor
 
 
-def tile_hit(r: Tensor) -> Tensor:
-    """f32: 1 where the reward is positive (a new tile), else 0. A step costs 0.1, a tile pays 1000/N (about 3)."""
+def pulses(r: Tensor) -> Tensor:
+    """f32: 1 where the reward is positive, else 0."""
     return (r > 0).float()
 
 
@@ -190,10 +240,10 @@ def step_losses(prediction: Prediction, z: Tensor, r: Tensor, terminated: Tensor
         z: f32[B,T,Z], z_{t+1}.
         r: f32[B,T], r_t, the environment's own rewards.
         terminated: bool[B,T], terminated_t.
-        reward: "tile" or "value", what the reward head predicts.
+        reward: "pulse" or "value", what the reward head predicts.
     """
-    if reward == "tile":
-        reward_loss = binary_cross_entropy_with_logits(prediction.reward, tile_hit(r), reduction="none")
+    if reward == "pulse":
+        reward_loss = binary_cross_entropy_with_logits(prediction.reward, pulses(r), reduction="none")
     else:
         reward_loss = (prediction.reward - r).square()
     return StepLosses(
@@ -210,13 +260,13 @@ def outlook_targets(r: Tensor, mask: Tensor, horizons: Sequence[int], reward: st
         r: f32[B,T], the environment's own rewards.
         mask: bool[B,T], True at real steps, False at the padding after them.
         horizons: N numbers of steps.
-        reward: "tile" or "value", what the reward head predicts.
+        reward: "pulse" or "value", what the reward head predicts.
 
     Returns:
         f32[B,T,N], means over the steps t+1 to t+n, and bool[B,T,N], True where they are known.
     """
     steps = r.shape[1]
-    paid = torch.where(mask, tile_hit(r) if reward == "tile" else r, 0)
+    paid = torch.where(mask, pulses(r) if reward == "pulse" else r, 0)
     before = torch.nn.functional.pad(paid.cumsum(1), (1, 0))  # [B,T+1]: the sum of all steps before t
     targets, known = r.new_zeros(*r.shape, len(horizons)), mask.new_zeros(*r.shape, len(horizons))  # [B,T,N] each
     for i, n in enumerate(horizons):
@@ -357,13 +407,13 @@ def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
     sizes = {name: config.get(name) for name in ("z", "actions", "hidden", "mixtures")}
     if not all(isinstance(size, int) and 1 <= size <= 65536 for size in sizes.values()):
         raise damaged
-    floor = config.get("logsigma_floor")
-    if config.get("reward") not in ("tile", "value") or not isinstance(floor, float):
+    floor, reward = config.get("logsigma_floor"), present("reward", config.get("reward"))
+    if reward not in ("pulse", "value") or not isinstance(floor, float):
         raise damaged
     outlook = config.get("outlook", ())  # older files have none
     if not isinstance(outlook, list | tuple) or not all(isinstance(n, int) and 1 <= n <= 65536 for n in outlook):
         raise damaged
     with torch.random.fork_rng(devices=[]):  # initial weights must not change the caller's random state
-        model = MDNRNN(**sizes, reward=config["reward"], logsigma_floor=floor, outlook=outlook)
+        model = MDNRNN(**sizes, reward=reward, logsigma_floor=floor, outlook=outlook)
     fill(model, weights, path, "mdnrnn")
     return model.eval(), meta

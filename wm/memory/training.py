@@ -1,29 +1,35 @@
-"""M's loss on a batch of clips, its validation, and the constant predictors that it is compared with."""
+"""How the MDN-RNN learns: its loss on clips, its validation beside constant predictors; and it as a kind of M."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wm.config.earlier import present
 from wm.config.vmc import MDNRNNConfig
+from wm.contracts import Chart, Lesson
 from wm.memory.mdnrnn import (
     MDNRNN,
     StepLosses,
     clip_losses,
     gaussian_nll,
+    load_mdnrnn,
     mean_losses,
     mixture_moments,
     outlook_targets,
-    tile_hit,
+    pulses,
     total_loss,
 )
 from wm.run.device import autocast, derived_seed
-from wm.store.latents import Clips, Latents
+from wm.store.latents import Clips, Latents, fresh_batches, validation_clips
 
 
 def to_tensors(clips: Clips, posterior: float, device: torch.device) -> dict[str, Tensor]:
@@ -62,7 +68,7 @@ class Constants(NamedTuple):
     Attributes:
         z_mu: f32[Z], mean of each latent dimension over the training frames.
         z_logsigma: f32[Z], log standard deviation of its draws, which includes V's posterior variance.
-        reward: Rate of steps that touch a tile; for a value head the mean reward.
+        reward: Rate of pulses; for a value head the mean reward.
         terminated: Rate of steps that terminate the episode.
     """
 
@@ -82,7 +88,7 @@ def constant_predictors(latents: Latents, training: NDArray[np.int64], config: M
         mu, logvar, r = episode.mu.astype(np.float64), episode.logvar.astype(np.float64), episode.rewards
         total += mu.sum(0)
         square += (mu**2 + np.exp(logvar)).sum(0)
-        reward += float((r > 0).sum() if config.reward == "tile" else r.sum(dtype=np.float64))
+        reward += float((r > 0).sum() if config.reward == "pulse" else r.sum(dtype=np.float64))
         frames, steps = frames + len(mu), steps + len(r)
     mean = total / frames
     sigma = np.sqrt(square / frames - mean**2)
@@ -90,7 +96,7 @@ def constant_predictors(latents: Latents, training: NDArray[np.int64], config: M
     return Constants(
         torch.from_numpy(mean).float(),
         torch.from_numpy(np.log(sigma)).float(),
-        (reward + 1) / (steps + 2) if config.reward == "tile" else reward / steps,
+        (reward + 1) / (steps + 2) if config.reward == "pulse" else reward / steps,
         (terminated + 1) / (steps + 2),
     )
 
@@ -123,7 +129,7 @@ def validate(
             "nll_marginal": gaussian_nll(z, z_mu, z_logsigma).mean(-1),
             "nll_unit": gaussian_nll(z, torch.zeros_like(z), torch.zeros_like(z)).mean(-1),
             "reward_constant": (
-                binary(tile_hit(r), constants.reward) if config.reward == "tile" else (r - constants.reward).square()
+                binary(pulses(r), constants.reward) if config.reward == "pulse" else (r - constants.reward).square()
             ),
             "terminated_constant": binary(terminated.float(), constants.terminated),
         }
@@ -145,3 +151,79 @@ def validate(
 def binary(target: Tensor, rate: float) -> Tensor:
     """Cross-entropy in nats of predicting 1 with the probability `rate`, for targets 0.0 and 1.0."""
     return -(target * math.log(rate) + (1 - target) * math.log1p(-rate))
+
+
+class MDNRNNKind:
+    """The MDN-RNN as a kind of M; see `wm.contracts.MemoryKind`."""
+
+    name = MDNRNN.kind
+    title = "the MDN-RNN"
+    config = MDNRNNConfig
+
+    def build(self, config: MDNRNNConfig, z: int, actions: int) -> MDNRNN:
+        """A new MDN-RNN."""
+        return MDNRNN(
+            z,
+            actions,
+            config.hidden,
+            config.mixtures,
+            reward=config.reward,
+            logsigma_floor=config.logsigma_floor,
+            outlook=config.outlook,
+        )
+
+    def load(self, path: Path) -> tuple[MDNRNN, dict[str, Any]]:
+        """The MDN-RNN of a file."""
+        return load_mdnrnn(path)
+
+    def lesson(
+        self,
+        config: MDNRNNConfig,
+        latents: Latents,
+        training: NDArray[np.int64],
+        held_out: NDArray[np.int64],
+        seed: int,
+        device: torch.device,
+    ) -> Lesson:
+        """Batches of clips, with the paper's decay of the learning rate."""
+        constants = constant_predictors(latents, training, config)
+        clips = validation_clips(latents, held_out, length=config.length, most=config.validation_clips)
+        sizes = {"fresh": config.fresh, "batch": config.batch, "length": config.length, "seed": seed}
+        return Lesson(
+            batches=lambda start: fresh_batches(latents, training, **sizes, start=start),
+            loss=partial(batch_loss, config=config, device=device),
+            validate=partial(validate, clips=clips, constants=constants, config=config, seed=seed, device=device),
+            lr=lambda update: (config.lr - config.lr_final) * config.lr_decay**update + config.lr_final,
+            unit="steps",
+            per_update=config.batch * config.length,
+            clip=config.clip,
+        )
+
+    def describe(self, config: MDNRNNConfig, metrics: Mapping[str, float]) -> str:
+        """The numbers of a validation beside the baselines."""
+        m = metrics
+        return (
+            f"{m['nll']:.3f} nats per dimension (one Gaussian {m['nll_one']:.3f}, fixed Gaussian "
+            f"{m['nll_marginal']:.3f}, N(0, 1) {m['nll_unit']:.3f}); "
+            f"{config.reward} {m['reward']:.4f} (constant {m['reward_constant']:.4f}), "
+            f"terminated {m['terminated']:.5f} (constant {m['terminated_constant']:.5f})"
+            + (f", outlook {m['outlook']:.5f} (constant {m['outlook_constant']:.5f})" if "outlook" in m else "")
+        )
+
+    def charts(self, config: Mapping[str, Any]) -> tuple[Chart, ...]:
+        """The next z, and the heads."""
+        pulse = present("reward", config.get("reward", MDNRNNConfig.reward)) == "pulse"
+        gaussians = {
+            "nll_marginal": "one fixed Gaussian",
+            "nll_one": "the one Gaussian with the mixture's mean and variance",
+            "nll_unit": "N(0, 1)",
+        }
+        square = "(reward per step)²"
+        return (
+            Chart("nll", "next z", "nats per latent dimension", gaussians),
+            Chart("reward", "reward head", "nats per step" if pulse else square, {"reward_constant": "a constant"}),
+            Chart("terminated", "termination head", "nats per step", {"terminated_constant": "a constant"}),
+            Chart(
+                "outlook", "outlook head", "(pulses per step)²" if pulse else square, {"outlook_constant": "a constant"}
+            ),
+        )

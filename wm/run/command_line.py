@@ -6,6 +6,7 @@ preset: `python -m stages.vae --help --preset paper` shows them.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import math
@@ -101,6 +102,19 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     _check(found.common)
     check_bounds(found.config)
     return found.common, found.config
+
+
+def kind_option(argv: list[str], name: str, default: str) -> str:
+    """The value of an option that decides which further options there are, before the command line is parsed."""
+    return _option(argv, name, default)
+
+
+def with_options(config: Any, options: type[Any]) -> Any:
+    """A config dataclass's values together with further options: the defaults of one flat dataclass of both."""
+    kind = type(config)
+    both = dataclasses.make_dataclass(options.__name__, [], bases=(options, kind), frozen=True)
+    both.__doc__ = options.__doc__
+    return both(**vars(config))
 
 
 def stage_config(given: Any, kind: type[StageConfig]) -> StageConfig:

@@ -54,6 +54,11 @@ LOCKS: list[int] = []
 while that stage works, even if only the caller is killed."""
 
 
+def made_by(memory: str) -> str:
+    """The command that trains M of a kind."""
+    return "make mdnrnn" if memory == "mdnrnn" else f"make memory M={memory}"
+
+
 class Run:
     """A run folder. The paths are fixed; nothing is created before something is written."""
 
@@ -79,6 +84,14 @@ class Run:
         self.videos = self.folder / "videos"
         self.play = self.folder / "play"
         self.checkpoints = self.folder / "checkpoints"
+
+    def memory(self, kind: str) -> Path:
+        """The file of M of a kind."""
+        return self.folder / f"{kind}.pt"
+
+    def starts_of(self, kind: str) -> Path:
+        """The file of the starts with the state of M of a kind."""
+        return self.starts if kind == "mdnrnn" else self.folder / f"starts-{kind}.npz"
 
     def read_manifest(self) -> dict[str, Any]:
         """Reads the manifest, or returns an empty one; UserError when it is damaged or of another format version."""

@@ -21,16 +21,16 @@ from wm.dream.networks import load_networks
 from wm.dream.starts import find_starts
 from wm.driving.loading import load_acting
 from wm.driving.scores import read_score
+from wm.memory.graph import dream_graph
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.files import atomic
 from wm.run.folder import Run
 from wm.run.json_files import write_json
 from wm.show.graphs.controller import controller_graph
-from wm.show.graphs.memory import dream_graph
 from wm.show.graphs.starts import spread, starts_graph
-from wm.show.graphs.vision import decoder_graph
 from wm.show.videos.canvas import FPS
+from wm.vision.graph import decoder_graph
 
 PAGE = Path(__file__).parent / "page"
 """The page's own files."""

@@ -27,7 +27,7 @@ class Episode:
         rewards: f32[T].
         terminated: Ended by the environment's rules.
         truncated: Ended by a time limit.
-        on_road: Fraction of the steps with a wheel on the road, 0 to 1; nan in environments without a road.
+        measure: Fraction of the steps in which the task's measure held, 0 to 1; nan without one.
     """
 
     index: int
@@ -40,7 +40,7 @@ class Episode:
     rewards: NDArray[np.float32]
     terminated: bool
     truncated: bool
-    on_road: float = float("nan")
+    measure: float = float("nan")
 
     def __post_init__(self) -> None:
         """ValueError when lengths do not fit together or a number is not finite."""
@@ -74,7 +74,7 @@ class Episode:
         return float(self.rewards.sum(dtype=np.float64))
 
     def digest(self) -> str:
-        """SHA-256 of all fields but `on_road`, in hex."""
+        """SHA-256 of all fields but `measure`, in hex."""
         found = hashlib.sha256()
         plain = (self.index, self.seed, self.policy, self.env_id, self.env_version, self.terminated, self.truncated)
         found.update(repr(plain).encode())

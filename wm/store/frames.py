@@ -33,7 +33,7 @@ def frame_batches(
         shuffle_frames: Frames in the buffer, which bounds the memory.
 
     Yields:
-        [batch, ...] observations, for CarRacing u8[batch,64,64,3].
+        [batch, ...] observations, such as u8[batch,64,64,3].
     """
     stream = _shuffled(rollouts, episodes, seed, start * batch, shuffle_frames)
     while True:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from wm.config.earlier import MEASURE
 from wm.run.errors import DamageError, UserError
 from wm.run.files import atomic, share
 from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
@@ -24,7 +25,7 @@ ROW = np.dtype(
         ("seed", "i8"),
         ("length", "i8"),
         ("ret", "f8"),
-        ("on_road", "f8"),
+        (MEASURE, "f8"),
         ("terminated", "?"),
         ("truncated", "?"),
         ("policy", "S32"),
@@ -35,9 +36,6 @@ ROW = np.dtype(
 )
 """A shard's table of episodes; see `Episode` for the meanings."""
 
-FRAME = (64, 64, 3)
-"""Shape of CarRacing's frames for V."""
-
 OPEN_FILES = 128
 """Maximum number of open shards; there may be thousands."""
 
@@ -46,7 +44,7 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
     """Writes episodes to a shard atomically; memory is bounded by one episode."""
     with atomic(path) as temporary, ColumnWriter(temporary, KIND, {}, COMPRESSION) as writer:
         for e in episodes:
-            row = (e.index, e.seed, e.length, e.ret, e.on_road, e.terminated, e.truncated)
+            row = (e.index, e.seed, e.length, e.ret, e.measure, e.terminated, e.truncated)
             names = tuple(text.encode() for text in (e.policy, e.env_id, e.env_version, e.digest()))
             for field, text in zip(("policy", "env_id", "env_version"), names, strict=False):
                 if len(text) > ROW[field].itemsize:
@@ -79,7 +77,7 @@ def read_episode(shard: ColumnFile, row: int) -> Episode:
             rewards=shard.read("step/rewards", row, 0, steps),
             terminated=bool(about["terminated"]),
             truncated=bool(about["truncated"]),
-            on_road=float(about["on_road"]),
+            measure=float(about[MEASURE]),
         )
     except ValueError as error:
         raise DamageError(f"{shard.path} is damaged (episode {index}: {error}): {REMEDY}.") from error
@@ -145,12 +143,11 @@ class Rollouts:
         """Training and validation episodes; see `wm.store.columns.split`."""
         return split(len(self), validation, seed, earlier)
 
-    def check_car_racing(self) -> None:
-        """UserError unless these are frames u8[64,64,3] and actions f32[3], which is what V and M are made for."""
+    def check(self, title: str, columns: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+        """UserError unless the episodes have these columns: shape and dtype of a row, as a task of this title has."""
         found = {name: (shape, dtype.str.lstrip("<|=")) for name, (shape, dtype) in self._shards[0].columns.items()}
-        wanted = {"frame/observations": (FRAME, "u1"), "step/actions": ((3,), "f4"), "step/rewards": ((), "f4")}
-        if found != wanted:
-            raise UserError(f"{self._shards[0].path} does not hold CarRacing episodes (columns: {found}): {FOREIGN}.")
+        if found != columns:
+            raise UserError(f"{self._shards[0].path} does not hold {title} episodes (columns: {found}): {FOREIGN}.")
 
     def read(self, episode: int, start: int, stop: int) -> Array:
         """Observations start..stop-1 of an episode of T+1; UserError when the shard is damaged there."""

@@ -8,19 +8,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.names import RUN_FORMAT
+from wm.contracts import Pays
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
 
 Floats = NDArray[np.float32]
 
-ARRAYS = ("z", "h", "c", "episode", "step", "rewards")
-STATES = ("z", "h", "c")
+ADDRESS = ("episode", "step", "rewards")
+"""Arrays of a file beside M's state."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +30,32 @@ class Starts:
     """N moments at which dreams start, with the state that a controller has there in the real environment.
 
     Attributes:
-        z: f32[N,Z], V's mean of the frame at the moment.
-        h: f32[N,H], M's recurrent output after the real steps before it.
-        c: f32[N,H], M's LSTM cell.
+        state: M's state by name, f32[N,size] each, after the real steps before the moment; "z" f32[N,Z] is V's mean of
+            the observation at the moment.
         episode: i64[N], index of the recorded episode.
         step: i64[N], number of its steps before the moment.
-        rewards: f32[3], mean reward of the recorded steps that touched no tile, that touched one, and that terminated
-            the episode; for CarRacing about -0.1, 3 and -100.
-        made_from: Hashes of vae.pt and mdnrnn.pt.
+        rewards: f32[3], mean reward of the recorded steps without a positive reward, with one, and that terminated the
+            episode; see `pays`.
+        made_from: Hashes of the files of V and M.
     """
 
-    z: Floats
-    h: Floats
-    c: Floats
+    state: Mapping[str, Floats]
     episode: NDArray[np.int64]
     step: NDArray[np.int64]
     rewards: Floats
     made_from: Mapping[str, str]
 
     def __len__(self) -> int:
-        return len(self.z)
+        return len(self.step)
+
+    @property
+    def pays(self) -> Pays:
+        """The mean rewards as plain numbers."""
+        return Pays(*self.rewards.tolist())
 
 
 def save_starts(path: Path, starts: Starts) -> None:
-    """Writes starts.npz; z, h and c are rounded to float16, whose error is below that of V and M."""
+    """Writes starts.npz; the state is rounded to float16, whose error is below that of V and M."""
     with atomic(path) as temporary:
         temporary.write_bytes(_packed(starts))
 
@@ -62,9 +66,8 @@ def starts_hash(starts: Starts) -> str:
 
 
 def _packed(starts: Starts) -> bytes:
-    arrays = {
-        name: getattr(starts, name).astype(np.float16) if name in STATES else getattr(starts, name) for name in ARRAYS
-    }
+    arrays: dict[str, Any] = {name: part.astype(np.float16) for name, part in starts.state.items()}
+    arrays |= {name: getattr(starts, name) for name in ADDRESS}
     meta = json.dumps({"format": RUN_FORMAT, "made_from": dict(starts.made_from)})
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, meta=np.array(meta), **arrays)
@@ -79,17 +82,16 @@ def load_starts(path: Path) -> Starts:
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS}
             meta = json.loads(str(file["meta"]))
-        arrays |= {name: arrays[name].astype(np.float32) for name in STATES}
-        count, made_from = len(arrays["z"]), dict(meta["made_from"])
+            arrays = {name: file[name] for name in ADDRESS}
+            state = {name: file[name].astype(np.float32) for name in file.files if name not in (*ADDRESS, "meta")}
+        count, made_from = len(state["z"]), dict(meta["made_from"])
         fits = (
             count > 0
-            and all(arrays[name].shape[0] == count for name in ("h", "c", "episode", "step"))
-            and arrays["h"].shape == arrays["c"].shape
-            and arrays["z"].ndim == arrays["h"].ndim == 2
+            and all(part.shape[0] == count and part.ndim == 2 for part in state.values())
+            and all(arrays[name].shape == (count,) for name in ("episode", "step"))
             and arrays["rewards"].shape == (3,)
-            and all(np.isfinite(arrays[name]).all() for name in ARRAYS)
+            and all(np.isfinite(part).all() for part in (*arrays.values(), *state.values()))
             and all(arrays[name].dtype.kind == "i" and (arrays[name] >= 0).all() for name in ("episode", "step"))
             and arrays["rewards"].dtype.kind == "f"
         )
@@ -100,4 +102,4 @@ def load_starts(path: Path) -> Starts:
         raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {remedy}.")
     if not fits:
         raise UserError(f"{path} is damaged (its arrays do not fit together): {remedy}.")
-    return Starts(**arrays, made_from=made_from)
+    return Starts(state, **arrays, made_from=made_from)

@@ -7,7 +7,7 @@ check that the first equals `VAE.encode`, that the second equals the same intege
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
@@ -21,6 +21,22 @@ WEIGHT_STEPS = 64
 So the integers, and with them a score, are the same on every machine; with 127 they would saturate there."""
 
 Weights = Mapping[str, NDArray[np.float32]]
+
+
+def weight_shapes(z: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the encoder's weights by name, in the order of V's state_dict."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv1": (32, 3, 4, 4),
+        "conv2": (64, 32, 4, 4),
+        "conv3": (128, 64, 4, 4),
+        "conv4": (256, 128, 4, 4),
+        "mu": (z, 1024),
+    }
+    return {
+        f"{name}.{part}": shape[: 4 if part == "weight" else 1]
+        for name, shape in shapes.items()
+        for part in ("weight", "bias")
+    }
 
 
 def encoder_graph(weights: Weights) -> bytes:
@@ -131,3 +147,8 @@ class Encoder:
         """One frame u8[64,64,3] to mu f32[Z], the mean of V's posterior."""
         mu: NDArray[np.float32] = self._session.run(None, {"frame": frame[None]})[0]  # [1,Z]
         return mu[0]
+
+
+def random_encoder(draw: Callable[..., NDArray[np.float32]], z: int) -> Encoder:
+    """An encoder whose weights `draw` gives, by their shapes."""
+    return Encoder(encoder_graph({name: draw(*shape) for name, shape in weight_shapes(z).items()}))

@@ -1,6 +1,11 @@
-"""V's loss on a batch of frames, and its validation."""
+"""How the convolutional VAE learns: its loss on frames, its validation; and it as a kind of V."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wm.config.vmc import VAEConfig
+from wm.contracts import Lesson
 from wm.run.device import autocast, derived_seed
-from wm.vision.vae import DEAD_NATS, VAE, as_input, kl_per_dimension, vae_loss
+from wm.run.errors import UserError
+from wm.store.frames import frame_batches
+from wm.store.shards import Rollouts
+from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
+from wm.vision.vae import DEAD_NATS, FRAME, VAE, activation_ranges, as_input, kl_per_dimension, load_vae, vae_loss
 
 Frames = NDArray[np.uint8]
 
@@ -24,7 +34,7 @@ def batch_loss(
         noise = torch.randn(mu.shape, generator=generator, device=device)  # [B,Z]
         reconstruction = model.decode(mu + noise * (logvar / 2).exp())  # [B,3,64,64]
     kl = kl_per_dimension(mu, logvar)  # [B,Z]
-    value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight, config.road_weight)
+    value, error = vae_loss(x, reconstruction, kl, config.free_nats, config.kl_weight)
     return value, {"error": error.detach(), "kl": kl.detach().sum(1).mean()}
 
 
@@ -38,12 +48,7 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
         noise = torch.randn(mu.shape, generator=generator, device=device)  # [B,Z]
         each = kl_per_dimension(mu, logvar)  # [B,Z]
         value, batch_error = vae_loss(
-            x,
-            model.decode(mu + noise * (logvar / 2).exp()),
-            each,
-            config.free_nats,
-            config.kl_weight,
-            config.road_weight,
+            x, model.decode(mu + noise * (logvar / 2).exp()), each, config.free_nats, config.kl_weight
         )
         total += value.item() * len(batch)
         error += batch_error.item() * len(batch)
@@ -56,3 +61,81 @@ def validate(model: VAE, frames: Frames, *, config: VAEConfig, seed: int, device
         "dead": float((kl < DEAD_NATS).sum()),
         **{f"kl_{i:02d}": value for i, value in enumerate(kl.tolist())},
     }
+
+
+class ConvKind:
+    """The convolutional VAE as a kind of V; see `wm.contracts.VisionKind`."""
+
+    name = VAE.kind
+    title = "the VAE"
+    config = VAEConfig
+
+    def check(self, frame: tuple[int, ...]) -> None:
+        """UserError unless observations are pictures of 64 by 64."""
+        if frame != FRAME:
+            raise UserError(f"V {self.name!r} needs frames u8{list(FRAME)}, not {list(frame)}: choose another V.")
+
+    def build(self, config: VAEConfig) -> VAE:
+        """A new VAE, in channels-last, the memory layout of the frames, which is faster."""
+        model: VAE = VAE(config.z).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+    def load(self, path: Path) -> tuple[VAE, dict[str, Any]]:
+        """The VAE of a file."""
+        return load_vae(path)
+
+    def lesson(
+        self,
+        config: VAEConfig,
+        rollouts: Rollouts,
+        training: NDArray[np.int64],
+        frames: Frames,
+        seed: int,
+        device: torch.device,
+    ) -> Lesson:
+        """Batches of shuffled frames."""
+        sizes = {"batch": config.batch, "seed": seed, "shuffle_frames": config.shuffle_frames}
+        return Lesson(
+            batches=lambda start: frame_batches(rollouts, training, **sizes, start=start),
+            loss=partial(batch_loss, config=config, device=device),
+            validate=partial(validate, frames=frames, config=config, seed=seed, device=device),
+            lr=lambda update: config.lr,
+            unit="frames",
+            per_update=config.batch,
+        )
+
+    def finish(self, config: VAEConfig, model: VAE, frames: Frames) -> dict[str, Any]:
+        """The activation ranges of the int8 encoder."""
+        return {"ranges": activation_ranges(model, frames)}
+
+    def describe(self, config: VAEConfig, metrics: Mapping[str, float]) -> str:
+        """The numbers of a validation."""
+        error, kl, dead = (metrics[name] for name in ("error", "kl", "dead"))
+        return f"squared error {error:.1f} per image, KL {kl:.1f} nats, {dead:.0f} of {config.z} dimensions dead"
+
+    def fault(self, config: VAEConfig, metrics: Mapping[str, float]) -> str:
+        """What is wanted instead when V is too inaccurate to act on; else ""."""
+        if metrics["error"] > config.warn_error or metrics["dead"] > config.z / 2:
+            return f"at most {config.warn_error:g} and {config.z // 2} dead"
+        return ""
+
+    def acting(self, model: VAE, meta: Mapping[str, Any], path: Path, precision: str) -> Callable[[], Encoder]:
+        """A picklable function that makes the encoder."""
+        weights = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+        graph = encoder_graph(weights) if precision == "float32" else quantised_graph(weights, _ranges(path, meta))
+        return partial(Encoder, graph)
+
+
+def _ranges(path: Path, meta: Mapping[str, Any]) -> list[float]:
+    """V's activation ranges as recorded by stage vae; UserError when they are missing or not valid."""
+    ranges = meta["config"].get("ranges")
+    if (
+        not isinstance(ranges, list)
+        or len(ranges) != len(LAYERS)
+        or not all(isinstance(r, float) and 0 < r < np.inf for r in ranges)
+    ):
+        raise UserError(
+            f"{path} has no valid activation ranges for int8 ({ranges!r}): "
+            "redo it with `make vae ARGS=--restart`, or act with --precision float32."
+        )
+    return ranges

@@ -15,21 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from wm.contracts import Posterior
 from wm.run.artifact import fill, load_artifact, save_artifact
 from wm.run.errors import UserError
 
 PARAMETERS = 4_348_547
 """Parameters of V with z 32, as the paper's table counts them."""
 
+FRAME = (64, 64, 3)
+"""Shape of what V sees."""
+
 DEAD_NATS = 0.01
 """A latent dimension with a mean KL below this many nats is dead: it holds no information about the frame."""
-
-GRASS_GREENER = 0.2
-"""A grass pixel has green at least this much above red and blue, in [0, 1]; road, curbs and car have less."""
 
 
 class VAE(nn.Module):
     """The paper's V. It is deterministic after construction: the caller samples z."""
+
+    kind = "conv"
 
     def __init__(self, z: int = 32) -> None:
         """Builds V for latents of size `z`, with initial weights that torch's global seed fixes."""
@@ -52,12 +55,18 @@ class VAE(nn.Module):
         """The encoder's layers, each followed by a relu."""
         return self.conv1, self.conv2, self.conv3, self.conv4
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, x: Tensor) -> Posterior:
         """Frames f32[B,3,64,64] in [0,1] to the posterior's mu and logvar, each f32[B,Z]."""
         for layer in self.convolutions:
             x = relu(layer(x))
         flat = x.flatten(1)  # [B,256,2,2] -> [B,1024]
-        return self.mu(flat), self.logvar(flat)
+        return Posterior(self.mu(flat), self.logvar(flat))
+
+    def latent(self, code: Posterior, generator: torch.Generator) -> Tensor:
+        """Draws z f32[...,Z] from a posterior. The noise comes from `generator`, on its device."""
+        noise = torch.randn(code.mu.shape, generator=generator, device=generator.device).to(code.mu.device)
+        z: Tensor = code.mu + (0.5 * code.logvar).exp() * noise
+        return z
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents f32[B,Z] to frames f32[B,3,64,64] in [0,1]."""
@@ -105,19 +114,10 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
 
 
-def pixel_weights(x: Tensor, road_weight: float) -> Tensor:
-    """Weights f32[B,1,64,64] of CarRacing's pixels in the error: 1 on grass, `road_weight` elsewhere.
-
-    Rewards come from the road. Grass covers most of the frame; its pixels are clearly greener than red or blue.
-    """
-    grass = x[:, 1:2] - torch.maximum(x[:, 0:1], x[:, 2:3]) > GRASS_GREENER  # [B,1,64,64]
-    return torch.where(grass, 1.0, road_weight)
-
-
 def vae_loss(
-    x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float, kl_weight: float = 1.0, road_weight: float = 1.0
+    x: Tensor, reconstruction: Tensor, kl: Tensor, free_nats: float, kl_weight: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The loss of the paper's code with weights: summed squared error per image plus max(KL, free_nats · Z).
+    """The loss of the paper's code with a weight: summed squared error per image plus max(KL, free_nats · Z).
 
     Both terms are sums over an image, then means over the batch. An error averaged over the pixels would increase the
     weight of the KL twelve thousand times, and V would collapse.
@@ -128,16 +128,13 @@ def vae_loss(
         kl: f32[B,Z] nats, from `kl_per_dimension`.
         free_nats: Nats per dimension; an image's KL below free_nats · Z has no gradient.
         kl_weight: Weight of the KL.
-        road_weight: Weight of the squared error on pixels that are not grass.
 
     Returns:
-        The loss, and the unweighted squared error per image; both scalars are means over the batch.
+        The loss, and the squared error per image; both scalars are means over the batch.
     """
-    square = (x - reconstruction).square()
-    error = square.flatten(1).sum(1)  # [B,12288] to [B]
-    weighted = error if road_weight == 1 else (square * pixel_weights(x, road_weight)).flatten(1).sum(1)  # [B]
+    error = (x - reconstruction).square().flatten(1).sum(1)  # [B,12288] to [B]
     free = kl.sum(1).clamp(min=free_nats * kl.shape[1])  # [B]
-    return (weighted + kl_weight * free).mean(), error.mean()
+    return (error + kl_weight * free).mean(), error.mean()
 
 
 def save_vae(path: Path, model: Mapping[str, Tensor], config: Mapping[str, Any], made_from: Mapping[str, str]) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 
 FRAME_SHAPE = (96, 96, 3)  # CarRacing's observation
 SIZE = 64  # V's input (paper, appendix A.1)
@@ -33,15 +29,3 @@ def preprocess(frame: np.ndarray) -> np.ndarray:
     if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
         raise ValueError(f"frame: expected u8{list(FRAME_SHAPE)}, got {frame.dtype}{list(frame.shape)}")
     return cv2.resize(frame[:DASHBOARD_ROW], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-
-
-class PreprocessFrames(gymnasium.ObservationWrapper):
-    """CarRacing with `preprocess` applied to what it observes: u8[64, 64, 3], 0..255."""
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
-
-    def observation(self, observation: Any) -> np.ndarray:
-        """`preprocess` of u8[96, 96, 3]."""
-        return preprocess(observation)

@@ -12,14 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def has_road(env: gym.Env[Any, Any]) -> bool:
-    """Whether the environment is a CarRacing."""
-    return hasattr(env.unwrapped, "road")
+BACKWARDS = math.pi / 2
+"""Steps with at least this angle (rad) to the road's direction do not count. A road looks the same in both directions,
+so a car that has turned round sees the road's right side on its left, and a frame does not show the difference."""
+
+OFF_ROAD = 12.0
+"""Steps at this distance (units) from the centre line or beyond do not count. The road ends at 6.7, so such a car is in
+the grass; far out, the nearest piece of road may be a different one, or out of the picture."""
 
 
 def is_on_road(env: gym.Env[Any, Any]) -> bool:
-    """Whether a wheel of CarRacing's car touches the road now; False in other environments."""
-    return has_road(env) and any(wheel.tiles for wheel in env.unwrapped.car.wheels)  # type: ignore[attr-defined]
+    """Whether a wheel of the car touches the road now."""
+    return any(wheel.tiles for wheel in env.unwrapped.car.wheels)  # type: ignore[attr-defined]
 
 
 AHEAD = (5, 10, 15)

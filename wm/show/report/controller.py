@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wm.config.vmc import DreamConfig, VAEConfig
-from wm.controller.linear import ACTIONS, load_controller
+from wm.controller.file import load_controller
 from wm.run.experiments import over_seeds, read_ablations, read_variants
 from wm.show.report.blocks import ACTION_NAMES, Plot, Section, Table, add_lines, add_picture, began, curve, duration
 from wm.show.report.reader import RunReader

@@ -24,6 +24,7 @@ class Graph:
     def __init__(self) -> None:
         self._nodes: list = []
         self._constants: list = []
+        self._names = set[str]()
 
     def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds an operation with one output and returns the output's name: `name`, or a new one."""
@@ -39,8 +40,11 @@ class Graph:
         return outputs
 
     def constant(self, name: str, array: Array | float) -> str:
-        """Adds a constant array; a float becomes float32."""
+        """Adds a constant array under a name, once; a float becomes float32."""
         value = np.float32(array) if isinstance(array, float) else array
+        if name in self._names:
+            return name
+        self._names.add(name)
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
         return name
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from wm.contracts import Pays
 from wm.memory.mdnrnn import MDNRNN
-from wm.show.graphs.builder import Graph, Shapes
+from wm.run.graph import Graph, Shapes
 
 
-def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
-    """M's step in the dream, as `wm.dream.fused.FusedMDNRNN.step`, with the temperature as an input.
+def dream_graph(model: MDNRNN, pays: Pays) -> bytes:
+    """M's step in the dream, as `wm.memory.fused.FusedMDNRNN` computes it, with the temperature as an input.
 
     Inputs: z f32[N,Z], h and c f32[N,H], a f32[N,A]; uniform f32[N,Z] in [0, 1) and noise f32[N,Z], standard normal,
     which are all its randomness; temperature f32[1], above 0. Outputs: next_z, next_h, next_c; weights f32[N,K,Z]
@@ -19,8 +20,7 @@ def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
 
     Args:
         model: M.
-        miss: Mean reward of a step that touches no tile; unused with a value head.
-        hit: Mean reward of a step that touches a tile; unused with a value head.
+        pays: Mean rewards of the record; unused with a value head.
     """
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     z, hidden, mixtures = model.z, model.hidden, model.mixtures
@@ -64,9 +64,9 @@ def dream_graph(model: MDNRNN, *, miss: float, hit: float) -> bytes:
 
     # The heads.
     reward = graph.add("Squeeze", linear(h, "reward_head.weight", "reward_head.bias"), one)
-    if model.reward == "tile":
-        gain = graph.add("Mul", graph.add("Sigmoid", reward), graph.constant("gain", hit - miss))
-        graph.add("Add", gain, graph.constant("miss", miss), name="reward")
+    if model.reward == "pulse":
+        gain = graph.add("Mul", graph.add("Sigmoid", reward), graph.constant("gain", pays.hit - pays.miss))
+        graph.add("Add", gain, graph.constant("miss", pays.miss), name="reward")
     else:
         graph.add("Identity", reward, name="reward")
     ends = graph.add("Squeeze", linear(h, "terminated_head.weight", "terminated_head.bias"), one)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wm.show.graphs.builder import Graph
+from wm.run.graph import Graph
 from wm.vision.vae import VAE
 
 SIDE = 5

@@ -1,0 +1,81 @@
+"""The kinds of C, and which one a file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wm.contracts import Layout
+from wm.controller.hidden import Hidden
+from wm.controller.linear import Linear
+from wm.run.errors import UserError
+
+KINDS: dict[str, Callable[..., Layout]] = {Linear.kind: Linear, Hidden.kind: Hidden}
+"""By name; each makes a layout of its sizes."""
+
+HIDDEN_UNITS = 40
+"""Units of a hidden layer unless others are given: the paper's."""
+
+
+def make_layout(kind: str, outputs: int, hidden_units: int = 0) -> Layout:
+    """The layout that command-line options name.
+
+    Args:
+        kind: Name of a kind; "": linear, or hidden if there are hidden units.
+        outputs: R.
+        hidden_units: Units of a hidden layer; 0: the paper's, for the kind that has one.
+
+    Raises:
+        UserError: The kind is unknown, or has no hidden units.
+    """
+    kind = kind or ("hidden" if hidden_units else "linear")
+    if kind not in KINDS:
+        raise UserError(f"there is no C {kind!r}: choose one of {', '.join(KINDS)}.")
+    if kind == Hidden.kind:
+        return Hidden(outputs, hidden_units or HIDDEN_UNITS)
+    if hidden_units:
+        raise UserError(f"--hidden-units needs a C with a hidden layer, not {kind!r}: leave one of the two out.")
+    return KINDS[kind](outputs=outputs)
+
+
+def layout_of(path: Path, meta: Mapping[str, Any], theta: NDArray[np.floating], features: int, outputs: int) -> Layout:
+    """The layout of a controller's file, whose weights it fits.
+
+    Args:
+        path: The file, for messages.
+        meta: What it says of itself: "kind" and "sizes". Files of earlier versions have neither, and the number of
+            their weights tells.
+        theta: Its weights f32[N].
+        features: F of the V and M that it acts on.
+        outputs: R of the task.
+
+    Raises:
+        UserError: The kind is unknown, or does not fit weights, features or outputs.
+    """
+    stage = path.stem.split("-")[0]
+    kind, sizes = meta.get("kind"), meta.get("sizes")
+    try:
+        layout = _earlier_layout(len(theta), features, outputs) if kind is None else KINDS[kind](**sizes)
+        if layout.outputs != outputs or layout.count(features) != len(theta):
+            raise ValueError
+    except KeyError as error:
+        raise UserError(f"{path} holds a C of the kind {kind!r}, which this version does not have.") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not fit V and M in its folder: redo it with `make {stage} ARGS=--restart`."
+        ) from error
+    return layout
+
+
+def _earlier_layout(weights: int, features: int, outputs: int) -> Layout:
+    """By the number of weights; ValueError when neither kind fits."""
+    if weights == Linear(outputs).count(features):
+        return Linear(outputs)
+    units, rest = divmod(weights - outputs, features + 1 + outputs)
+    if rest or units < 1:
+        raise ValueError(f"{weights} weights fit no layer on {features} features")
+    return Hidden(outputs, units)
