@@ -5,6 +5,7 @@ RUNS ?= data/runs
 # Rounds in the dream have their own preset.
 PRESET ?= $(if $(filter iterate,$@),dreamer,laptop)
 WORKERS ?=
+THREADS ?=
 EPISODES ?=
 GENERATIONS ?=
 ROUNDS ?=
@@ -38,7 +39,7 @@ endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
 STAGE = $(PY) -m stages.$@ --run $(DIR)
-SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS))
+SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS)) $(if $(THREADS),--threads $(THREADS))
 
 # RUN=pretrained reads the committed folder and writes to $(RUNS)/pretrained, so that git stays clean. The same holds
 # for RUN=pretrained/dream, the committed run whose controller was evolved in the dream.
@@ -61,7 +62,7 @@ MODELS = $(if $(findstring --source,$(ARGS)),,$(DIR)/mdnrnn.pt)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON)"
+	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON)"
 
 setup: $(VENV) ## create .venv from requirements.txt (every target does this when needed)
 

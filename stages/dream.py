@@ -146,7 +146,6 @@ def main(argv: list[str]) -> None:
             calibrate(run, source, networks, starts, config)
             save_starts(starts_file, starts)
         device = pick_device()
-        threads = max(1, args.workers)
         population = Population(
             networks.memory,
             task,
@@ -156,7 +155,7 @@ def main(argv: list[str]) -> None:
             others=others,
             records=records,
             value=value,
-            threads=threads,
+            threads=args.threads,
             device=device,
         )
         print(

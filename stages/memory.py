@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
         if args.restart:
             delete_results(run, stage, path)
         begin()
-        torch.set_num_threads(max(1, args.workers))
+        torch.set_num_threads(args.threads)
         device = pick_device()
         vision.to(device)
         latents = encoded(run, task.action, rollouts, vision, made_from, device, known, args.restart)

@@ -36,7 +36,7 @@ class VAEArgs:
 
 
 def main(argv: list[str]) -> None:
-    """Trains until `updates` are done, on `workers` threads; resumes from RUN/checkpoints/vae.pt."""
+    """Trains until `updates` are done, on `threads` threads; resumes from RUN/checkpoints/vae.pt."""
     kind = find_kind(kind_option(argv, "--vision", ConvKind.name))
     args, given = parse(
         lambda preset: with_options(preset.vision(kind), VAEArgs), f"Train V, {kind.title}, on the rollouts.", argv
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         begin()
         frames = validation_frames(rollouts, held_out, config.validation_frames)
 
-        torch.set_num_threads(max(1, args.workers))
+        torch.set_num_threads(args.threads)
         device = pick_device()
         print(f"V trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")
         lesson = kind.lesson(config, rollouts, training, frames, args.seed, device)

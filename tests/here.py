@@ -22,10 +22,13 @@ ROOT = Path(__file__).parent.parent
 CALLING = ("ablate", "collect", "curves", "iterate")
 """Stages that call others."""
 
-VARIABLES = {"RUN", "RUNS", "PRESET", "WORKERS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"} | {
+VARIABLES = {"RUN", "RUNS", "PRESET", "WORKERS", "THREADS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"} | {
     *("VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD")
 }
 """What the Makefile is told by; a make around the tests, as in `make test ARGS=...`, hands on its own."""
+
+COMMON = {"preset": "smoke", "env": "wm/CarRacing-v3", "workers": 0, "threads": 1, "seed": 3}
+"""What a stage that calls others is given in tests, and has to pass on."""
 
 Done = subprocess.CompletedProcess[str]
 
@@ -56,22 +59,26 @@ def run_here(stage: str, arguments: Sequence[str], pictures: bool = True) -> Don
     return Done([stage, *arguments], code, out.getvalue(), err.getvalue())
 
 
+def given(options: Mapping[str, object]) -> list[str]:
+    """Options as arguments of a command line."""
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
 def call_here(
     stage: str, options: Mapping[str, object], arguments: Sequence[str] = (), *, pictures: bool = True
 ) -> None:
     """Stands in for `wm.run.command_line.call_stage`."""
-    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    done = run_here(stage, [*given, *arguments], pictures)
+    done = run_here(stage, [*given(options), *arguments], pictures)
     print(done.stdout, end="")
     print(done.stderr, end="", file=sys.stderr)
     if done.returncode:
         raise UserError(f"stage {stage} of {options['run']} ended with exit code {done.returncode}.")
 
 
-def make_here(arguments: Sequence[str], environment: Mapping[str, str], pictures: bool = True) -> Done:
+def make_here(words: Sequence[str], environment: Mapping[str, str], pictures: bool = True) -> Done:
     """Runs the stages that `make` says it would run, goal by goal, until one of them refuses."""
-    goals = [argument for argument in arguments if "=" not in argument]
-    variables = [argument for argument in arguments if "=" in argument]
+    goals = [word for word in words if "=" not in word]
+    variables = [word for word in words if "=" in word]
     out = err = ""
     for goal in goals:
         said = subprocess.run(
@@ -79,9 +86,9 @@ def make_here(arguments: Sequence[str], environment: Mapping[str, str], pictures
         )
         commands = re.findall(r"-m stages\.(.*)", said.stdout.replace("\\\n", " "))
         assert commands, said.stdout
-        for stage, *given in map(shlex.split, commands):
-            done = run_here(stage, given, pictures)
+        for stage, *arguments in map(shlex.split, commands):
+            done = run_here(stage, arguments, pictures)
             out, err = out + done.stdout, err + done.stderr
             if done.returncode:
-                return Done(list(arguments), done.returncode, out, err)
-    return Done(list(arguments), 0, out, err)
+                return Done(list(words), done.returncode, out, err)
+    return Done(list(words), 0, out, err)

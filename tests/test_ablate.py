@@ -11,6 +11,7 @@ import pytest
 import stages.ablate
 from stages.ablate import ROWS, main
 from wm.controller.file import save_controller
+from tests.here import COMMON, given
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -33,7 +34,7 @@ class Pretended:
             raise KeyboardInterrupt
         run = Run(options["run"])
         name = run.folder.name
-        assert options | {"run": 0} == {"run": 0, "preset": "smoke", "env": "wm/CarRacing-v3", "workers": 0, "seed": 3}
+        assert options == {"run": run.folder, **COMMON}
         self.calls.append((name, stage, list(arguments)))
         if stage in ("vae", "mdnrnn"):
             assert not (run.folder / f"{stage}.pt").exists()
@@ -70,7 +71,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def ablate(run: Run, *arguments: str) -> None:
-    main(["--run", str(run.folder), "--preset", "smoke", "--workers", "0", "--seed", "3", *arguments])
+    main(["--run", str(run.folder), *given(COMMON), *arguments])
 
 
 def row_of(run: Run, name: str) -> Run:

@@ -136,9 +136,9 @@ def test_as_many_workers_as_cores_that_may_be_used() -> None:
 
 
 def test_fields_and_common_arguments_are_read() -> None:
-    argv = ["--run=a/b", "--preset=smoke", "--popsize=7", "--sigma0=0.5", "--workers=0", "--seed=9", "--restart"]
-    args, config = parse(controller, "", argv)
-    assert (args.run, args.workers, args.seed, args.restart) == (Path("a/b"), 0, 9, True)
+    argv = ["--run=a/b", "--preset=smoke", "--popsize=7", "--sigma0=0.5", "--workers=0", "--threads=3", "--seed=9"]
+    args, config = parse(controller, "", [*argv, "--restart"])
+    assert (args.run, args.workers, args.threads, args.seed, args.restart) == (Path("a/b"), 0, 3, 9, True)
     assert (config.popsize, config.sigma0) == (7, 0.5)
     assert config.generations == SMOKE.controller.generations
 
@@ -150,6 +150,8 @@ def test_fields_and_common_arguments_are_read() -> None:
         (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {FAST_ENV}\."),
         (["--workers", "-1"], r"--workers -1 is out of range: give 0 to 1024\."),
         (["--workers", "1025"], r"--workers 1025 is out of range"),
+        (["--threads", "0"], r"--threads 0 is out of range: give 1 to 1024\."),
+        (["--threads", "1025"], r"--threads 1025 is out of range"),
         (["--seed", "-1"], r"--seed -1 is out of range: give 0 to 99\."),
         (["--seed", "100"], r"--seed 100 is out of range"),
     ],

@@ -105,7 +105,16 @@ def tell(full: bool, record_property: Callable[[str, object], None]) -> Callable
 
 def command(stage: str, folder: Path, workers: int = 2) -> list[str]:
     start = ["-c", SAVING.format(stage=stage)] if stage in ("vae", "mdnrnn") else ["-m", f"stages.{stage}"]
-    where = ["--run", str(folder), "--preset", "smoke", "--workers", str(workers if stage in POOLED else 1)]
+    where = [
+        "--run",
+        str(folder),
+        "--preset",
+        "smoke",
+        "--workers",
+        str(workers if stage in POOLED else 1),
+        "--threads",
+        "1",
+    ]
     return [sys.executable, *start, *where, *OPTIONS[stage].split()]
 
 

@@ -14,7 +14,7 @@ import torch
 import stages.collect
 import stages.iterate
 from stages.iterate import ARTIFACTS, link_shards, main
-from tests.here import run_here
+from tests.here import COMMON, given, run_here
 from tests.toy_dream import make_toy_run, toy_episode
 from wm.config.names import FAST_ENV
 from wm.config.presets import PRESETS, SMOKE
@@ -52,7 +52,7 @@ class Pretended:
             raise KeyboardInterrupt
         run = Run(options["run"])
         number = int(run.folder.name)
-        assert options | {"run": 0} == {"run": 0, "preset": "smoke", "env": "wm/CarRacing-v3", "workers": 0, "seed": 3}
+        assert options == {"run": run.folder, **COMMON}
         self.calls.append((run.folder.name, stage, list(arguments)))
         run.rollouts.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {"config": {}, "seed": 3, "versions": {}, "commit": "", "cores": 1, "started": ""}
@@ -106,7 +106,7 @@ def iterate(run: Run, *arguments: str, pictures: bool = False) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not pictures:
             patch.setattr(stages.iterate, "plot_rounds", lambda *_: None)
-        main(["--run", str(run.folder), "--preset", "smoke", "--workers", "0", "--seed", "3", *arguments])
+        main(["--run", str(run.folder), *given(COMMON), *arguments])
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -489,7 +489,7 @@ def test_two_rounds_of_the_real_stages(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
 
     def command(stage: str, *arguments: str) -> str:
-        where = ["--run", str(run.folder), "--preset", "smoke", "--workers", "0"]
+        where = ["--run", str(run.folder), "--preset", "smoke", "--workers", "0", "--threads", "1"]
         done = run_here(stage, [*where, *arguments], pictures=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

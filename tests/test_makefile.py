@@ -30,7 +30,7 @@ def make(*arguments: str, code: int = 0) -> str:
 
 def commands(*arguments: str) -> list[str]:
     """What `make -n` would run of our stages, from the stage's name on."""
-    lines = re.findall(r"-m stages\.(.*)", make("-n", "WORKERS=3", *arguments).replace("\\\n", " "))
+    lines = re.findall(r"-m stages\.(.*)", make("-n", "WORKERS=3", "THREADS=2", *arguments).replace("\\\n", " "))
     return [" ".join(line.split()) for line in lines]
 
 
@@ -51,7 +51,7 @@ def made(tmp_path: Path) -> str:
 
 
 def sizes(tmp_path: Path, run: str = "carracing", preset: str = "laptop") -> str:
-    return f"--run {tmp_path}/{run} --preset {preset} --workers 3"
+    return f"--run {tmp_path}/{run} --preset {preset} --workers 3 --threads 2"
 
 
 def test_make_lists_every_target_with_a_line() -> None:
@@ -151,6 +151,7 @@ def test_the_stage_itself_counts_the_cores(runs: str, tmp_path: Path, monkeypatc
     said = make("-n", "collect", runs)
     assert f"-m stages.collect --run {tmp_path}/carracing --preset laptop" in said
     assert "--workers" not in said
+    assert "--threads" not in said
     assert "nproc" not in said
 
 

@@ -101,6 +101,7 @@ def test_folders_that_are_none_are_refused_in_a_sentence(stage: str, tmp_path: P
         (["--run"], r"Missing value for argument '--run'\. Expected 1 values \("),
         (["--run", "x", "--seed", "1.5"], r"--seed"),
         (["--run", "x", "--workers=-3"], r"--workers -3 is out of range"),
+        (["--run", "x", "--threads=many"], r"--threads"),
         (["--run", "x", "--preset="], r"--preset  is unknown"),
     ],
 )

@@ -37,7 +37,10 @@ def make_in(
     """Runs make in the repository with its run folders in `runs`."""
 
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = how([*arguments, f"RUNS={runs}", "PRESET=smoke", f"WORKERS={workers}"], outside_of_make())
+        done = how(
+            [*arguments, f"RUNS={runs}", "PRESET=smoke", f"WORKERS={workers}", f"THREADS={max(1, workers)}"],
+            outside_of_make(),
+        )
         assert done.returncode == code, done.stdout + done.stderr
         return done
 

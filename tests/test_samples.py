@@ -29,7 +29,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_is_finished_as_it_would_have_been(begun: Path) -> None:
-    common = ["--run", str(begun), "--preset", "smoke", "--workers", "0"]
+    common = ["--run", str(begun), "--preset", "smoke", "--workers", "0", "--threads", "1"]
     vae = hashlib.sha256((begun / "vae.pt").read_bytes()).hexdigest()
     for stage, options in (
         (controller, ["--generations", "2", "--max-steps", "40"]),

@@ -31,7 +31,7 @@ from wm.run.metrics import read_metrics
 from wm.store.starts import load_starts
 
 SMALL = [
-    *("--preset", "smoke", "--workers", "0", "--generations", "4", "--select-every", "2"),
+    *("--preset", "smoke", "--workers", "0", "--threads", "1", "--generations", "4", "--select-every", "2"),
     *("--start-after", "20", "--max-steps", "3", "--select-tracks", "1", "--centre"),
 ]
 TIMES = ("time", "seconds", "steps_per_second")
@@ -181,14 +181,10 @@ def test_v_m_and_record_may_lie_in_another_folder(run: Run, source: Path, tmp_pa
     }
 
 
-def test_workers_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
-    """Threads that dream; the real tracks have a test of their own."""
+def test_threads_change_nothing(run: Run, source: Path, tmp_path: Path) -> None:
     other = Run(shutil.copytree(source, tmp_path / "other"))
     stage(run)
-    with pytest.MonkeyPatch.context() as patch:
-        inline = stages.dream.make_workers
-        patch.setattr(stages.dream, "make_workers", lambda _, *args: inline(0, *args))
-        stage(other, "--workers", "3")
+    stage(other, "--threads", "3")
     assert outcome(run) == outcome(other)
 
 

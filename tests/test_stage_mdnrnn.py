@@ -26,7 +26,7 @@ from wm.store.latents import Latents, clip_batches, validation_clips
 from wm.store.shards import Rollouts, write_shard
 from wm.vision.vae import VAE, as_input, load_vae, save_vae
 
-SMALL = ["--preset", "smoke", "--workers", "1", "--hidden", "24", "--batch", "4", "--length", "10"]
+SMALL = ["--preset", "smoke", "--threads", "1", "--hidden", "24", "--batch", "4", "--length", "10"]
 
 
 def toy_episode(index: int, steps: int) -> Episode:

@@ -70,7 +70,7 @@ def new_run(folder: Path, episodes: int = 6) -> Run:
 
 
 def arguments(run: Run, *more: str) -> list[str]:
-    return ["--run", str(run.folder), "--preset", "smoke", "--workers", "1", *more]
+    return ["--run", str(run.folder), "--preset", "smoke", "--threads", "1", *more]
 
 
 def lines(run: Run) -> list[dict[str, Any]]:

@@ -55,8 +55,9 @@ class Common:
     env: str = FAST_ENV
     """Gymnasium id of the environment. Each environment has its own presets."""
     workers: int = CORES
-    """Number of worker processes. 0: run in this process, with the same results. It is also the number of threads that
-    train V and M, which changes the last digits."""
+    """Number of worker processes. 0: run in this process, with the same results."""
+    threads: int = CORES
+    """Number of threads that train V and M, and that dream. In training another number changes the last digits."""
     seed: int = 0
     """Seed of the run, 0 to 99. It fixes all randomness."""
     restart: bool = False
@@ -72,7 +73,8 @@ class Common:
 
     def elsewhere(self, folder: Path) -> dict[str, object]:
         """The same common options for another run folder, as `call_stage` takes them."""
-        return {"run": folder, "preset": self.preset, "env": self.env, "workers": self.workers, "seed": self.seed}
+        passed_on = ("preset", "env", "workers", "threads", "seed")
+        return {"run": folder, **{name: getattr(self, name) for name in passed_on}}
 
 
 def parse(config_of: Callable[[Config], Any], description: str, argv: list[str]) -> tuple[Common, Any]:
@@ -207,6 +209,8 @@ def _option(argv: list[str], name: str, default: str) -> str:
 def _check(common: Common) -> None:
     if not 0 <= common.workers <= 1024:
         raise UserError(f"--workers {common.workers} is out of range: give 0 to 1024.")
+    if not 1 <= common.threads <= 1024:
+        raise UserError(f"--threads {common.threads} is out of range: give 1 to 1024.")
     if not 0 <= common.seed < RUN_SEEDS:
         raise UserError(f"--seed {common.seed} is out of range: give 0 to {RUN_SEEDS - 1}.")
 
