@@ -3,7 +3,7 @@
 RUN ?= carracing
 RUNS ?= data/runs
 # Rounds in the dream have their own preset.
-PRESET ?= $(if $(filter iterate,$@),dreamer,laptop)
+PRESET ?= $(if $(filter iterate,$@),rounds,laptop)
 WORKERS ?=
 THREADS ?=
 EPISODES ?=

@@ -146,7 +146,8 @@ def test_fields_and_common_arguments_are_read() -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--preset", "huge"], r"--preset huge is unknown: choose one of smoke, scout, dreamer, laptop, paper\."),
+        (["--preset", "huge"], r"--preset huge is unknown: choose one of smoke, scout, rounds, laptop, paper\."),
+        (["--preset", "dreamer"], r"--preset dreamer has another name: give --preset rounds\."),
         (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {FAST_ENV}\."),
         (["--workers", "-1"], r"--workers -1 is out of range: give 0 to 1024\."),
         (["--workers", "1025"], r"--workers 1025 is out of range"),
@@ -192,10 +193,7 @@ def test_exit_code_0_when_done() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ["--preset", "huge"],
-            "error: --preset huge is unknown: choose one of smoke, scout, dreamer, laptop, paper.\n",
-        ),
+        (["--preset", "huge"], "error: --preset huge is unknown: choose one of smoke, scout, rounds, laptop, paper.\n"),
         (["--workers", "-2"], "error: --workers -2 is out of range: give 0 to 1024.\n"),
         (["--seed", "100"], "error: --seed 100 is out of range: give 0 to 99.\n"),
         (["--generations", "13"], "error: generation 13 brings bad luck: choose another.\n"),

@@ -436,7 +436,7 @@ def test_who_is_to_drive_has_to_be_there(copy: Run) -> None:
 
 
 def test_a_scout_of_no_preset_is_refused(copy: Run) -> None:
-    with pytest.raises(UserError, match=r"--scout tiny is not a preset: choose one of smoke, scout, dreamer"):
+    with pytest.raises(UserError, match=r"--scout tiny is not a preset: choose one of smoke, scout, rounds"):
         main(arguments(copy.folder, "--driven", "2", "--scout", "tiny"))
 
 

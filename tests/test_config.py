@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wm.config.bounds import changed_fields
 from wm.config.names import FAST_ENV
-from wm.config.presets import DREAMER, LAPTOP, PAPER, PRESETS, SCOUT, SMOKE
+from wm.config.presets import LAPTOP, PAPER, PRESETS, ROUNDS, SCOUT, SMOKE
 from wm.config.seeds import (
     COLLECT_SEEDS,
     EVALUATE_SEEDS,
@@ -58,7 +58,7 @@ def test_an_index_outside_of_a_part_is_an_error(index: int) -> None:
 
 
 def test_presets() -> None:
-    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, scout=SCOUT, dreamer=DREAMER, laptop=LAPTOP, paper=PAPER)
+    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, scout=SCOUT, rounds=ROUNDS, laptop=LAPTOP, paper=PAPER)
 
 
 def test_the_papers_numbers() -> None:

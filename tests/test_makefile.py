@@ -123,7 +123,7 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
         f"controller {common} --generations 8 --restart",  # ARGS only for what was asked for
     ]
     assert commands("iterate", runs, "ROUNDS=4", *given) == [
-        f"iterate {sizes(tmp_path, preset='dreamer')} --rounds 4 --restart"
+        f"iterate {sizes(tmp_path, preset='rounds')} --rounds 4 --restart"
     ]
     for target in ("evaluate", "probe"):
         assert commands(target, runs, *given) == [f"{target} {common} --episodes 7 --restart"]

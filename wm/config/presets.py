@@ -67,7 +67,7 @@ SCOUT = replace(
     ),
 )
 """A smaller run, whose controller drives part of the data of preset laptop."""
-DREAMER = replace(
+ROUNDS = replace(
     LAPTOP,
     collect=replace(LAPTOP.collect, episodes=900, driven=0, policy="wide", cut_after=100, bursts=0, spread=0.06),
     vae=SCOUT.vae,
@@ -140,6 +140,9 @@ SMOKE = Config(
 """Minutes for all stages; learns nothing."""
 
 PRESETS: dict[str, dict[str, Config]] = {
-    FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "dreamer": DREAMER, "laptop": LAPTOP, "paper": PAPER}
+    FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "rounds": ROUNDS, "laptop": LAPTOP, "paper": PAPER}
 }
 """By environment, then by name, so that another environment can have its own sizes."""
+
+RENAMED = {"dreamer": "rounds"}
+"""New names of presets by their earlier ones."""

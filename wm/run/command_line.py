@@ -27,7 +27,7 @@ import tyro
 
 from wm.config.bounds import bounds_of
 from wm.config.names import FAST_ENV
-from wm.config.presets import PRESETS
+from wm.config.presets import PRESETS, RENAMED
 from wm.config.seeds import RUN_SEEDS
 from wm.config.vmc import Config
 from wm.run.errors import UNWRITABLE, MachineError, UserError, writing
@@ -51,7 +51,7 @@ class Common:
     run: Path
     """Run folder. It is created if missing."""
     preset: str = "laptop"
-    """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), dreamer (rounds in the dream)."""
+    """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), rounds (rounds in the dream)."""
     env: str = FAST_ENV
     """Gymnasium id of the environment. Each environment has its own presets."""
     workers: int = CORES
@@ -67,6 +67,8 @@ class Common:
         """The preset's config; UserError when the environment or the preset is unknown."""
         if self.env not in PRESETS:
             raise UserError(f"--env {self.env} has no presets: choose one of {', '.join(PRESETS)}.")
+        if self.preset in RENAMED:
+            raise UserError(f"--preset {self.preset} has another name: give --preset {RENAMED[self.preset]}.")
         if self.preset not in PRESETS[self.env]:
             raise UserError(f"--preset {self.preset} is unknown: choose one of {', '.join(PRESETS[self.env])}.")
         return PRESETS[self.env][self.preset]
