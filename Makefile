@@ -1,5 +1,6 @@
 # World Models on CarRacing. `make` lists the targets; README.md explains them.
 
+ENV ?=
 RUN ?= carracing
 RUNS ?= data/runs
 # Rounds in the dream have their own preset.
@@ -28,17 +29,26 @@ FOUND := $(if $(or $(wildcard $(VENV)),$(shell $(PY) -m pip --version 2>/dev/nul
 NAMED := $(if $(filter command,$(origin PYTHON)),$(call version,$(PYTHON)))
 RECREATE := $(if $(FOUND),$(filter-out $(FOUND),$(NAMED)),recreate)
 
-DIR := $(RUNS)/$(RUN)
-# A folder's name is one word to make and to the shell, without what they take for their own.
+# In the shell's environment ENV is the startup file of sh: only that of make's command line counts.
+ifneq ($(filter environment%,$(origin ENV)),)
+override ENV :=
+endif
+# Names are one word to make and to the shell, without what they take for their own.
 HASH := \#
-ODD = $(strip $(foreach sign,: % * ? [ ] { } ; & | < > ( ) ' " ` \ $$,$(findstring $(sign),$(value RUNS)/$(value RUN)$(COMPARE))) \
+SIGNS = % * ? [ ] { } ; & | < > ( ) ' " ` \ $$
+ifneq ($(words [$(ENV)])$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(value ENV))) $(filter $(HASH)%,$(ENV))),1)
+$(error ENV="$(ENV)" is no name of an environment: give one such as CarRacing-v3)
+endif
+
+DIR := $(RUNS)/$(RUN)
+ODD = $(strip $(foreach sign,: $(SIGNS),$(findstring $(sign),$(value RUNS)/$(value RUN)$(COMPARE))) \
 	$(filter $(HASH)%,$(RUN) $(RUNS) $(COMPARE)))
 ifneq ($(words [$(RUN)] [$(RUNS)] $(RUN) $(RUNS))$(ODD),4)
 $(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty or has a space, or one of them or COMPARE="$(COMPARE)" has a character that make cannot handle$(if $(ODD), ($(ODD))): choose another name)
 endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
-STAGE = $(PY) -m stages.$@ --run $(DIR)
+STAGE = $(PY) -m stages.$@ --run $(DIR) $(if $(ENV),--env $(ENV))
 SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS)) $(if $(THREADS),--threads $(THREADS))
 
 # RUN=pretrained reads the committed folder and writes to $(RUNS)/pretrained, so that git stays clean. The same holds
@@ -62,7 +72,7 @@ MODELS = $(if $(findstring --source,$(ARGS)),,$(DIR)/mdnrnn.pt)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON)"
+	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON)"
 
 setup: $(VENV) ## create .venv from requirements.txt (every target does this when needed)
 

@@ -11,7 +11,7 @@ import gymnasium as gym
 
 import wm.envs  # noqa: F401  registers wm/CarRacing-v3
 from wm.config.bounds import bounded
-from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.config.names import training_id
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.command_line import parse, run_stage
 from wm.run.folder import Run
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     run.sweep()
     world = WorldModel(Run(config.source or args.run), config.controller)
-    env_id = STOCK_ENV if config.car == "stock" else FAST_ENV
+    env_id = args.env if config.car == "stock" else training_id(args.env)
     drives = {
         track: moments(
             config.view,

@@ -27,7 +27,7 @@ VARIABLES = {"RUN", "RUNS", "PRESET", "WORKERS", "THREADS", "EPISODES", "GENERAT
 }
 """What the Makefile is told by; a make around the tests, as in `make test ARGS=...`, hands on its own."""
 
-COMMON = {"preset": "smoke", "env": "wm/CarRacing-v3", "workers": 0, "threads": 1, "seed": 3}
+COMMON = {"preset": "smoke", "env": "CarRacing-v3", "workers": 0, "threads": 1, "seed": 3}
 """What a stage that calls others is given in tests, and has to pass on."""
 
 Done = subprocess.CompletedProcess[str]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import wm.controller.linear
-from wm.config.names import FAST_ENV
+from wm.config.names import FAST_ENV, STOCK_ENV
 from wm.config.presets import LAPTOP, PRESETS, SMOKE
 from wm.config.vmc import Config, ControllerConfig
 from wm.controller.file import load_controller, save_controller
@@ -135,6 +135,14 @@ def test_as_many_workers_as_cores_that_may_be_used() -> None:
     assert done.stdout == "1\n"
 
 
+@pytest.mark.parametrize(
+    "argv", [[], ["--env", "CarRacing-v3"], ["--env=wm/CarRacing-v3"], ["--env=x", "--env", FAST_ENV]]
+)
+def test_our_pixels_are_another_name_of_the_environment(argv: list[str]) -> None:
+    args, config = parse(controller, "", ["--run", "x", *argv])
+    assert (args.env, config) == ("CarRacing-v3", LAPTOP.controller)
+
+
 def test_fields_and_common_arguments_are_read() -> None:
     argv = ["--run=a/b", "--preset=smoke", "--popsize=7", "--sigma0=0.5", "--workers=0", "--threads=3", "--seed=9"]
     args, config = parse(controller, "", [*argv, "--restart"])
@@ -148,7 +156,7 @@ def test_fields_and_common_arguments_are_read() -> None:
     [
         (["--preset", "huge"], r"--preset huge is unknown: choose one of smoke, scout, rounds, laptop, paper\."),
         (["--preset", "dreamer"], r"--preset dreamer has another name: give --preset rounds\."),
-        (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {FAST_ENV}\."),
+        (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {STOCK_ENV}\."),
         (["--workers", "-1"], r"--workers -1 is out of range: give 0 to 1024\."),
         (["--workers", "1025"], r"--workers 1025 is out of range"),
         (["--threads", "0"], r"--threads 0 is out of range: give 1 to 1024\."),
@@ -175,7 +183,7 @@ def test_help_shows_every_field_with_its_default(
     assert shown.startswith(f"usage:python-mstages.{name}[")
     assert "/elsewhere" not in shown
     assert "Whatitdoes." in shown
-    config = getattr(PRESETS[FAST_ENV]["smoke"], name)
+    config = getattr(PRESETS[STOCK_ENV]["smoke"], name)
     for f in [*fields(config), *fields(Common)]:
         assert f"--{f.name.replace('_', '-')}" in shown
     for f in fields(config):

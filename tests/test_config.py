@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wm.config.bounds import changed_fields
-from wm.config.names import FAST_ENV
+from wm.config.names import STOCK_ENV, canonical, training_id
 from wm.config.presets import LAPTOP, PAPER, PRESETS, ROUNDS, SCOUT, SMOKE
 from wm.config.seeds import (
     COLLECT_SEEDS,
@@ -58,7 +58,13 @@ def test_an_index_outside_of_a_part_is_an_error(index: int) -> None:
 
 
 def test_presets() -> None:
-    assert PRESETS[FAST_ENV] == dict(smoke=SMOKE, scout=SCOUT, rounds=ROUNDS, laptop=LAPTOP, paper=PAPER)
+    assert PRESETS[STOCK_ENV] == dict(smoke=SMOKE, scout=SCOUT, rounds=ROUNDS, laptop=LAPTOP, paper=PAPER)
+
+
+def test_what_is_trained_on_and_what_is_scored() -> None:
+    assert canonical("wm/CarRacing-v3") == canonical("CarRacing-v3") == "CarRacing-v3"
+    assert training_id("CarRacing-v3") == "wm/CarRacing-v3"
+    assert canonical("LunarLander-v3") == training_id("LunarLander-v3") == "LunarLander-v3"
 
 
 def test_the_papers_numbers() -> None:
@@ -84,7 +90,7 @@ def test_the_smoke_preset_is_small() -> None:
 
 @pytest.mark.parametrize("name", ["smoke", "scout", "laptop"])
 def test_smaller_presets_keep_the_papers_networks(name: str) -> None:
-    preset = PRESETS[FAST_ENV][name]
+    preset = PRESETS[STOCK_ENV][name]
     assert preset.vae.z == PAPER.vae.z
     assert (preset.mdnrnn.hidden, preset.mdnrnn.mixtures) == (PAPER.mdnrnn.hidden, PAPER.mdnrnn.mixtures)
 

@@ -16,7 +16,7 @@ import stages.iterate
 from stages.iterate import ARTIFACTS, link_shards, main
 from tests.here import COMMON, given, run_here
 from tests.toy_dream import make_toy_run, toy_episode
-from wm.config.names import FAST_ENV
+from wm.config.names import STOCK_ENV
 from wm.config.presets import PRESETS, SMOKE
 from wm.config.seeds import DRIVEN_FROM
 from wm.controller.file import load_controller, save_controller
@@ -355,7 +355,7 @@ def test_wrong_options_of_m_are_refused_at_once(run: Run, pretended: Pretended, 
     assert not run.folder.exists()
 
 
-@pytest.mark.parametrize("preset", [*PRESETS[FAST_ENV]])
+@pytest.mark.parametrize("preset", [*PRESETS[STOCK_ENV]])
 def test_the_options_of_each_preset_can_be_given(run: Run, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     """It comes as far as the first stage; the options of all stages of later rounds have been looked at by then."""
 
@@ -486,7 +486,7 @@ def test_new_episodes_beside_linked_ones_leave_the_older_round_as_it_is(
 def test_two_rounds_of_the_real_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run")
     tiny = replace(SMOKE, vae=replace(SMOKE.vae, updates=4), mdnrnn=replace(SMOKE.mdnrnn, updates=4))
-    monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
+    monkeypatch.setitem(PRESETS[STOCK_ENV], "smoke", tiny)
 
     def command(stage: str, *arguments: str) -> str:
         where = ["--run", str(run.folder), "--preset", "smoke", "--workers", "0", "--threads", "1"]

@@ -113,6 +113,25 @@ def test_run_and_preset(runs: str, tmp_path: Path) -> None:
     assert commands("iterate", runs, "RUN=mine", "PRESET=smoke") == [f"iterate {common}"]
 
 
+def test_the_environment_goes_to_every_stage(runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = f"--run {tmp_path}/carracing --env wm/CarRacing-v3"
+    given = f"{where} --preset laptop --workers 3 --threads 2"
+    assert commands("vae", runs, "ENV=wm/CarRacing-v3") == [f"collect {given}", f"vae {given}"]
+    for target in ("replay", "report", "play", "publish"):
+        assert commands(target, runs, "ENV=wm/CarRacing-v3") == [f"{target} {where}"]
+    monkeypatch.setenv("ENV", "/home/me/.shrc; echo")  # sh's own
+    assert commands("report", runs) == [f"report --run {tmp_path}/carracing"]
+
+
+@pytest.mark.parametrize(
+    "given", [f"a{sign}b" for sign in "%*?[]{};&|<>()'\"`\\\t\n "] + ["a$$b", "a$b", "#x", "CartPole-v1 "]
+)
+def test_an_odd_environment_is_refused_at_once(given: str) -> None:
+    said = make("-n", "vae", f"ENV={given}", code=2)
+    assert said.rstrip().endswith("is no name of an environment: give one such as CarRacing-v3.  Stop.")
+    assert "venv" not in said
+
+
 def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
     given = ["EPISODES=7", "GENERATIONS=8", "SEED=9", "CAR=fast", "VIEW=dream", "GRID=4", "ARGS=--restart"]
@@ -149,7 +168,7 @@ def test_the_stage_itself_counts_the_cores(runs: str, tmp_path: Path, monkeypatc
     (tmp_path / "bin" / "make").symlink_to(gnu_make)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     said = make("-n", "collect", runs)
-    assert f"-m stages.collect --run {tmp_path}/carracing --preset laptop" in said
+    assert f"-m stages.collect --run {tmp_path}/carracing --preset laptop" in " ".join(said.split())
     assert "--workers" not in said
     assert "--threads" not in said
     assert "nproc" not in said

@@ -16,7 +16,7 @@ import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
 from tests.here import make_here, outside_of_make, run_here
-from wm.config.names import FAST_ENV
+from wm.config.names import STOCK_ENV
 from wm.config.presets import PRESETS, SMOKE
 from wm.controller.hidden import hidden_count
 from wm.controller.file import load_controller, save_controller
@@ -256,7 +256,7 @@ def test_another_round_on_the_controllers_own_driving(run: Path, blind: Make) ->
 
 def test_a_scout_drives_when_nobody_is_named(runs: Path, blind: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = replace(SMOKE, vae=replace(SMOKE.vae, updates=4), mdnrnn=replace(SMOKE.mdnrnn, updates=4))
-    monkeypatch.setitem(PRESETS[FAST_ENV], "smoke", tiny)
+    monkeypatch.setitem(PRESETS[STOCK_ENV], "smoke", tiny)
     options = "ARGS=--driven 3 --scout smoke"
     first = blind("collect", "RUN=scouted", options)
     assert first.stdout.index("stage 1 of 4: collect") < first.stdout.index("stage 4 of 4: controller")

@@ -13,7 +13,7 @@ import stages.dream
 import wm.dream.value
 from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
-from wm.config.names import FAST_ENV
+from wm.config.names import STOCK_ENV
 from wm.config.presets import PRESETS
 from wm.controller.basis import fit_basis
 from wm.controller.file import load_controller, save_controller
@@ -219,7 +219,7 @@ def test_a_penalty_is_in_the_fitness_and_not_in_the_dream_score(run: Run, source
 
     networks, starts = load_networks(runs[2]), load_starts(runs[2].starts)
     others = load_ensemble([other], runs[2], networks, starts)
-    population = Population(networks.mdnrnn, starts, PRESETS[FAST_ENV]["smoke"].dream, others=others)
+    population = Population(networks.mdnrnn, starts, PRESETS[STOCK_ENV]["smoke"].dream, others=others)
     dream_noise = population.draw_noise(0, 0, dreams=stages.dream.SCORE_DREAMS)
     theta = load_controller(runs[2].dream)[0][None].astype(np.float64)
     plain, penalised = (population.score(theta, dream_noise, weight)[0] for weight in (0.0, 1.0))

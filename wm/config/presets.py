@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wm.config.names import FAST_ENV
+from wm.config.names import STOCK_ENV
 from wm.config.vmc import Config
 
 PAPER = Config()
@@ -140,9 +140,9 @@ SMOKE = Config(
 """Minutes for all stages; learns nothing."""
 
 PRESETS: dict[str, dict[str, Config]] = {
-    FAST_ENV: {"smoke": SMOKE, "scout": SCOUT, "rounds": ROUNDS, "laptop": LAPTOP, "paper": PAPER}
+    STOCK_ENV: {"smoke": SMOKE, "scout": SCOUT, "rounds": ROUNDS, "laptop": LAPTOP, "paper": PAPER}
 }
-"""By environment, then by name, so that another environment can have its own sizes."""
+"""By the environment's canonical id, then by name, so that another environment can have its own sizes."""
 
 RENAMED = {"dreamer": "rounds"}
 """New names of presets by their earlier ones."""
