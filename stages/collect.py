@@ -33,7 +33,7 @@ from wm.run.json_files import read_json, write_json
 from wm.run.metrics import Metrics
 from wm.run.progress import Progress
 from wm.show.plots.contact import plot_contact_sheet
-from wm.store.shards import Rollouts
+from wm.store.shards import Rollouts, save_shard
 from wm.store.starts import load_starts
 
 SCOUT = "scout"
@@ -95,12 +95,13 @@ def main(argv: list[str]) -> None:
             make_workers(
                 args.workers,
                 make_collector,
-                *(task, config.policy, config.max_steps, args.seed, str(run.rollouts), config.cut_after, driver),
+                *(task, config.policy, config.max_steps, args.seed, config.cut_after, driver),
             ) as workers,
             Progress("collect", len(wanted), len(wanted) - len(missing), unit="episode") as progress,
         ):
-            for i, done in workers.run(tasks):
-                steps += done
+            for i, collected in workers.run(tasks):
+                save_shard(run.rollouts / f"{tasks[i][0]:06d}-{tasks[i][-1]:06d}.h5", collected.shard)
+                steps += collected.steps
                 progress.update(len(tasks[i]), steps_per_second=steps / (time.monotonic() - start))
         rollouts = Rollouts(run.rollouts)
         found = summarise(rollouts, task)

@@ -13,6 +13,7 @@ from statistics import median
 from wm.config.names import FAST_ENV, STOCK_ENV
 from wm.driving.collection import make_collector
 from wm.driving.workers import make_workers
+from wm.store.shards import save_shard
 
 WORKERS = 2
 ROUNDS = 3
@@ -24,12 +25,14 @@ POLICIES = ("brownian", "random_network", "mixture")
 
 def rate(env_id: str, policy: str, folder: Path) -> float:
     """Steps/s of collecting, with the workers started and warm."""
-    with make_workers(WORKERS, make_collector, env_id, policy, STEPS, 0, str(folder)) as workers:
+    with make_workers(WORKERS, make_collector, env_id, policy, STEPS, 0) as workers:
         # First episodes of other indices: each worker makes its environment, and loads what it needs.
         list(workers.run([[1000 + i] for i in range(2 * WORKERS)]))
         tasks = [[i] for i in range(EPISODES[env_id])]
-        start = time.perf_counter()
-        steps = sum(done for _, done in workers.run(tasks))
+        start, steps = time.perf_counter(), 0
+        for i, collected in workers.run(tasks):
+            save_shard(folder / f"{i}.h5", collected.shard)
+            steps += collected.steps
         return steps / (time.perf_counter() - start)
 
 

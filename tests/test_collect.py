@@ -33,16 +33,16 @@ from wm.run.errors import MachineError, UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_json
 from wm.store.frames import frame_batches
-from wm.store.shards import Rollouts, write_shard
+from wm.store.shards import Rollouts, save_shard, write_shard
 from wm.store.starts import load_starts
 
 ROOT = Path(__file__).parent.parent
 
 
 def cartpole(folder: Path, groups: list[list[int]], seed: int = 0) -> Rollouts:
-    work = make_collector("CartPole-v1", "uniform", 50, seed, str(folder))
+    work = make_collector("CartPole-v1", "uniform", 50, seed)
     for group in groups:
-        work(group)
+        save_shard(folder / f"{group[0]}.h5", work(group).shard)
     return Rollouts(folder)
 
 

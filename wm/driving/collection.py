@@ -25,7 +25,7 @@ from wm.run.errors import DamageError, UserError
 from wm.run.progress import Progress
 from wm.run.schema import NUMBER, Schema, is_histogram
 from wm.store.episode import Episode
-from wm.store.shards import open_shard, read_episode, write_shard
+from wm.store.shards import open_shard, pack_shard, read_episode
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,34 @@ class Driver:
         return (self.theta + away).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Collected:
+    """The episodes of one task.
+
+    Attributes:
+        shard: A shard's file with them, as `pack_shard` makes it.
+        steps: Their steps in all.
+    """
+
+    shard: bytes
+    steps: int
+
+
 def make_collector(
-    task: Task, policy: str, max_steps: int, seed: int, folder: str, cut_after: int = 0, driver: Driver | None = None
-) -> Callable[[Sequence[int]], int]:
-    """Builds a worker that collects episodes into shards.
+    task: Task, policy: str, max_steps: int, seed: int, cut_after: int = 0, driver: Driver | None = None
+) -> Callable[[Sequence[int]], Collected]:
+    """Builds a worker that collects episodes. It writes no file: it may run on another machine.
 
     Args:
         task: The environment.
         policy: Name of a policy or a mixture in `wm.driving.policies`, or of the task's own.
         max_steps: Maximum length of an episode.
         seed: The run's seed.
-        folder: Folder of the shards.
         cut_after: End an episode after this many steps without a positive reward; 0: never.
         driver: The controller that drives the episodes from index `DRIVEN_FROM` on.
 
     Returns:
-        A function that plays the episodes of given indices, writes them as one shard, and returns the number of steps.
+        A function that plays the episodes of given indices.
     """
     env = task.make()
     made = dict[str, Policy]()
@@ -96,18 +108,16 @@ def make_collector(
             env, policy_of_it, name, measure=task.measure, index=index, seed=tracks[index], **limits, rng=rng
         )
 
-    def work(indices: Sequence[int]) -> int:
-        steps = 0
+    def work(indices: Sequence[int]) -> Collected:
+        lengths = []
 
         def episodes() -> Iterator[Episode]:
-            nonlocal steps
             for index in indices:
                 episode = record(index)
-                steps += episode.length
+                lengths.append(episode.length)
                 yield episode
 
-        write_shard(Path(folder) / f"{indices[0]:06d}-{indices[-1]:06d}.h5", episodes())
-        return steps
+        return Collected(pack_shard(episodes()), sum(lengths))
 
     return work
 

@@ -83,18 +83,20 @@ class ColumnWriter:
     """Appends episodes to a new file; memory is bounded by one episode. Use as a context manager."""
 
     @held()
-    def __init__(self, path: Path, kind: str, attributes: Mapping[str, str], compression: Mapping[str, Any]) -> None:
-        """Opens `path` for writing.
+    def __init__(
+        self, output: Path | io.BytesIO, kind: str, attributes: Mapping[str, str], compression: Mapping[str, Any]
+    ) -> None:
+        """Opens `output` for writing.
 
         Args:
-            path: The file.
+            output: The file, or memory, which stays open.
             kind: What the file holds, such as "rollouts".
             attributes: Further attributes of the file.
             compression: `COMPRESSION`, or empty for data that does not compress.
         """
         self._compression = compression
-        self._output = _Output(path, "wb+")
-        self._file = h5py.File(self._output, "w", libver="v110")
+        self._on_disk = _Output(output, "wb+") if isinstance(output, Path) else None
+        self._file = h5py.File(self._on_disk or output, "w", libver="v110")
         # Strings of fixed length are stored in the header, which has a checksum. Other strings are in a heap without a
         # checksum, and a damaged heap can make HDF5 loop for ever.
         self._file.attrs.update({"format": RUN_FORMAT, "kind": np.bytes_(kind)})
@@ -115,9 +117,10 @@ class ColumnWriter:
             sums = np.array(self._sums, SUM)
             self._file.create_dataset("checksums", data=sums, chunks=sums.shape, fletcher32=True)
         self._file.close()
-        self._output.close()
-        if kind is None:
-            self._output.check()
+        if self._on_disk:
+            self._on_disk.close()
+            if kind is None:
+                self._on_disk.check()
 
     @held()
     def append(self, row: Array, frame: Mapping[str, Array], step: Mapping[str, Array]) -> None:
@@ -125,7 +128,8 @@ class ColumnWriter:
         for group, columns in (("frame", frame), ("step", step)):
             for name, values in columns.items():
                 self._extend(f"{group}/{name}", values)
-        self._output.check()
+        if self._on_disk:
+            self._on_disk.check()
         self._rows.append(row)
         self._sums.append(checksum(*frame.values(), *step.values()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,8 +42,23 @@ OPEN_FILES = 128
 
 
 def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
-    """Writes episodes to a shard atomically; memory is bounded by one episode."""
-    with atomic(path) as temporary, ColumnWriter(temporary, KIND, {}, COMPRESSION) as writer:
+    """Writes episodes to a shard, whole or not at all."""
+    save_shard(path, pack_shard(episodes))
+
+
+def save_shard(path: Path, content: bytes) -> None:
+    """Writes what `pack_shard` made, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def pack_shard(episodes: Iterable[Episode]) -> bytes:
+    """The content of a shard's file; memory is bounded by it and one episode.
+
+    Workers pack: compression runs in parallel, and a message is a tenth of its episodes.
+    """
+    memory = io.BytesIO()
+    with ColumnWriter(memory, KIND, {}, COMPRESSION) as writer:
         for e in episodes:
             row = (e.index, e.seed, e.length, e.ret, e.measure, e.terminated, e.truncated)
             names = tuple(text.encode() for text in (e.policy, e.env_id, e.env_version, e.digest()))
@@ -54,6 +70,7 @@ def write_shard(path: Path, episodes: Iterable[Episode]) -> None:
                 {"observations": e.observations},
                 {"actions": e.actions, "rewards": e.rewards},
             )
+    return memory.getvalue()
 
 
 def open_shard(path: Path) -> ColumnFile:
