@@ -126,9 +126,10 @@ def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.Monkey
         identity = ["-c", "user.name=n", "-c", "user.email=e"]
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
-    (tmp_path / "wm").mkdir()
-    (tmp_path / "wm" / "run.py").write_text("")
-    monkeypatch.setattr(wm.run.provenance, "__file__", str(tmp_path / "wm" / "run" / "provenance.py"))
+    code = tmp_path / "wm" / "run" / "provenance.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    monkeypatch.setattr(wm.run.provenance, "__file__", str(code))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "unknown"
     git("init")
@@ -138,13 +139,27 @@ def test_commit_in_and_outside_of_git(tmp_path: Path, monkeypatch: pytest.Monkey
     # Git would write the index anew for the other time of a file, under a lock that a kill leaves behind.
     index = tmp_path / ".git" / "index"
     before = index.stat().st_mtime_ns
-    os.utime(tmp_path / "wm" / "run.py", (1e9, 1e9))
+    os.utime(code, (1e9, 1e9))
     assert re.fullmatch(r"[0-9a-f]{12}", commit())
     assert index.stat().st_mtime_ns == before
-    (tmp_path / "wm" / "run.py").write_text("changed")
+    code.write_text("changed")
     assert re.fullmatch(r"[0-9a-f]{12}-dirty", commit())
-    monkeypatch.setattr(wm.run.provenance, "__file__", str(tmp_path / "lib" / "wm" / "run" / "provenance.py"))
-    (tmp_path / "lib").mkdir()  # in a folder of another repository
+
+
+@pytest.mark.parametrize("where", [".", "lib", "hook"])
+def test_a_foreign_repository_gives_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The library is installed into its root (pip install --target .) or a folder; or a hook of Git's is at work."""
+    foreign = tmp_path / "foreign"
+    identity = ["-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init"], ["commit", "--allow-empty", "-m", "m"]):
+        foreign.mkdir(exist_ok=True)
+        subprocess.run(["git", *identity, *command], cwd=foreign, check=True, capture_output=True)
+    code = (tmp_path if where == "hook" else foreign / where) / "wm" / "run" / "provenance.py"
+    code.parent.mkdir(parents=True)
+    code.touch()
+    if where == "hook":
+        monkeypatch.setenv("GIT_DIR", str(foreign / ".git"))
+    monkeypatch.setattr(wm.run.provenance, "__file__", str(code))
     assert commit() == "unknown"
 
 

@@ -46,6 +46,7 @@ def commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return "unknown"  # installed inside another repository, whose commit says nothing of this code
+        git("ls-files", "--error-unmatch", __file__)  # nor does one that this file is not part of
         dirty = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
