@@ -22,7 +22,7 @@ from wm.config.vmc import DreamConfig
 from wm.contracts import Floats, State
 from wm.dream.chance import draw_head_mask
 from wm.dream.world import World, load_world
-from wm.run.folder import Run
+from wm.run.published import find_run
 
 Frames = NDArray[np.uint8]
 Observe = Literal["features", "pixels"]
@@ -279,7 +279,7 @@ def make_dream_env(run: str | Path, *, temperature: float = DreamConfig.temperat
     """Makes the dream environment of a run; the entry point of `gymnasium.make("wm/Dream-v0", run=...)`.
 
     Args:
-        run: A run folder with V, M and starts.npz or latents.h5.
+        run: A run folder with V, M and starts.npz or latents.h5; or "pretrained", the published run (`find_run`).
         temperature: tau > 0 of M's samples (paper, section 4); less makes the dream more certain.
         **options: Those of `DreamEnv`: horizon, start, observe, dropout, render_mode.
 
@@ -287,11 +287,11 @@ def make_dream_env(run: str | Path, *, temperature: float = DreamConfig.temperat
         UserError: A file in the folder is missing, or the files do not fit together.
         ValueError: An option is out of range.
     """
-    return DreamEnv(load_world(Run(run), temperature), **options)
+    return DreamEnv(load_world(find_run(run), temperature), **options)
 
 
 def make_dream_vector_env(
     num_envs: int, run: str | Path, *, temperature: float = DreamConfig.temperature, **options: Any
 ) -> DreamVectorEnv:
     """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`."""
-    return DreamVectorEnv(num_envs, load_world(Run(run), temperature), **options)
+    return DreamVectorEnv(num_envs, load_world(find_run(run), temperature), **options)

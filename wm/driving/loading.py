@@ -22,6 +22,7 @@ from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.provenance import check_made_from
+from wm.run.published import find_run
 
 CONTROLLERS = ("controller", "dream", "dream-latest")
 """Names of the controllers in a run folder (<name>.npz): of real rollouts, of the dream (best mean, last mean)."""
@@ -124,15 +125,16 @@ def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
     """Loads the agent of a run folder: call `agent.reset()`, then `action = agent.act(frame)` once per step.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; or "pretrained", the published run, from any folder (`find_run`).
         controller: "controller", evolved on real rollouts; "dream", evolved in the dream, the mean with the best score
             on real selection tracks; "dream-latest", the last mean in the dream. In `data/pretrained` the controller of
-            the dream has its own V and M, and so its own run folder `dream/`, which is searched as well.
+            the dream has its own V and M, and so its own run folder `dream/`, which is searched as well. Only a
+            checkout has it.
 
     Raises:
-        UserError: As for `load_acting`.
+        UserError: As for `find_run` and `load_acting`.
     """
-    run = Run(folder)
+    run = find_run(folder)
     within = Run(run.folder / controller.removesuffix("-latest"))
     if within.manifest.exists() and not (run.folder / f"{controller}.npz").exists():
         run = within
