@@ -18,6 +18,8 @@ COMPARE ?=
 WORLD ?=
 ARGS ?=
 PYTHON ?= python3
+# What only some commands need, by the names of extras in pyproject.toml; `make setup EXTRAS=ray` installs it by hand.
+EXTRAS ?= $(if $(filter ray ray:%,$(WORKERS)),ray)
 
 PY := .venv/bin/python
 VENV := .venv/.complete
@@ -72,15 +74,23 @@ MODELS = $(if $(findstring --source,$(ARGS)),,$(DIR)/mdnrnn.pt)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON)"
+	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
 
-setup: $(VENV) ## create .venv from requirements.txt (every target does this when needed)
+setup: $(VENV) $(EXTRAS:%=.venv/.extra-%) ## create .venv from requirements.txt (every target does this when needed)
 
 .PHONY: $(RECREATE)
 $(VENV): requirements.txt $(RECREATE)
 	$(if $(RECREATE),$(CHECK_PYTHON)@echo "making .venv with $(PYTHON)" && rm -rf .venv && $(PYTHON) -m venv .venv)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+
+# The pins of an extra carry its name as a marker, by which plain pip leaves them out.
+.venv/.extra-%: requirements.txt | $(VENV)
+	@grep -q 'extra == "$*"' requirements.txt || { echo "EXTRAS=$*: requirements.txt has no such extra" >&2; false; }
+	sed -n 's/ *; *extra == "$*".*//p' requirements.txt | $(PY) -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+	touch $@
+
+collect vae mdnrnn controller dream iterate evaluate probe curves ablate: $(EXTRAS:%=.venv/.extra-%)
 
 # A stage first runs the earlier stages whose output is missing. The files are order-only prerequisites, so an older
 # one is never remade; each stage itself checks whether its inputs fit.

@@ -18,9 +18,9 @@ import torch
 from wm.config.presets import LAPTOP
 from wm.controller.linear import parameter_count
 from wm.dream.env import DreamVectorEnv
-from wm.memory.fused import make_dreamer
 from wm.dream.population import Population, squash
 from wm.dream.world import World
+from wm.memory.fused import make_dreamer
 from wm.memory.mdnrnn import MDNRNN, sample
 from wm.run.device import has_fast_bf16, seeded
 from wm.store.starts import Starts

@@ -10,8 +10,8 @@ import pytest
 
 import stages.ablate
 from stages.ablate import ROWS, main
-from wm.controller.file import save_controller
 from tests.here import COMMON, given
+from wm.controller.file import save_controller
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run

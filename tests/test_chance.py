@@ -13,10 +13,10 @@ from tests.toy_dream import Z, make_toy_member, make_toy_run
 from wm.config.presets import SMOKE
 from wm.dream.chance import LARGEST, DreamNoise, Record, empty_record, fill_record, use_recorded
 from wm.dream.ensemble import load_ensemble, load_records
-from wm.memory.fused import make_dreamer
 from wm.dream.networks import Networks, load_networks, split_latents
 from wm.dream.population import Population
 from wm.dream.starts import find_starts, new_starts
+from wm.memory.fused import make_dreamer
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.store.latents import Latents

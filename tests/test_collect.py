@@ -24,8 +24,8 @@ from stages.collect import load_driver, main
 from wm.config.names import FAST_ENV
 from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
 from wm.config.vmc import CollectConfig
-from wm.controller.hidden import hidden_count
 from wm.controller.file import load_controller, save_controller
+from wm.controller.hidden import hidden_count
 from wm.driving.collection import make_collector, mismatch, record_episode, set_aside_damaged
 from wm.driving.loading import load_agent
 from wm.envs import make_env

@@ -20,7 +20,7 @@ from torch import Tensor
 import wm.dream.ensemble
 import wm.dream.population
 import wm.dream.starts
-import wm.envs  # noqa: F401
+import wm.envs
 from tests.toy_dream import (
     CONFIG,
     END,
@@ -38,12 +38,12 @@ from wm.config.presets import SMOKE
 from wm.config.vmc import DreamConfig
 from wm.controller.linear import LinearController, parameter_count
 from wm.dream.ensemble import Member, load_ensemble
-from wm.memory.fused import make_dreamer
 from wm.dream.networks import Networks, load_networks, split_latents
 from wm.dream.population import Population
 from wm.dream.starts import draw_starts, find_starts
 from wm.dream.value import Value
 from wm.driving.loading import load_agent
+from wm.memory.fused import make_dreamer
 from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError

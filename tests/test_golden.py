@@ -24,16 +24,16 @@ from wm.controller.linear import Linear
 from wm.dream.networks import load_networks
 from wm.dream.population import Population
 from wm.driving.loading import load_acting, load_agent
-from wm.envs.car_racing.task import CAR_RACING
 from wm.driving.trials import Trial, make_player
+from wm.envs.car_racing.task import CAR_RACING
+from wm.memory.graph import dream_graph
 from wm.memory.mdnrnn import load_mdnrnn
 from wm.run.folder import Run
 from wm.show.graphs.controller import controller_graph
-from wm.memory.graph import dream_graph
 from wm.show.graphs.starts import starts_graph
-from wm.vision.graph import decoder_graph
 from wm.store.starts import load_starts
 from wm.vision.encoder import encoder_graph, quantised_graph
+from wm.vision.graph import decoder_graph
 from wm.vision.vae import load_vae
 
 ROOT = Path(__file__).parent.parent

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from tests.toy_dream import toy_mdnrnn
 from wm.controller.linear import LinearController
-from wm.memory.fused import FusedMDNRNN, make_dreamer
 from wm.dream.networks import load_networks
 from wm.driving.loading import load_acting
+from wm.memory.fused import FusedMDNRNN, make_dreamer
+from wm.memory.graph import dream_graph
 from wm.memory.mdnrnn import MDNRNN
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.show.graphs.controller import controller_graph
-from wm.memory.graph import dream_graph
 from wm.show.graphs.starts import spread, starts_graph
-from wm.vision.graph import decoder_graph
 from wm.store.starts import load_starts
+from wm.vision.graph import decoder_graph
 from wm.vision.vae import VAE
 
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")

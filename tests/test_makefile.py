@@ -322,3 +322,27 @@ def test_an_environment_that_will_do_stays(checkout: Path, tmp_path: Path, compl
         make("-C", str(checkout), "setup", *given)
     assert python.stat().st_mtime_ns == made
     assert (checkout / ".venv" / ".complete").stat().st_mtime > 1
+
+
+def test_an_extra_is_installed_once_and_only_when_a_command_needs_it(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "requirements.txt").write_text('torch==1  # V\nray==2.1 ; extra == "ray"  # workers\n')
+    python, stamp = python_of(tmp_path, "3.12"), checkout / ".venv" / ".extra-ray"
+    collect = ["-C", str(checkout), "collect", python]
+    make(*collect, "WORKERS=2")
+    assert not stamp.exists()
+    said = make(*collect, "WORKERS=ray")
+    assert said.count("runs pip") == 1
+    assert "| .venv/bin/python -m pip install --quiet --disable-pip-version-check -r /dev/stdin" in said
+    assert stamp.exists()
+    assert "runs pip" not in make(*collect, "WORKERS=ray://head:10001")
+    assert "runs pip" not in make("-C", str(checkout), "setup", python, "EXTRAS=ray")
+    said = make("-C", str(checkout), "setup", python, "EXTRAS=gone", code=2)
+    assert "EXTRAS=gone: requirements.txt has no such extra" in said
+    assert not (checkout / ".venv" / ".extra-gone").exists()
+
+
+def test_the_pin_of_an_extra_is_found() -> None:
+    said = make("-n", "setup", "EXTRAS=ray")
+    (command,) = re.findall("sed -n .* requirements.txt", said)
+    pins = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"ray==[\d.]+\n", pins)

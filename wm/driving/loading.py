@@ -135,7 +135,7 @@ def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
         UserError: As for `find_run` and `load_acting`.
     """
     run = find_run(folder)
-    within = Run(run.folder / controller.removesuffix("-latest"))
+    within = Run(run.folder / controller.split("-")[0])
     if within.manifest.exists() and not (run.folder / f"{controller}.npz").exists():
         run = within
     models, theta = load_acting(run, controller)
