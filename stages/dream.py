@@ -247,8 +247,8 @@ def print_result(run: Run, source: Run, stage: str, config: DreamConfig) -> None
     steps = selected[-1]["select_steps"]
     print(
         f"{run.folder / stage}.npz: the mean of generation {best['step']} scores {best['select']:.0f} ± "
-        f"{best['select_std']:.0f} on {config.select_tracks} real selection tracks and {best['dream']:.0f} in the dream "
-        f"({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
+        f"{best['select_std']:.0f} on {config.select_tracks} real selection tracks and {best['dream']:.0f} in the "
+        f"dream ({rows[-1]['env_steps']:,.0f} dream steps, {rows[-1]['seconds'] / 60:.1f} minutes; "
         f"{collected + steps:,.0f} real steps: {collected:,} for data, {steps:,.0f} for selection)."
     )
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Floats = NDArray[np.float32]
 
@@ -149,8 +149,9 @@ class Memory(Protocol):
         ...
 
     def draw(self, state: State, raw: Tensor, noise: Noise) -> tuple[State, Tensor, Tensor]:
-        """The state with the next z, the expected reward f32[...] unless the step terminates the episode, and the
-        probability f32[...] that it does.
+        """The state with the next z, the expected reward f32[...], and the probability f32[...] of terminating.
+
+        The reward is that of a step that does not terminate the episode.
         """
         ...
 
@@ -203,8 +204,9 @@ class Foresees(Protocol):
     """A network whose heads can be compared with a record (calibration)."""
 
     def foresee(self, z: Tensor, a: Tensor) -> Mapping[str, Tensor]:
-        """Logits f32[T] of "terminated", and of "pulse" if its reward head predicts pulses, at each step of a record
-        z f32[T+1,Z], a f32[T,A].
+        """Logits f32[T] of the heads at each step of a record z f32[T+1,Z], a f32[T,A].
+
+        They are "terminated", and "pulse" if the reward head predicts pulses.
         """
         ...
 
@@ -213,8 +215,10 @@ class Drawn(Protocol):
     """A network whose dreamt step can run in a browser (`make play`)."""
 
     def graph(self, pays: Pays) -> bytes:
-        """An ONNX graph: the state's names, "a", the noises' names and "temperature" [1] to "next_<name>" of the state,
-        "reward" and "terminated", all with a leading dimension N of dreams; large weights in float16.
+        """The dreamt step as an ONNX graph, with a leading dimension N of dreams and large weights in float16.
+
+        It maps the state's names, "a", the noises' names and "temperature" [1] to "next_<name>" of the state, "reward"
+        and "terminated".
         """
         ...
 
@@ -311,7 +315,7 @@ class VisionKind(Protocol):
         """What the gradient loop needs, from `wm.store.shards.Rollouts` and validation observations."""
         ...
 
-    def finish(self, config: Any, model: nn.Module, frames: NDArray[Any]) -> Mapping[str, Any]:
+    def finish(self, config: Any, model: Any, frames: NDArray[Any]) -> Mapping[str, Any]:
         """Further plain values for the file, measured on validation observations."""
         ...
 
@@ -355,12 +359,14 @@ class Layout(Protocol):
 
     Attributes:
         kind: Name of the kind.
-        rows: Rows of the first layer.
-        outputs: R.
     """
 
-    kind: str
-    outputs: int
+    kind: ClassVar[str]
+
+    @property
+    def outputs(self) -> int:
+        """R."""
+        ...
 
     @property
     def rows(self) -> int:

@@ -59,7 +59,7 @@ def layout_of(path: Path, meta: Mapping[str, Any], theta: NDArray[np.floating], 
     stage = path.stem.split("-")[0]
     kind, sizes = meta.get("kind"), meta.get("sizes")
     try:
-        layout = _earlier_layout(len(theta), features, outputs) if kind is None else KINDS[kind](**sizes)
+        layout = _earlier_layout(len(theta), features, outputs) if kind is None else KINDS[kind](**(sizes or {}))
         if layout.outputs != outputs or layout.count(features) != len(theta):
             raise ValueError
     except KeyError as error:

@@ -102,8 +102,8 @@ def recorded_episodes(
         here = starts.episode == index
         if index not in places or latents.table["length"][places[index]] < starts.step[here].max():
             raise UserError(
-                f"{run.latents} lacks moments that {run.starts_of(networks.memory.kind).name} refers to: draw new starts "
-                "with `make dream ARGS=--restart`."
+                f"{run.latents} lacks moments that {run.starts_of(networks.memory.kind).name} refers to: draw new "
+                "starts with `make dream ARGS=--restart`."
             )
         yield latents.episode(places[index]), here
 

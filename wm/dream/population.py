@@ -200,7 +200,7 @@ class Population:
                 states[0], reward, terminated = drawn[0]
             else:  # each M goes on from what the others have drawn
                 z = torch.cat([state["z"] for state, _, _ in drawn], 1)  # [P,S,Z]
-                reward, terminated = (torch.cat([each[n] for each in drawn], 1) for n in (1, 2))  # [P,S]
+                reward, terminated = (torch.cat(each, 1) for each in list(zip(*drawn, strict=True))[1:])  # [P,S]
                 states = [
                     member.see(state, z[:, runs])
                     for member, state, runs in zip(self._members, states, scene.runs, strict=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from wm.contracts import Vision
 from wm.envs.action import Action
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -23,7 +24,7 @@ ENCODE_BATCH = 256
 """Frames that V encodes at a time."""
 
 
-def known_latents(path: Path, vae: Vision) -> Latents:
+def known_latents(path: Path, vae: Any) -> Latents:
     """Latents of another run that were encoded by the same V; UserError when another V made them."""
     latents = Latents(path)
     if latents.made_from.get("encoder") != encoder_hash(vae):
@@ -31,7 +32,7 @@ def known_latents(path: Path, vae: Vision) -> Latents:
     return latents
 
 
-def encoder_hash(vae: Vision) -> str:
+def encoder_hash(vae: nn.Module) -> str:
     """SHA-256 of V's weights in hex, equal for equal weights in different files."""
     digest = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()):
@@ -44,7 +45,7 @@ def encoded(
     run: Run,
     action: Action,
     rollouts: Rollouts,
-    vae: Vision,
+    vae: Any,
     made_from: Mapping[str, str],
     device: torch.device,
     known: Latents | None,
@@ -72,7 +73,7 @@ def encode(
     run: Run,
     action: Action,
     rollouts: Rollouts,
-    vae: Vision,
+    vae: Any,
     made_from: Mapping[str, str],
     device: torch.device,
     known: Latents | None = None,

@@ -24,8 +24,15 @@ class Truth(Protocol):
         left_out: Which steps do not count, for a sentence "... of each episode, and those {left_out}".
     """
 
-    targets: Mapping[str, str]
-    left_out: str
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """See above."""
+        ...
+
+    @property
+    def left_out(self) -> str:
+        """See above."""
+        ...
 
     def watch(self, env: gym.Env[Any, Any]) -> Callable[[], NDArray[np.float64]]:
         """At the start of an episode: a function that gives the present state f64[K]."""

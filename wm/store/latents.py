@@ -52,9 +52,7 @@ class LatentsWriter:
         self._stack.__exit__(kind, error, trace)
 
     def append(self, episode: Episode, actions: Floats, mu: Floats, logvar: Floats) -> None:
-        """Adds an episode with its actions as M reads them, f32[T,A], and V's posterior of its observations, mu and
-        logvar f32[T+1,Z].
-        """
+        """Adds an episode: its actions as M reads them, f32[T,A], and V's posterior, mu and logvar f32[T+1,Z]."""
         row = np.array([(episode.index, episode.length, episode.terminated)], ROW)
         step = {"actions": actions, "rewards": episode.rewards}
         self._writer.append(row, {"mu": mu, "logvar": logvar}, step)
