@@ -23,18 +23,8 @@ CALLING = ("ablate", "collect", "curves", "iterate")
 """Stages that call others."""
 
 VARIABLES = {"RUN", "RUNS", "PRESET", "WORKERS", "THREADS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"} | {
-    *("EXTRAS", "VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD")
-    "RUNS",
-    "PRESET",
-    "WORKERS",
-    "THREADS",
-    "EPISODES",
-    "GENERATIONS",
-    "ROUNDS",
-    "ARGS",
-    "PYTHON",
-    "EXTRAS",
-} | {*("VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD")}
+    *("ENV", "EXTRAS", "VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD")
+}
 """What the Makefile is told by; a make around the tests, as in `make test ARGS=...`, hands on its own."""
 
 COMMON = {"preset": "smoke", "env": "CarRacing-v3", "workers": 0, "threads": 1, "seed": 3}
