@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     config = stage_config(given, CollectConfig)
     if not (2 <= config.episodes <= DRIVEN_FROM and 0 <= config.driven <= SEEDS_PER_RUN - DRIVEN_FROM):
         raise UserError(f"--episodes must be 2 to {DRIVEN_FROM:,}, --driven 0 to {SEEDS_PER_RUN - DRIVEN_FROM:,}.")
-    if config.scout not in PRESETS[args.env]:
+    if config.driven and not given.source and config.scout not in PRESETS[args.env]:
         raise UserError(f"--scout {config.scout} is not a preset: choose one of {', '.join(PRESETS[args.env])}.")
     if config.driven and config.spread and not given.source and given.driver == "controller":
         raise UserError(

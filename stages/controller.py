@@ -35,8 +35,10 @@ REPRESENTATIVE = 50
 
 @dataclass(frozen=True)
 class ControllerArgs(ControllerConfig):
-    """Options of stage controller: the preset's sizes, the kind of C, the models and the first mean."""
+    """Options of stage controller: the preset's sizes, the kinds of M and C, the models and the first mean."""
 
+    memory: str = "mdnrnn"
+    """Kind of M whose state C reads: mdnrnn."""
     controller: str = ""
     """Kind of C: linear, hidden. Default: linear, or hidden with --hidden-units."""
     source: Path | None = None
@@ -47,22 +49,34 @@ class ControllerArgs(ControllerConfig):
     """Run folder of a controller with its own V and M. The first mean is fitted to act like this controller."""
 
 
+@dataclass(frozen=True)
+class Recorded(ControllerConfig):
+    """The config that the manifest records and that a resumed evolution is compared with."""
+
+    memory: str = "mdnrnn"
+    """Kind of M."""
+    controller: str = ""
+    """Kind of C; "": hidden if there are hidden units, else linear."""
+
+
 def main(argv: list[str]) -> None:
     """Evolves until `generations` are done; the same command resumes an interrupted evolution."""
     args, given = parse(
         lambda preset: ControllerArgs(**vars(preset.controller)), "Evolve the controller C on real rollouts.", argv
     )
-    config = stage_config(given, ControllerConfig)
+    config = stage_config(given, Recorded)
     check_sizes(config)
-    kind = make_layout(given.controller, 1, config.hidden_units)  # of one output: refused before anything is read
-    config = replace(config, hidden_units=kind.sizes().get("units", 0))
+    kind = make_layout(config.controller, 1, config.hidden_units)  # of one output: refused before anything is read
+    units = kind.sizes().get("units", 0)
+    implied = kind.kind == make_layout("", 1, units).kind
+    config = replace(config, hidden_units=units, controller="" if implied else kind.kind)
     if given.start and given.carry:
         raise UserError("--start and --carry both set the first mean: give one of them.")
     if given.carry and kind.kind != "linear":
         raise UserError("--carry fits a linear controller: leave --controller and --hidden-units out.")
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart) as begin:
-        models = load_models(source, config.precision)
+        models = load_models(source, config.precision, config.memory)
         models = replace(models, layout=make_layout(kind.kind, models.layout.outputs, config.hidden_units))
         made_from = models.made_from | start_hash(given.start or (Run(given.carry).controller if given.carry else None))
         if not args.restart and is_finished(run, "controller", run.controller, config, made_from):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -31,16 +31,17 @@ class EvaluateArgs(EvaluateConfig):
 
     first_seed: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
     """Seed of the first track; the other tracks follow it. Nothing is trained or selected on the default tracks."""
-    controller: Literal["controller", "dream"] = "controller"
-    """Controller to score. controller: evolved on real rollouts. dream: evolved in the dream."""
+    controller: str = "controller"
+    """Controller to score, by the name of its file. controller: evolved on real rollouts. dream: evolved in the dream;
+    dream-M-C: in the dream of another M or by another C."""
     fast: bool = False
-    """Play the environment that is trained on, if it is another one (a faster rendering). The result checks
-    the rendering and is not a score."""
+    """Play the environment that is trained on, if it is another one, such as a faster rendering. The result checks it and
+    is not a score."""
     source: Path | None = None
     """Run folder of V, M and C. Default: the run folder that the score is written to."""
     out: Path | None = None
-    """File of the score. Default, in the run folder: score.json, or score-dream.json for the dream's controller; with
-    --fast score-fast.json or score-dream-fast.json."""
+    """File of the score. Default, in the run folder: score.json, or score-dream.json for controller dream; with --fast
+    score-fast.json or score-dream-fast.json."""
 
 
 def main(argv: list[str]) -> None:
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
         },
     }
     run = Run(args.run)
-    name = "score" + "-dream" * (config.controller == "dream") + "-fast" * config.fast
+    name = "score" + f"-{config.controller}" * (config.controller != "controller") + "-fast" * config.fast
     out = config.out or run.folder / f"{name}.json"
     partial = run.checkpoints / f"{out.stem}.json"
     if out.suffix != ".json":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from wm.config.vmc import ProbeConfig
 from wm.driving.loading import load_acting
@@ -25,8 +25,8 @@ from wm.show.plots.curves import plot_probe
 class ProbeArgs(ProbeConfig):
     """Options of stage probe: the preset's sizes and the controller."""
 
-    driver: Literal["controller", "dream"] = "controller"
-    """Controller that drives. controller: evolved on real rollouts. dream: evolved in the dream."""
+    driver: str = "controller"
+    """Controller that drives, by the name of its file. controller: evolved on real rollouts. dream: in the dream."""
     source: Path | None = None
     """Run folder of V, M and C. Default: the run folder that the probe is written to."""
 

@@ -89,7 +89,7 @@ class MDNRNNConfig:
     """M, the MDN-RNN (paper, appendix A.2)."""
 
     hidden: int = bounded(256, 1, 65_536)
-    """LSTM units. Paper: 256."""
+    """Recurrent units. Paper: 256."""
     mixtures: int = bounded(5, 1, 1024)
     """Gaussians per latent dimension. Paper: 5."""
     reward: Literal["pulse", "value"] = "pulse"
