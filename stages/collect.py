@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     check_policy(config.policy, task)
     run = Run(args.run)
     summary = run.rollouts / "summary.json"
-    with run.stage("collect", config, args.seed, args.restart) as begin:
+    with run.stage("collect", config, args.seed, args.restart, args.env) as begin:
         if args.restart:
             delete_collection(run, given, config)
         run.rollouts.mkdir(exist_ok=True)

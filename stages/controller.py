@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     if given.carry and kind.kind != "linear":
         raise UserError("--carry fits a linear controller: leave --controller and --hidden-units out.")
     run, source = Run(args.run), Run(given.source or args.run)
-    with run.stage("controller", config, args.seed, args.restart) as begin:
+    with run.stage("controller", config, args.seed, args.restart, args.env) as begin:
         models = load_models(source, config.precision, config.memory)
         models = replace(models, layout=make_layout(kind.kind, models.layout.outputs, config.hidden_units))
         made_from = models.made_from | start_hash(given.start or (Run(given.carry).controller if given.carry else None))

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     stage = "dream" if (given.memory, layout.kind) == FIRST else f"dream-{given.memory}-{layout.kind}"
     artifact, latest = run.folder / f"{stage}.npz", run.folder / f"{stage}-latest.npz"
     starts_file = run.starts_of(given.memory)
-    with run.stage(stage, config, args.seed, args.restart) as begin:
+    with run.stage(stage, config, args.seed, args.restart, args.env) as begin:
         import torch
 
         from wm.dream.ensemble import load_ensemble, load_records

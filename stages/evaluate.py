@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
         run.sweep()  # an earlier call may have been killed after writing it
         print(f"{out} is finished: {describe(score)} (--restart to redo it).")
         return
-    with run.stage("evaluate", EvaluateConfig(config.episodes, config.max_steps), args.seed, restart=True) as begin:
+    recorded = EvaluateConfig(config.episodes, config.max_steps)
+    with run.stage("evaluate", recorded, args.seed, restart=True, env=args.env) as begin:
         if args.restart:  # so that the command without --restart resumes
             out.unlink(missing_ok=True)
             partial.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
                 f"--mdnrnn-options: --{name} cannot change, since M continues from that of round 0: leave it out."
             )
     run = Run(args.run)
-    with run.stage("iterate", config, args.seed, args.restart) as begin:
+    with run.stage("iterate", config, args.seed, args.restart, args.env) as begin:
         rows = read_lines(run.rounds, **ROUND, files=dict)
         for row in rows:
             if set(row["files"]) != set(ARTIFACTS):

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     config = stage_config(given, kind.config)
     run = Run(args.run)
     path = run.memory(kind.name)
-    with run.stage(stage, config, args.seed, args.restart) as begin:
+    with run.stage(stage, config, args.seed, args.restart, args.env) as begin:
         task = task_of(run)
         rollouts = Rollouts(run.rollouts)
         rollouts.check(task.title, task.columns())

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             print(f"{run.probe} is finished (--restart to redo it).")
             return
         print(f"{run.probe} was made with another {', '.join(changed)}: it is made again.")
-    with run.stage("probe", config, args.seed, restart=True) as begin:
+    with run.stage("probe", config, args.seed, restart=True, env=args.env) as begin:
         if args.restart:  # so that the command without --restart resumes
             run.probe.unlink(missing_ok=True)
         begin()

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     )
     config = stage_config(given, kind.config)
     run = Run(args.run)
-    with run.stage("vae", config, args.seed, args.restart) as begin:
+    with run.stage("vae", config, args.seed, args.restart, args.env) as begin:
         task = task_of(run)
         kind.check(task.frame)
         rollouts = Rollouts(run.rollouts)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from wm.controller.file import load_controller, save_controller
 from wm.run.command_line import Common, call_stage, check_bounds, parse
 from wm.run.errors import MachineError, UserError
 from wm.run.folder import Run
+from wm.run.json_files import write_json
 from wm.run.signals import EXIT_CODE, INTERRUPTED, RESTARTED, Interrupted, held
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +107,16 @@ def controller(config: Config) -> ControllerConfig:
     return config.controller
 
 
+@dataclass(frozen=True)
+class WithSource:
+    source: Path | None = None
+    """Run folder of the models."""
+
+
+def with_source(config: Config) -> WithSource:
+    return WithSource()
+
+
 def test_defaults_are_those_of_the_laptop_preset() -> None:
     args, config = parse(controller, "", ["--run", "x"])
     assert args == Common(run=Path("x"))
@@ -143,6 +155,44 @@ def test_our_pixels_are_another_name_of_the_environment(argv: list[str]) -> None
     assert (args.env, config) == ("CarRacing-v3", LAPTOP.controller)
 
 
+@pytest.fixture
+def pong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run of another environment, which has presets too."""
+    monkeypatch.setitem(PRESETS, "Pong-v5", {"laptop": SMOKE})
+    write_json(tmp_path / "pong" / "manifest.json", {"format": 1, "env": "Pong-v5", "stages": {}})
+    write_json(tmp_path / "car" / "manifest.json", {"format": 1, "env": "CarRacing-v3", "stages": {}})
+    return str(tmp_path / "pong")
+
+
+def test_later_stages_take_the_environment_of_the_run(pong: str) -> None:
+    for argv in ([f"--run={pong}"], ["--run", pong, "--env", "Pong-v5"], ["--run", "car", "--run", pong]):
+        args, config = parse(controller, "", argv)
+        assert (args.env, config) == ("Pong-v5", SMOKE.controller)
+    args, _ = parse(with_source, "", ["--run", "new", "--source", pong])
+    assert args.env == "Pong-v5"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ("--run {pong} --env wm/CarRacing-v3", "{pong} is a run of Pong-v5, not of CarRacing-v3 (from --env)"),
+        ("--run {car} --env Pong-v5", "{car} is a run of CarRacing-v3, not of Pong-v5 (from --env)"),
+        ("--run new --source {car} --env Pong-v5", "{car} is a run of CarRacing-v3, not of Pong-v5 (from --env)"),
+        ("--run {pong} --source {car}", "{pong} is a run of Pong-v5, not of CarRacing-v3 (from --source)"),
+    ],
+)
+def test_another_environment_than_that_of_the_run_is_refused(pong: str, argv: str, sentence: str) -> None:
+    folders = {"pong": pong, "car": str(Path(pong).parent / "car")}
+    with pytest.raises(UserError, match=re.escape(sentence.format(**folders)) + ": choose another RUN or --"):
+        parse(with_source, "", argv.format(**folders).split())
+
+
+def test_a_manifest_whose_environment_is_damaged_is_refused(pong: str) -> None:
+    write_json(Path(pong) / "manifest.json", {"format": 1, "env": 5, "stages": {}})
+    with pytest.raises(UserError, match=r"manifest\.json is damaged \(its env is not readable\): restore it\."):
+        parse(controller, "", ["--run", pong])
+
+
 def test_fields_and_common_arguments_are_read() -> None:
     argv = ["--run=a/b", "--preset=smoke", "--popsize=7", "--sigma0=0.5", "--workers=0", "--threads=3", "--seed=9"]
     args, config = parse(controller, "", [*argv, "--restart"])
@@ -156,7 +206,7 @@ def test_fields_and_common_arguments_are_read() -> None:
     [
         (["--preset", "huge"], r"--preset huge is unknown: choose one of smoke, scout, rounds, laptop, paper\."),
         (["--preset", "dreamer"], r"--preset dreamer has another name: give --preset rounds\."),
-        (["--env", "Pong-v5"], rf"--env Pong-v5 has no presets: choose one of {STOCK_ENV}\."),
+        (["--env", "Pong-v5"], rf"environment Pong-v5 has no presets: choose --env from {STOCK_ENV}\."),
         (["--workers", "-1"], r"--workers -1 is out of range: give 0 to 1024\."),
         (["--workers", "1025"], r"--workers 1025 is out of range"),
         (["--threads", "0"], r"--threads 0 is out of range: give 1 to 1024\."),

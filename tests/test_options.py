@@ -2,12 +2,14 @@
 
 import importlib
 import math
+import re
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.here import ROOT
 from wm.config.bounds import bounds_of
 from wm.config.presets import PRESETS
 from wm.run.command_line import check_bounds
@@ -39,6 +41,12 @@ def test_every_number_has_bounds_that_hold_its_defaults(stage: str) -> None:
     for preset in next(iter(PRESETS.values())).values():
         for config in vars(preset).values():
             check_bounds(config)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_records_itself_records_the_environment(stage: str) -> None:
+    text = (ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8")
+    assert all("args.env)" in call for call in re.findall(r"run\.stage\(.*", text))
 
 
 @pytest.mark.parametrize("stage", STAGES)

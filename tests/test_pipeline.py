@@ -100,6 +100,7 @@ def test_every_file_is_there(run: Path) -> None:
         assert (run / name).stat().st_size > 0, name
     assert not [path for path in run.rglob("*") if ".tmp" in path.name]
     manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["env"] == "CarRacing-v3"
     assert set(manifest["stages"]) == {"collect", "vae", "mdnrnn", "controller"}
     for stage in manifest["stages"].values():
         assert stage["seconds"] > 0

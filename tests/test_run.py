@@ -392,6 +392,38 @@ def test_a_stage_is_recorded(tmp_path: Path) -> None:
     assert 0.1 <= entry["seconds"] < 5
 
 
+def test_the_first_stage_of_a_run_records_its_environment(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.read_env() is None
+    for env in ("Pong-v5", "Tennis-v5"):
+        with run.stage("vae", SMOKE.vae, 0, env=env) as begin:
+            begin()
+        assert json.loads(run.manifest.read_text())["env"] == run.read_env() == "Pong-v5"
+
+
+def test_a_run_without_a_recorded_environment_is_of_car_racing(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    worked(run, "vae", SMOKE.vae)
+    assert "env" not in json.loads(run.manifest.read_text())
+    assert run.read_env() == "CarRacing-v3"
+    with run.stage("controller", CONFIG, 0, env="Pong-v5") as begin:
+        begin()
+    assert run.read_env() == "CarRacing-v3"
+
+
+def test_a_refused_first_call_leaves_no_environment_behind(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def refused() -> None:
+        with run.stage("vae", SMOKE.vae, 0, env="Pong-v5") as begin:
+            begin()
+            raise UserError("the data does not fit.")
+
+    with pytest.raises(UserError):
+        refused()
+    assert run.read_env() is None
+
+
 def test_seconds_add_up_over_calls_however_they_end(tmp_path: Path) -> None:
     run = Run(tmp_path)
 

@@ -31,7 +31,7 @@ from wm.config.presets import PRESETS, RENAMED
 from wm.config.seeds import RUN_SEEDS
 from wm.config.vmc import Config
 from wm.run.errors import UNWRITABLE, MachineError, UserError, writing
-from wm.run.folder import LOCKS
+from wm.run.folder import LOCKS, Run
 from wm.run.signals import EXIT_CODE, Interrupted, ignore, last_line, raise_on_signals
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thread")
@@ -53,8 +53,8 @@ class Common:
     preset: str = "laptop"
     """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), rounds (rounds in the dream)."""
     env: str = STOCK_ENV
-    """Gymnasium id of the environment. CarRacing-v3: training sees our fast pixels, scores are of stock ones;
-    wm/CarRacing-v3 is another name of it."""
+    """Gymnasium id of the environment. Default: that of the run folder (of --source, if given), else CarRacing-v3.
+    CarRacing-v3: training sees our fast pixels, scores are of stock ones; wm/CarRacing-v3 is another name of it."""
     workers: int = CORES
     """Number of worker processes. 0: run in this process, with the same results."""
     threads: int = CORES
@@ -67,7 +67,7 @@ class Common:
     def config(self) -> Config:
         """The preset's config; UserError when the environment or the preset is unknown."""
         if self.env not in PRESETS:
-            raise UserError(f"--env {self.env} has no presets: choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"environment {self.env} has no presets: choose --env from {', '.join(PRESETS)}.")
         if self.preset in RENAMED:
             raise UserError(f"--preset {self.preset} has another name: give --preset {RENAMED[self.preset]}.")
         if self.preset not in PRESETS[self.env]:
@@ -92,9 +92,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
         The common arguments, and the stage's config with the values of the command line.
     """
     # The preset gives the defaults of the fields, so it is parsed first.
-    wanted = Common(
-        run=Path(), preset=_option(argv, "--preset", Common.preset), env=canonical(_option(argv, "--env", Common.env))
-    )
+    wanted = Common(run=Path(), preset=_option(argv, "--preset", Common.preset), env=_environment(argv))
     default = config_of(wanted.config())
 
     arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
@@ -199,6 +197,21 @@ def check_bounds(config: Any) -> None:
             if isinstance(number, int | float) and not least <= number <= most:
                 option = f"--{f.name.replace('_', '-')}"
                 raise UserError(f"{option} {number} is out of range: give {least:,} to {most:,}.")
+
+
+def _environment(argv: list[str]) -> str:
+    """The environment of the folders of --source and --run and of --env; UserError when two of them differ."""
+    env, option = canonical(_option(argv, "--env", "")), "--env"
+    for name in ("--source", "--run"):
+        folder = _option(argv, name, "")
+        recorded = Run(folder).read_env() if folder else None
+        if recorded and env and recorded != env:
+            raise UserError(
+                f"{folder} is a run of {recorded}, not of {env} (from {option}): choose another RUN or {option}."
+            )
+        if recorded:
+            env, option = recorded, name
+    return env or STOCK_ENV
 
 
 def _option(argv: list[str], name: str, default: str) -> str:

@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Any
 
 from wm.config.bounds import changed_fields
-from wm.config.names import RUN_FORMAT
+from wm.config.names import RUN_FORMAT, STOCK_ENV
 from wm.run.errors import MachineError, UserError, writing
 from wm.run.files import locked, remove_leftovers
 from wm.run.json_files import read_json, write_json
@@ -107,11 +107,20 @@ class Run:
             fits(record["config"], CONFIGS.get(stage, dict)) for stage, record in stages.items()
         ):
             raise UserError(f"{self.manifest} is damaged (its records of stages are not readable): restore it.")
+        if not fits(manifest, {"env?": str}):
+            raise UserError(f"{self.manifest} is damaged (its env is not readable): restore it.")
         return manifest
 
-    def record(self, stage: str, entry: dict[str, Any]) -> None:
-        """Merges `entry` into the manifest's record of one stage."""
+    def read_env(self) -> str | None:
+        """The environment of this run; None before a stage has worked here. Manifests that lack it are CarRacing's."""
         manifest = self.read_manifest()
+        return manifest.get("env", STOCK_ENV if manifest["stages"] else None)
+
+    def record(self, stage: str, entry: dict[str, Any], env: str | None = None) -> None:
+        """Merges `entry` into the manifest's record of one stage; `env` is that of the run, if it has none yet."""
+        manifest = self.read_manifest()
+        if env and self.read_env() is None:
+            manifest["env"] = env
         manifest["stages"].setdefault(stage, {}).update(entry)
         write_json(self.manifest, manifest)
 
@@ -157,7 +166,9 @@ class Run:
                 remove_leftovers(self.folder)  # of workers that were killed on the way
 
     @contextmanager
-    def stage(self, stage: str, config: Any, seed: int, restart: bool = False) -> Iterator[Callable[[], None]]:
+    def stage(
+        self, stage: str, config: Any, seed: int, restart: bool = False, env: str | None = None
+    ) -> Iterator[Callable[[], None]]:
         """Locks the folder for a stage and records the stage in the manifest once its work begins.
 
         Args:
@@ -165,6 +176,7 @@ class Run:
             config: The stage's config dataclass. A change since an earlier call (except of totals) is refused.
             seed: The run's seed; a change is refused, too.
             restart: Ignore the earlier record instead of refusing a change.
+            env: The run's environment, which the first stage of a run records.
 
         Yields:
             begin(), to be called when there is work to do, and after a restart has deleted the earlier results. A
@@ -203,7 +215,7 @@ class Run:
                     "seconds": before,
                     "peak_memory_mb": entry.get("peak_memory_mb", 0.0),
                 }
-                self.record(stage, base)
+                self.record(stage, base, env)
                 begun = True
                 note_new_work()
 
@@ -216,6 +228,8 @@ class Run:
                 if begun and refused and not entry:  # no earlier work: the next call may have other options
                     manifest = self.read_manifest()
                     del manifest["stages"][stage]
+                    if not manifest["stages"]:
+                        manifest.pop("env", None)
                     write_json(self.manifest, manifest)
                 elif begun:
                     seconds = round(before + time.monotonic() - start, 1)
