@@ -1,7 +1,7 @@
 # World Models on CarRacing. `make` lists the targets; README.md explains them.
 
 ENV ?=
-RUN ?= carracing
+RUN ?=
 RUNS ?= data/runs
 # Rounds in the dream have their own preset.
 PRESET ?= $(if $(filter iterate,$@),rounds,laptop)
@@ -40,6 +40,11 @@ HASH := \#
 SIGNS = % * ? [ ] { } ; & | < > ( ) ' " ` \ $$
 ifneq ($(words [$(ENV)])$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(value ENV))) $(filter $(HASH)%,$(ENV))),1)
 $(error ENV="$(ENV)" is no name of an environment: give one such as CarRacing-v3)
+endif
+
+# Without RUN= the environment's name; the same as default_run in wm/config/names.py.
+ifeq ($(origin RUN),file)
+RUN := $(if $(ENV),$(shell printf %s '$(ENV)' | sed 's|.*[:/]||; s|-v[0-9][0-9]*$$||' | tr A-Z a-z),carracing)
 endif
 
 DIR := $(RUNS)/$(RUN)

@@ -164,6 +164,18 @@ def pong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "pong")
 
 
+def test_without_a_run_the_folder_has_the_name_of_the_environment(
+    pong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for argv, run in ([], "carracing"), (["--env", FAST_ENV], "carracing"), (["--env=Pong-v5"], "pong"):
+        assert parse(controller, "", argv)[0].run == Path("data/runs", run)
+    assert parse(with_source, "", ["--source", pong])[0].run == Path("data/runs/pong")
+    write_json(Path("data/runs/pong/manifest.json"), {"format": 1, "env": "CarRacing-v3", "stages": {}})
+    with pytest.raises(UserError, match=r"^data/runs/pong is a run of CarRacing-v3, not of Pong-v5 \(from --env\)"):
+        parse(with_source, "", ["--env=Pong-v5", "--source", "none"])
+
+
 def test_later_stages_take_the_environment_of_the_run(pong: str) -> None:
     for argv in ([f"--run={pong}"], ["--run", pong, "--env", "Pong-v5"], ["--run", "car", "--run", pong]):
         args, config = parse(controller, "", argv)
@@ -268,7 +280,9 @@ def test_exit_code_2_and_one_sentence_when_the_user_can_mend_it(arguments: list[
     assert (done.returncode, done.stderr, done.stdout) == (2, sentence, "")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--run", "x", "--unknown", "1"], ["--run", "x", "--popsize", "many"]])
+@pytest.mark.parametrize(
+    "arguments", [["--run"], ["--run", "x", "--unknown", "1"], ["--run", "x", "--popsize", "many"]]
+)
 def test_exit_code_2_for_tyros_own_errors(arguments: list[str]) -> None:
     assert stage(*arguments).returncode == 2
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.here import ROOT, outside_of_make
+from wm.config.names import default_run
 
 TARGETS = [
     *("help", "setup"),
@@ -121,6 +122,23 @@ def test_the_environment_goes_to_every_stage(runs: str, tmp_path: Path, monkeypa
         assert commands(target, runs, "ENV=wm/CarRacing-v3") == [f"{target} {where}"]
     monkeypatch.setenv("ENV", "/home/me/.shrc; echo")  # sh's own
     assert commands("report", runs) == [f"report --run {tmp_path}/carracing"]
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        *(("", "carracing"), ("CarRacing-v3", "carracing"), ("wm/CarRacing-v3", "carracing")),
+        *(("LunarLander-v3", "lunarlander"), ("some_module:Cart.Pole-Swing-v10", "cart.pole-swing")),
+        *(("module.sub:ns/MiniGrid-v2Hard-v0", "minigrid-v2hard"), ("ALE/Pong", "pong"), ("x-v", "x-v")),
+    ],
+)
+def test_a_run_is_named_after_its_environment(tmp_path: Path, env: str, name: str) -> None:
+    assert default_run(env or "CarRacing-v3") == Path("data/runs", name)
+    said = re.search(r"RUN=(\S*) RUNS=(\S*) ", make("help", f"ENV={env}"))
+    assert said is not None
+    assert Path(said[2], said[1]) == default_run(env or "CarRacing-v3")
+    (command,) = commands("evaluate", f"ENV={env}", f"RUNS={tmp_path}", "RUN=mine")
+    assert command.startswith(f"evaluate --run {tmp_path}/mine ")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,6 @@ def test_folders_that_are_none_are_refused_in_a_sentence(stage: str, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], r"Missing from .*: --run PATH .*\(--help lists all options\)\."),
         (["--run", "x", "--unknown", "1"], r"Unrecognized options: --unknown, 1 \("),
         (["--run", "x", "--popsize", "many"], r"Error parsing --popsize: invalid literal .* 'many' \("),
         (

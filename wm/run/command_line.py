@@ -19,14 +19,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, fields, make_dataclass, replace
-from itertools import dropwhile, pairwise, takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from wm.config.bounds import bounds_of
-from wm.config.names import STOCK_ENV, canonical
+from wm.config.names import STOCK_ENV, canonical, default_run
 from wm.config.presets import PRESETS, RENAMED
 from wm.config.seeds import RUN_SEEDS
 from wm.config.vmc import Config
@@ -49,7 +49,7 @@ class Common:
     """Arguments of every stage."""
 
     run: Path
-    """Run folder. It is created if missing."""
+    """Run folder. It is created if missing. Default: data/runs/ and the environment's name in lower case."""
     preset: str = "laptop"
     """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), rounds (rounds in the dream)."""
     env: str = STOCK_ENV
@@ -91,11 +91,13 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     Returns:
         The common arguments, and the stage's config with the values of the command line.
     """
-    # The preset gives the defaults of the fields, so it is parsed first.
-    wanted = Common(run=Path(), preset=_option(argv, "--preset", Common.preset), env=_environment(argv))
+    # The environment and the preset give the defaults of the fields, so they are parsed first.
+    run, env = _where(argv)
+    preset = _option(argv, "--preset")
+    wanted = Common(run=run, preset=Common.preset if preset is None else preset, env=env)
     default = config_of(wanted.config())
 
-    arguments = make_dataclass("Arguments", [("common", Common), ("config", type(default), default)])
+    arguments = make_dataclass("Arguments", [("common", Common, wanted), ("config", type(default), default)])
     said, prog, flat = io.StringIO(), f"python -m stages.{Path(sys.argv[0]).stem}", (tyro.conf.OmitArgPrefixes,)
     try:
         with redirect_stderr(said):
@@ -199,29 +201,45 @@ def check_bounds(config: Any) -> None:
                 raise UserError(f"{option} {number} is out of range: give {least:,} to {most:,}.")
 
 
-def _environment(argv: list[str]) -> str:
-    """The environment of the folders of --source and --run and of --env; UserError when two of them differ."""
-    env, option = canonical(_option(argv, "--env", "")), "--env"
-    for name in ("--source", "--run"):
-        folder = _option(argv, name, "")
-        recorded = Run(folder).read_env() if folder else None
-        if recorded and env and recorded != env:
-            raise UserError(
-                f"{folder} is a run of {recorded}, not of {env} (from {option}): choose another RUN or {option}."
-            )
-        if recorded:
-            env, option = recorded, name
-    return env or STOCK_ENV
+def _where(argv: list[str]) -> tuple[Path, str]:
+    """The run folder, and the environment of --env and of the folders of --source and --run.
+
+    Raises:
+        UserError: Two of them have another environment.
+    """
+    given, source, run = (_option(argv, name) for name in ("--env", "--source", "--run"))
+    known = ("--env", None if given is None else canonical(given))
+    if source is not None:
+        known = _agreed("--source", Path(source), *known)
+    folder = default_run(known[1] or STOCK_ENV) if run is None else Path(run)
+    return folder, _agreed("--run", folder, *known)[1] or STOCK_ENV
 
 
-def _option(argv: list[str], name: str, default: str) -> str:
-    found = default
-    for argument, following in pairwise([*argv, default]):
+def _agreed(option: str, folder: Path, earlier: str, env: str | None) -> tuple[str, str | None]:
+    """The environment of an option's run folder, else that of an earlier option, and the option that it is from.
+
+    Raises:
+        UserError: Both have one, and they differ.
+    """
+    recorded = Run(folder).read_env()
+    if recorded is None:
+        return earlier, env
+    if env not in (None, recorded):
+        raise UserError(
+            f"{folder} is a run of {recorded}, not of {env} (from {earlier}): choose another RUN or {earlier}."
+        )
+    return option, recorded
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    """The value of an option of the command line, None without; the last one wins, as with tyro."""
+    found = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=False):
         if argument == name:
             found = following
         elif argument.startswith(name + "="):
             found = argument.split("=", 1)[1]
-    return found  # the last one wins, as with tyro
+    return found
 
 
 def _check(common: Common) -> None:
