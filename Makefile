@@ -7,6 +7,9 @@ RUNS ?= data/runs
 PRESET ?= $(if $(filter iterate,$@),rounds,laptop)
 WORKERS ?=
 THREADS ?=
+V ?=
+M ?=
+C ?=
 EPISODES ?=
 GENERATIONS ?=
 ROUNDS ?=
@@ -35,12 +38,17 @@ RECREATE := $(if $(FOUND),$(filter-out $(FOUND),$(NAMED)),recreate)
 ifneq ($(filter environment%,$(origin ENV)),)
 override ENV :=
 endif
+# So it is with the kinds of V, M and C, whose names are as short.
+$(foreach word,V M C,$(if $(filter environment%,$(origin $(word))),$(eval override $(word) :=)))
 # Names are one word to make and to the shell, without what they take for their own.
 HASH := \#
 SIGNS = % * ? [ ] { } ; & | < > ( ) ' " ` \ $$
 ifneq ($(words [$(ENV)])$(strip $(foreach sign,$(SIGNS),$(findstring $(sign),$(value ENV))) $(filter $(HASH)%,$(ENV))),1)
 $(error ENV="$(ENV)" is no name of an environment: give one such as CarRacing-v3)
 endif
+
+$(foreach word,V M C,$(if $(strip $(foreach sign,/ . : $(SIGNS),$(findstring $(sign),$(value $(word)))) \
+	$(filter $(HASH)%,$($(word))) $(word 2,$($(word)))),$(error $(word)="$($(word))" is no name of a kind: see `make help`)))
 
 # Without RUN= the environment's name; the same as default_run in wm/config/names.py.
 ifeq ($(origin RUN),file)
@@ -55,7 +63,7 @@ $(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty or has a space, or one of them o
 endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
-STAGE = $(PY) -m stages.$@ --run $(DIR) $(if $(ENV),--env $(ENV))
+STAGE = $(PY) -m stages.$(if $(filter mdnrnn,$@),memory,$@) --run $(DIR) $(if $(ENV),--env $(ENV))
 SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS)) $(if $(THREADS),--threads $(THREADS))
 
 # RUN=pretrained reads the committed folder and writes to $(RUNS)/pretrained, so that git stays clean. The same holds
@@ -69,16 +77,19 @@ NO_TRAINING = $(error RUN=$(RUN) is a committed run and cannot be trained furthe
 endif
 
 # The models that C is evolved on, unless ARGS names those of another run.
-MODELS = $(if $(findstring --source,$(ARGS)),,$(DIR)/mdnrnn.pt)
+MEMORY = $(DIR)/$(or $(M),mdnrnn).pt
+MODELS = $(if $(findstring --source,$(ARGS)),,$(MEMORY))
+KINDS = $(if $(M),--memory $(M)) $(if $(C),--controller $(C))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup collect vae mdnrnn controller dream iterate evaluate probe replay report play publish curves ablate test test-faults lint bench
+.PHONY: help setup collect vae memory mdnrnn controller dream iterate evaluate probe replay report play publish curves ablate test test-faults lint bench
 .NOTPARALLEL:
 # Artifacts are written atomically. make must not delete a finished one when a stage is interrupted or fails.
-.PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(DIR)/mdnrnn.pt
+.PRECIOUS: $(DIR)/rollouts/summary.json $(DIR)/vae.pt $(MEMORY)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Kinds: V=conv M=mdnrnn C=linear|hidden"
 	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
 
 setup: $(VENV) $(EXTRAS:%=.venv/.extra-%) ## create .venv from requirements.txt (every target does this when needed)
@@ -95,24 +106,27 @@ $(VENV): requirements.txt $(RECREATE)
 	sed -n 's/ *; *extra == "$*".*//p' requirements.txt | $(PY) -m pip install --quiet --disable-pip-version-check -r /dev/stdin
 	touch $@
 
-collect vae mdnrnn controller dream iterate evaluate probe curves ablate: $(EXTRAS:%=.venv/.extra-%)
+collect vae memory mdnrnn controller dream iterate evaluate probe curves ablate: $(EXTRAS:%=.venv/.extra-%)
 
 # A stage first runs the earlier stages whose output is missing. The files are order-only prerequisites, so an older
 # one is never remade; each stage itself checks whether its inputs fit.
 collect: $(VENV) ## collect episodes of untrained policies and of a small first controller (scout) -> rollouts/
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-vae: $(VENV) | $(DIR)/rollouts/summary.json ## train V on the frames -> vae.pt
-	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
+vae: $(VENV) | $(DIR)/rollouts/summary.json ## train V on the frames (V=conv) -> vae.pt
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(V),--vision $(V)) $(ARGS)
 
-mdnrnn: $(VENV) | $(DIR)/vae.pt ## encode the frames, train M -> latents.h5, mdnrnn.pt
-	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
+memory: $(VENV) | $(DIR)/vae.pt ## encode the frames, train M (M=mdnrnn) -> latents.h5, mdnrnn.pt
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(M),--memory $(M)) $(ARGS)
 
-controller: $(VENV) | $(MODELS) ## evolve C on real rollouts -> controller.npz
-	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+mdnrnn: $(VENV) | $(DIR)/vae.pt ## the same as memory M=mdnrnn
+	$(NO_TRAINING)$(STAGE) $(SIZES) --memory mdnrnn $(ARGS)
 
-dream: $(VENV) | $(MODELS) ## evolve C in M's dream -> starts.npz, dream.npz
-	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+controller: $(VENV) | $(MODELS) ## evolve C (C=linear|hidden) on real rollouts -> controller.npz
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(KINDS) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
+
+dream: $(VENV) | $(MODELS) ## evolve C in M's dream (M=mdnrnn, C=linear|hidden) -> starts.npz, dream.npz
+	$(NO_TRAINING)$(STAGE) $(SIZES) $(KINDS) $(if $(GENERATIONS),--generations $(GENERATIONS)) $(ARGS)
 
 iterate: $(VENV) ## repeat collect, V, M and dream in rounds (ROUNDS=n) -> rounds/, dream.npz of the best round
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
@@ -124,13 +138,13 @@ $(DIR)/rollouts/summary.json: | $(VENV)
 $(DIR)/vae.pt: | $(VENV)
 	$(MAKE) vae ARGS=
 
-$(DIR)/mdnrnn.pt: | $(VENV)
-	$(MAKE) mdnrnn ARGS=
+$(MEMORY): | $(VENV)
+	$(MAKE) memory ARGS=
 
-evaluate: $(VENV) ## score C on 100 fresh tracks of stock CarRacing -> score.json
+evaluate: $(VENV) ## score C on 100 fresh tracks of the stock environment -> score.json
 	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-probe: $(VENV) ## fit a linear map from [z; h] to position, speed and bends ahead -> probe.json
+probe: $(VENV) ## fit a linear map from C's features to the true state -> probe.json
 	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fast, GRID=n) -> videos/
@@ -146,10 +160,10 @@ play: $(VENV) ## drive the dream in a browser (WORLD=real: a real track in a win
 publish: $(VENV) ## copy V, M, starts, C, scores and curves of RUN to data/pretrained
 	$(if $(SOURCE),$(error RUN=$(RUN) is the output of publish: choose the RUN to publish))$(STAGE) $(ARGS)
 
-curves: $(VENV) | $(DIR)/mdnrnn.pt ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
+curves: $(VENV) | $(MEMORY) ## compare variants of the evolution (ARGS='--name NAME ...') -> plots/curves.png
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(ARGS)
 
-ablate: $(VENV) | $(DIR)/mdnrnn.pt ## score variants without a part: V only, untrained M, ... -> ablations.json
+ablate: $(VENV) | $(MEMORY) ## score variants without a part: V only, untrained M, ... -> ablations.json
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 # Files side by side, one process a core. ARGS=-n0 runs them one after another, as plain pytest does.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wm.contracts import Network, Vision
 from wm.driving.encoding import encode, encoded, known_latents
-from wm.envs import task_of
+from wm.envs import find_task
 from wm.learning.checkpoint import check_updates, delete_results, is_finished, load_initial_weights
 from wm.learning.gradient import train
 from wm.memory.kinds import find_kind
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     path = run.memory(kind.name)
     with run.stage(stage, config, args.seed, args.restart, args.env) as begin:
-        task = task_of(run)
+        task = find_task(args.env)
         rollouts = Rollouts(run.rollouts)
         rollouts.check(task.title, task.columns())
         vision, _, meta = load_vision(run.vae)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wm.envs import task_of
+from wm.envs import find_task
 from wm.learning.checkpoint import Best, check_updates, delete_results, is_finished, load_initial_weights
 from wm.learning.gradient import train
 from wm.run.artifact import save_artifact
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     config = stage_config(given, kind.config)
     run = Run(args.run)
     with run.stage("vae", config, args.seed, args.restart, args.env) as begin:
-        task = task_of(run)
+        task = find_task(args.env)
         kind.check(task.frame)
         rollouts = Rollouts(run.rollouts)
         rollouts.check(task.title, task.columns())
