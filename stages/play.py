@@ -20,10 +20,11 @@ class PlayArgs:
     """Options of stage play: what to drive, and where the page is served."""
 
     world: Literal["dream", "real"] = "dream"
-    """dream: drive the dream in a browser, on a page that any web server can serve. real: drive CarRacing in a window,
-    by keyboard, beside V's reconstruction."""
-    controller: Literal["controller", "dream"] = "controller"
-    """Controller that can drive on the page. controller: evolved on real rollouts. dream: evolved in the dream."""
+    """dream: drive the dream in a browser, on a page that any web server can serve. real: drive the real environment in
+    a window, by keyboard, beside V's reconstruction."""
+    controller: str = "controller"
+    """Controller that can drive on the page. controller: evolved on real rollouts. dream: evolved in the dream.
+    dream-M-C: evolved in the dream of this kind of M, of this kind of C."""
     port: int = bounded(8000, 0, 65_535)
     """Port of the local web server, reachable from this machine only. 0: any free port."""
     serve: bool = True

@@ -9,14 +9,12 @@ from typing import Literal
 
 import gymnasium as gym
 
-import wm.envs  # noqa: F401  registers wm/CarRacing-v3
 from wm.config.bounds import bounded
-from wm.config.names import training_id
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.command_line import parse, run_stage
 from wm.run.folder import Run
 from wm.run.progress import Progress
-from wm.show.videos.canvas import Image, Moment, featured, side_by_side, tiled
+from wm.show.videos.canvas import Image, Moment, featured, grid, side_by_side
 from wm.show.videos.video import Preview, write_video
 from wm.show.videos.views import View, WorldModel, moments, together
 
@@ -32,13 +30,14 @@ class ReplayArgs:
     track: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
     """Seed of the track and of a dream's samples. Default: the first track of the evaluation."""
     grid: int = bounded(1, 1, 36)
-    """Number of tracks shown at once as tiles, from `track` on; up to 36."""
+    """Number of tracks shown at once in a grid, from `track` on; up to 36."""
     car: Literal["stock", "fast"] = "stock"
     """Rendering of the real track. stock: Gymnasium's. fast: ours."""
     max_steps: int = bounded(1000, 1, 10**9)
     """Maximum length of an episode or a dream in environment steps."""
-    controller: Literal["controller", "dream"] = "controller"
-    """Controller to film. controller: evolved on real rollouts. dream: evolved in the dream."""
+    controller: str = "controller"
+    """Controller to film. controller: evolved on real rollouts. dream: evolved in the dream. dream-M-C: evolved in the
+    dream of this kind of M, of this kind of C."""
     temperature: float = bounded(1.0, 1e-12, 10**6)
     """tau of the dreams. 1: sample M's mixtures as they are. Less: a more certain dream."""
     source: Path | None = None
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     run.sweep()
     world = WorldModel(Run(config.source or args.run), config.controller)
-    env_id = args.env if config.car == "stock" else training_id(args.env)
+    env_id = world.task.id(train=config.car == "fast")
     drives = {
         track: moments(
             config.view,
@@ -73,11 +72,11 @@ def main(argv: list[str]) -> None:
                 yield lay_out(config.view, shown)
                 progress.update()
 
-    driver = "by-dream-" if config.controller == "dream" else ""
+    driver = "" if config.controller == "controller" else f"by-{config.controller}-"
     name = f"{driver}{config.view}-{config.car}-{config.track}" + (f"-grid{config.grid}" if config.grid > 1 else "")
     path, small = run.videos / f"{name}.mp4", run.videos / f"{name}.webp"
-    preview = Preview()
-    count = write_video(path, preview.watch(frames()))
+    preview = Preview(world.task.fps)
+    count = write_video(path, preview.watch(frames()), world.task.fps)
     preview.write(small)
     for label, moment in latest.items():
         print(f"{label}: {' '.join(moment.readings[0].split())}.")
@@ -85,13 +84,13 @@ def main(argv: list[str]) -> None:
 
 
 def lay_out(view: View, shown: Mapping[str, Moment]) -> Image:
-    """One video frame: a single track in the layout of its view, several tracks as tiles."""
+    """One video frame: a single track in the layout of its view, several tracks as a grid."""
     if len(shown) == 1:
         (moment,) = shown.values()
         return featured(moment) if view == "real" else side_by_side(moment)
-    if view == "real":  # tiles show the camera only
+    if view == "real":  # a grid shows the camera only
         shown = {label: replace(moment, panes=moment.panes[:1]) for label, moment in shown.items()}
-    return tiled(shown)
+    return grid(shown)
 
 
 if __name__ == "__main__":

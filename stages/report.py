@@ -14,7 +14,6 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-import wm.envs  # noqa: F401  registers wm/CarRacing-v3
 from wm.run.command_line import parse, run_stage
 from wm.run.errors import UserError
 from wm.run.files import atomic
@@ -23,7 +22,7 @@ from wm.run.progress import Progress
 from wm.show.report.blocks import Video, data_uri
 from wm.show.report.page import render
 from wm.show.report.reader import RunReader, open_run
-from wm.show.videos.canvas import Image, tiled
+from wm.show.videos.canvas import Image, grid
 from wm.show.videos.video import write_video
 from wm.show.videos.views import WorldModel, moments
 
@@ -31,7 +30,7 @@ CRF, EVERY = 30, 2
 """H.264 quality (0 is best), and every how many frames one is stored: about 0.3 MB per video."""
 
 POSTER_STEP = 120
-"""Step of a video's poster frame, after the zoom-in."""
+"""Step of a video's poster frame; at first some environments still show how an episode begins."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def film(reader: RunReader) -> list[Video]:
 def film_track(
     env: gym.Env[Any, Any], world: WorldModel, track: int, max_steps: int, title: str, scored: float
 ) -> Video:
-    """Films one track as a small video; its poster is a frame after the zoom-in."""
+    """Films one track as a small video; its poster is one of its frames."""
     poster: Image = np.zeros((2, 2, 3), np.uint8)
     reading = ""
 
@@ -98,7 +97,7 @@ def film_track(
         with Progress("film", max_steps, unit="step") as progress:
             for number, moment in enumerate(moments("real", env, world, track, max_steps, temperature=1.0)):
                 reading = moment.readings[0]
-                frame = tiled({f"track {track}": replace(moment, panes=moment.panes[:1])})
+                frame = grid({f"track {track}": replace(moment, panes=moment.panes[:1])})
                 if number < POSTER_STEP:
                     poster = frame
                 yield frame
@@ -106,14 +105,14 @@ def film_track(
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "track.mp4"
-        steps = write_video(path, frames(), crf=CRF, every=EVERY)
+        steps = write_video(path, frames(), world.task.fps, crf=CRF, every=EVERY)
         data = data_uri(path.read_bytes(), "video/mp4")
     _, still = cv2.imencode(".jpg", cv2.cvtColor(poster, cv2.COLOR_RGB2BGR))
     return Video(
         title,
         data,
         data_uri(still.tobytes(), "image/jpeg"),
-        f"Video of the controller driving track {track}, seen from above",
+        f"Video of the controller driving track {track}",
         f"Scored {scored:.0f}. Filmed again: {reading} in {steps} steps.",
     )
 

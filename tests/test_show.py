@@ -7,29 +7,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from wm.envs.action import Action
 from wm.show.plots.curves import plot_curve, plot_score
 from wm.show.videos.canvas import (
     FOOTER,
-    FPS,
     HEADER,
     LINES,
-    MOST_TILES,
+    MOST_CELLS,
     PANE,
     PLOT,
+    Bar,
     Curves,
     Image,
     Moment,
     Pane,
     featured,
+    grid,
     side_by_side,
-    tiled,
 )
 from wm.show.videos.video import Preview, write_video
+from wm.show.videos.views import bars
 
 
 def test_video_is_h264_at_real_speed_with_true_colours(tmp_path: Path) -> None:
     red = np.full((64, 96, 3), (200, 30, 30), np.uint8)
-    assert write_video(tmp_path / "a.mp4", (red for _ in range(10))) == 10
+    assert write_video(tmp_path / "a.mp4", (red for _ in range(10)), FPS) == 10
     with av.open(str(tmp_path / "a.mp4")) as video:
         stream = video.streams.video[0]
         assert stream.codec_context.name == "h264"
@@ -42,7 +44,7 @@ def test_video_is_h264_at_real_speed_with_true_colours(tmp_path: Path) -> None:
 
 def test_a_video_can_be_thinned(tmp_path: Path) -> None:
     grey = np.full((64, 96, 3), 100, np.uint8)
-    assert write_video(tmp_path / "a.mp4", (grey for _ in range(11)), every=2) == 11
+    assert write_video(tmp_path / "a.mp4", (grey for _ in range(11)), FPS, every=2) == 11
     with av.open(str(tmp_path / "a.mp4")) as video:
         assert video.streams.video[0].average_rate == FPS / 2
         assert len(list(video.decode(video=0))) == 6
@@ -50,7 +52,7 @@ def test_a_video_can_be_thinned(tmp_path: Path) -> None:
 
 def watched(frames: Iterable[Image], path: Path) -> tuple[int, cv2.Animation]:
     """The preview of some frames: its size in bytes, and what is in it."""
-    preview = Preview()
+    preview = Preview(FPS)
     for _ in preview.watch(frames):
         pass
     preview.write(path)
@@ -86,14 +88,15 @@ def one_colour(*colour: int, size: tuple[int, int] = (64, 64)) -> Image:
     return np.full((*size, 3), colour, np.uint8)
 
 
+FPS = 50
 RED, GREEN, BLUE = (200, 10, 10), (10, 200, 10), (10, 10, 200)
-STILL = np.zeros(3, np.float32)
+STILL = (Bar("power +0.00", 0.0, 0.0, 1.0),)
 
 
-def moment(action: NDArray[np.float32] = STILL, curves: tuple[Curves, ...] = ()) -> Moment:
+def moment(bars: tuple[Bar, ...] = STILL, curves: tuple[Curves, ...] = ()) -> Moment:
     camera = one_colour(*GREEN, size=(400, 600))
     panes = (Pane("camera", camera), Pane("V sees", one_colour(*RED)), Pane("V reconstructs", one_colour(*BLUE)))
-    return Moment(panes, action, ("score 123", "step 56", "speed 12 m/s"), curves)
+    return Moment(panes, bars, ("score 123", "step 56", "speed 12 m/s"), curves, aspect=10 / 7)
 
 
 def test_a_featured_frame_shows_all_parts_in_their_places() -> None:
@@ -106,12 +109,12 @@ def test_a_featured_frame_shows_all_parts_in_their_places() -> None:
 
 
 def test_a_row_of_pictures_with_curves() -> None:
-    rising = Curves("distance", {"dream": [0.0, 1.0, 2.0, 3.0], "start kept": [0.0] * 4}, seconds=0.08)
+    rising = Curves("distance", {"dream": [0.0, 1.0, 2.0, 3.0], "start kept": [0.0] * 4}, seconds=0.08, rate=FPS)
     frame = side_by_side(moment(curves=(rising, rising)))
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
     for x, colour in ((200, GREEN), (620, RED), (1030, BLUE)):
         assert (frame[HEADER + 140, x] == colour).all()
-    bottom = HEADER + PANE[1]
+    bottom = HEADER + 280
     for left in (0, frame.shape[1] // 2):
         plot = frame[bottom + 58 : bottom + PLOT, left : left + frame.shape[1] // 2]
         rows, columns = np.nonzero((plot == LINES[0]).all(axis=-1))
@@ -131,14 +134,16 @@ def test_a_missing_picture_leaves_its_place_dark() -> None:
     assert side_by_side(empty)[HEADER : HEADER + PANE[1], 30:300].max() < 60
 
 
-@pytest.mark.parametrize(("count", "columns"), [(2, 2), (4, 2), (7, 4), (9, 3), (MOST_TILES, 8)])
-def test_tiles_show_every_track(count: int, columns: int) -> None:
+@pytest.mark.parametrize(("count", "columns"), [(2, 2), (4, 2), (7, 4), (9, 3), (MOST_CELLS, 8)])
+def test_a_grid_shows_every_track(count: int, columns: int) -> None:
     colours = [(5 * i, 255 - 5 * i, 40) for i in range(count)]
     moments = {
-        f"track {i}": Moment((Pane("camera", one_colour(*c, size=(400, 600))),), STILL, ("score 1", "step 2"))
+        f"track {i}": Moment(
+            (Pane("camera", one_colour(*c, size=(400, 600))),), STILL, ("score 1", "step 2"), aspect=10 / 7
+        )
         for i, c in enumerate(colours)
     }
-    frame = tiled(moments)
+    frame = grid(moments)
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
     assert frame.shape[1] <= 1440
     left = set()
@@ -149,11 +154,13 @@ def test_tiles_show_every_track(count: int, columns: int) -> None:
     assert len(left) == columns
 
 
-@pytest.mark.parametrize("count", [2, 4, 9, MOST_TILES])
-def test_tiles_of_several_pictures_say_which_is_which_and_show_their_curves(count: int) -> None:
+@pytest.mark.parametrize("count", [2, 4, 9, MOST_CELLS])
+def test_a_grid_of_several_pictures_says_which_is_which_and_show_their_curves(count: int) -> None:
     """Pictures of grass that touch each other look like one; and what a comparison is about are its curves."""
-    rising = Curves("distance of z from the real z, in 18 dimensions", {"dream": [0.0, 1.0, 2.0]}, seconds=0.06)
-    frame = tiled({f"track {i}": moment(curves=(rising, rising)) for i in range(count)})
+    rising = Curves(
+        "distance of z from the real z, in 18 dimensions", {"dream": [0.0, 1.0, 2.0]}, seconds=0.06, rate=FPS
+    )
+    frame = grid({f"track {i}": moment(curves=(rising, rising)) for i in range(count)})
     assert frame.shape[1] <= 1440
     bright = np.asarray((frame > 180).all(axis=-1))  # letters
     line = np.asarray((frame == LINES[0]).all(axis=-1))
@@ -175,15 +182,27 @@ def test_tiles_of_several_pictures_say_which_is_which_and_show_their_curves(coun
     assert not bright[:, -4:].any()  # nothing runs out of the frame
 
 
-def test_action_bars_grow_from_zero_to_the_value() -> None:
-    def blue(steer: float) -> NDArray[np.intp]:
-        frame = featured(moment(np.array([steer, 0, 0], np.float32)))[480:, :560].astype(int)
+def test_bars_grow_from_zero_to_the_value() -> None:
+    def blue(value: float, low: float = -1.0, others: int = 2) -> NDArray[np.intp]:
+        bars = (Bar("turn", value, low, 1.0), *[Bar("other", 0.0, 0.0, 1.0)] * others)
+        frame = featured(moment(bars))[480:, :560].astype(int)
         return np.flatnonzero((frame[..., 2] - frame[..., 0] > 100).any(axis=0))
 
     left, right = blue(-1.0), blue(1.0)
     assert left.max() <= right.min() + 1
     assert abs(len(left) - len(right)) <= 2
     assert abs(len(blue(0.5)) - len(right) / 2) <= 2
+    assert len(blue(1.0, low=0.25)) == len(blue(1.0, low=0.0)) > len(right)  # 0 is not on its axis
+    assert len(blue(1.0, others=17)) < len(right) / 4  # there is room for many
+
+
+def test_an_action_is_a_bar_a_value_or_a_bar_a_choice() -> None:
+    box = Action(("turn", "power"), ("tanh", "half"), (-2.0, 0.0), (2.0, 1.0))
+    assert bars(box, np.array([-1, 0.5], np.float32)) == (
+        Bar("turn -1.00", -1.0, -2.0, 2.0),
+        Bar("power +0.50", 0.5, 0.0, 1.0),
+    )
+    assert bars(Action(("stay", "go"), first=1), 2) == (Bar("stay", 0.0, 0.0, 1.0), Bar("go", 1.0, 0.0, 1.0))
 
 
 def test_plots_are_readable_pngs(tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ class _Dreams:
         """The current observations, in new memory: what C reads, f32[N,F], or decoded frames u8[N,64,64,3]."""
         return self.frames() if self._observe == "pixels" else self._world.read(self._state)
 
+    def latents(self) -> Floats:
+        """The current latents f32[N,Z], in new memory."""
+        return np.array(self._state["z"])
+
     def frames(self) -> Frames:
         """The decoded latents, u8[N,64,64,3]."""
         return self._world.decode(self._state["z"])
@@ -163,6 +167,12 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Any]):
         self._dreams = _Dreams(world, 1, horizon, start, observe, dropout)
         self.observation_space = self._dreams.space()
         self.action_space = world.task.action.space()
+
+    @property
+    def z(self) -> Floats:
+        """The current latent f32[Z], in new memory."""
+        z: Floats = self._dreams.latents()[0]
+        return z
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

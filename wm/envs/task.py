@@ -90,6 +90,7 @@ class Task:
         measure: What else describes an episode; None: nothing.
         reading: A text on the present state for videos, such as the speed; None: none.
         visible: The part of a rendered picture that V sees, and what was left out.
+        aspect: Width by height of what V sees, as it lies in the world; None: that of `frame`.
         keys: For people: what a held key adds to `a`, by the key's name (left, right, up, down).
         truth: The true state, for the probe; None: unknown.
     """
@@ -115,8 +116,14 @@ class Task:
     measure: Measure | None = None
     reading: Callable[[gym.Env[Any, Any]], str] | None = None
     visible: tuple[Callable[[Frame], Frame], str] = (whole, "")
+    aspect: float | None = None
     keys: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     truth: Truth | None = None
+
+    @property
+    def proportion(self) -> float:
+        """`aspect`, or that of `frame`."""
+        return self.aspect or (self.frame[1] / self.frame[0] if len(self.frame) > 1 else 1.0)
 
     def id(self, train: bool) -> str:
         """Gymnasium id of the environment to train on, or to score on."""

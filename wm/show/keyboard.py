@@ -3,49 +3,54 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from itertools import combinations
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import pygame
-from numpy.typing import NDArray
 
-import wm.envs  # noqa: F401  registers wm/CarRacing-v3
-from wm.config.names import FAST_ENV, STOCK_ENV
-from wm.envs.car_racing.preprocess import preprocess
+from wm.envs.task import Task
 from wm.run.errors import UserError
 from wm.run.folder import Run
-from wm.show.videos.canvas import FPS, Image, Moment, Pane, side_by_side
-from wm.show.videos.views import WorldModel, speed_of, without_dashboard
-
-Action = NDArray[np.float32]
+from wm.show.videos.canvas import Image, Moment, Pane, side_by_side
+from wm.show.videos.views import WorldModel, bars, read, seen_part
 
 KEYS = {
     "left": (pygame.K_LEFT, ord("a")),
     "right": (pygame.K_RIGHT, ord("d")),
-    "gas": (pygame.K_UP, ord("w")),
-    "brake": (pygame.K_DOWN, ord("s")),
+    "up": (pygame.K_UP, ord("w")),
+    "down": (pygame.K_DOWN, ord("s")),
 }
-"""The keys of each action, in both sets."""
-
-GAS, BRAKE = 0.8, 0.8
-"""Pedal values of a pressed key; at full gas the car spins in every bend."""
+"""The keyboard's keys by the names that a task has for them, in both sets."""
 
 
-def keys_to_action() -> dict[tuple[int, ...], Action]:
-    """The action for each combination of held keys, also across both sets; left and right cancel."""
-    keys = [key for pair in KEYS.values() for key in pair]
-    found = {}
-    for count in range(1, len(keys) + 1):
-        for held in combinations(keys, count):
-            left, right, gas, brake = (any(key in held for key in pair) for pair in KEYS.values())
-            found[held] = np.array([right - left, GAS * gas, BRAKE * brake], np.float32)
-    return found
+def action_of(task: Task, held: Iterable[str]) -> Any:
+    """The environment's action while the task's keys of these names are held.
+
+    What they add to the action is added up within its bounds; of a discrete space the choice with the largest sum is
+    taken, the first one if no key is held.
+    """
+    a = np.zeros(task.action.size, np.float32)
+    for name in held:
+        a += np.array(task.keys[name], np.float32)
+    return task.action.to_env(task.action.clip(a))
+
+
+def keys_to_action(task: Task) -> dict[tuple[int, ...], Any]:
+    """The action for each combination of held keys, also across both sets."""
+    known = {name: keys for name, keys in KEYS.items() if name in task.keys}
+    keys = [key for pair in known.values() for key in pair]
+    return {
+        held: action_of(task, [name for name, pair in known.items() if any(key in held for key in pair)])
+        for count in range(1, len(keys) + 1)
+        for held in combinations(keys, count)
+    }
 
 
 class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
-    """CarRacing whose `render` gives the camera and V's reconstruction; below action bars, score, step and speed."""
+    """An environment whose `render` gives the camera and V's reconstruction; below action bars and readings."""
 
     def __init__(self, env: gym.Env[Any, Any], world: WorldModel) -> None:
         """Takes an environment made with render_mode="rgb_array", and the models."""
@@ -55,10 +60,10 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Starts an episode."""
         self._observation, info = self.env.reset(**kwargs)
-        self._action, self._score, self._steps = np.zeros(3, np.float32), 0.0, 0
+        self._action, self._score, self._steps = action_of(self._world.task, ()), 0.0, 0
         return self._observation, info
 
-    def step(self, action: Action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One step; its data is stored for `render`."""
         self._observation, reward, terminated, truncated, info = self.env.step(action)
         self._action, self._score, self._steps = action, self._score + float(reward), self._steps + 1
@@ -67,13 +72,11 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
     def render(self) -> Any:
         """u8[H, W, 3]."""
         camera: Image = np.asarray(self.env.render(), np.uint8)
-        seen = self._world.decode(self._world.encode(preprocess(self._observation)))
-        panes = (
-            Pane("camera", without_dashboard(camera), "without the dashboard"),
-            Pane("V's reconstruction", seen, "of the same frame"),
-        )
-        speed = f"speed {speed_of(self.env):.0f} m/s"
-        return side_by_side(Moment(panes, self._action, (f"score {self._score:.0f}", f"step {self._steps}", speed)))
+        task = self._world.task
+        seen = self._world.decode(self._world.encode(task.preprocess(self._observation)))
+        panes = (seen_part(task, "camera", camera), Pane("V's reconstruction", seen, "of the same frame"))
+        readings = (f"score {self._score:.0f}", f"step {self._steps}", *filter(None, [read(task, self.env)]))
+        return side_by_side(Moment(panes, bars(task.action, self._action), readings, aspect=task.proportion))
 
 
 def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> None:
@@ -85,7 +88,7 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
         car: Rendering of V's input, stock or fast.
 
     Raises:
-        UserError: There is no display, or a file of the run is missing.
+        UserError: There is no display, a file of the run is missing, or the task has no keys.
     """
     try:
         pygame.display.init()
@@ -94,12 +97,16 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
             f"there is no display for a window ({error}): run this in a desktop session, "
             "or drive the dream in a browser with `make play`."
         ) from error
-    env = gym.make(STOCK_ENV if car == "stock" else FAST_ENV, render_mode="rgb_array", disable_env_checker=True)
+    world = WorldModel(run)
+    task = world.task
+    if not task.keys:
+        raise UserError(f"{task.title} has no keys to drive it by: drive its dream in a browser with `make play`.")
+    env = gym.make(task.id(train=car == "fast"), render_mode="rgb_array", disable_env_checker=True)
     with warnings.catch_warnings():  # it warns about matplotlib's windows, which only its plots need
         warnings.simplefilter("ignore")
         from gymnasium.utils.play import play
-    pygame.display.set_caption(f"Track {track}: arrow keys or WASD drive, Escape closes")
+    pygame.display.set_caption(f"{task.title}, track {track}: arrow keys or WASD drive, Escape closes")
     print("Drive with the arrow keys or WASD; Escape closes the window.")
-    beside = BesideReconstruction(env, WorldModel(run))
-    play(beside, fps=FPS, keys_to_action=keys_to_action(), seed=track, noop=np.zeros(3, np.float32))
+    beside = BesideReconstruction(env, world)
+    play(beside, fps=task.fps, keys_to_action=keys_to_action(task), seed=track, noop=action_of(task, ()))
     env.close()

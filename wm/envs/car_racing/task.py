@@ -76,6 +76,7 @@ CAR_RACING = Task(
     measure=Measure("on the road", is_on_road),
     reading=speed,
     visible=(without_dashboard, "without the dashboard"),
+    aspect=10 / 7,  # it draws 1000 by 700 on what V sees as a square
     # At full gas the car spins in every bend.
     keys={"left": (-1.0, 0.0, 0.0), "right": (1.0, 0.0, 0.0), "up": (0.0, 0.8, 0.0), "down": (0.0, 0.0, 0.8)},
     truth=CarTruth(),

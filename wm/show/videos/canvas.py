@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-FPS = 50
-"""Frames per second, the same as CarRacing's, so that videos play in real time."""
-
 
 @dataclass(frozen=True)
 class Pane:
@@ -40,11 +37,30 @@ class Curves:
         title: The quantity and its unit.
         lines: By name, its values so far, one a frame; they grow from moment to moment.
         seconds: Length of the whole axis.
+        rate: Frames per second.
     """
 
     title: str
     lines: Mapping[str, Sequence[float]]
     seconds: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value as a bar.
+
+    Attributes:
+        text: What it is, such as "power +0.25".
+        value: Between `low` and `high`.
+        low: Lower end of its axis.
+        high: Upper end of its axis.
+    """
+
+    text: str
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -53,15 +69,17 @@ class Moment:
 
     Attributes:
         panes: The pictures, the most important one first.
-        action: f32[3]: steering in [-1, 1], gas and brake in [0, 1].
+        bars: The action.
         readings: Up to four short texts, such as "score 812"; they stand in two columns, each filled first.
         curves: Plots below the pictures.
+        aspect: Width by height of what V sees, as it lies in the world. Pictures side by side all have it.
     """
 
     panes: tuple[Pane, ...]
-    action: NDArray[np.float32]
+    bars: tuple[Bar, ...]
     readings: tuple[str, ...]
     curves: tuple[Curves, ...] = ()
+    aspect: float = 1.0
 
 
 GAP = 12
@@ -72,29 +90,27 @@ INK: Colour = (235, 235, 235)
 FAINT: Colour = (150, 150, 150)
 LINES: tuple[Colour, ...] = ((255, 170, 60), (150, 150, 150), (90, 170, 255))
 """Colours of a plot's lines, in their order."""
-BARS: tuple[tuple[str, float, Colour], ...] = (
-    ("steer", -1.0, (90, 170, 255)),
-    ("gas", 0.0, (110, 220, 110)),
-    ("brake", 0.0, (255, 100, 90)),
-)
-"""Name, lowest value and colour of each action."""
+COLOURS: tuple[Colour, ...] = ((90, 170, 255), (110, 220, 110), (255, 100, 90), (255, 170, 60), (200, 140, 255))
+"""Colours of the bars, in their order; further ones begin anew."""
 
 CAMERA = (720, 480)
-"""Width and height of a lone large camera: CarRacing's own 3:2."""
+"""Width and height of the place of a lone large camera."""
 SMALL = 216
-"""Side of the pictures beside it."""
-PANE = (400, 280)
-"""Width and height of a picture among equals: the shape of what V sees, 10:7, as it lies in the world."""
+"""Longer side of the pictures beside it."""
+PANE = (400, 400)
+"""Maximum width and height of a picture among equals."""
 HEADER, FOOTER, PLOT = 68, 96, 200
 """Heights of the captions, of the bars and readings, and of the plots."""
 WIDEST = 1440
-"""Pixels across a grid of tracks."""
-SEAM, TILE_TEXT, TILE_PLOT = 4, 60, 150
-"""In a tile: pixels between its pictures, and the heights of its two lines of text and of its plots."""
+"""Pixels across a grid of episodes."""
+SEAM, CELL_TEXT, CELL_PLOT = 4, 60, 150
+"""In a cell of a grid: pixels between its pictures, and the heights of its two lines of text and of its plots."""
 LEAST_PLOT = 450
-"""Pixels across that a plot needs: narrow tiles show the first one only."""
-MOST_TILES = 36
-"""Tracks in a grid; the text of more of them could not be read."""
+"""Pixels across that a plot needs: narrow cells show the first one only."""
+MOST_CELLS = 36
+"""Episodes in a grid; the text of more of them could not be read."""
+BARS_WIDTH, READINGS_FROM = 540, 570
+"""Pixels across of all bars, and where the readings begin."""
 
 
 def featured(moment: Moment) -> Image:
@@ -102,26 +118,29 @@ def featured(moment: Moment) -> Image:
     width, height = CAMERA
     canvas = _canvas(width + 24 + SMALL + GAP, height + FOOTER)
     first, *others = moment.panes
-    _paste(canvas, first.image, 0, 0, CAMERA)
+    if first.image is not None:
+        place = _within(CAMERA, first.image.shape[1] / first.image.shape[0])
+        _paste(canvas, first.image, (width - place[0]) // 2, (height - place[1]) // 2, place)
     left = width + 24
     for i, pane in enumerate(others):
         top = 30 + i * (SMALL + 36)
         _write(canvas, pane.caption, left, top - 9, 0.55)
-        _paste(canvas, pane.image, left, top, (SMALL, SMALL), cv2.INTER_NEAREST)
+        shape = (1, 1) if pane.image is None else pane.image.shape
+        _paste(canvas, pane.image, left, top, _within((SMALL, SMALL), shape[1] / shape[0]), cv2.INTER_NEAREST)
     _foot(canvas, moment, height)
     return canvas
 
 
 def side_by_side(moment: Moment) -> Image:
     """All pictures in one row at one size, the plots below: u8[H, W, 3], H and W the same for equal parts."""
-    width, height = PANE
+    width, height = _within(PANE, moment.aspect)
     bottom = HEADER + height
     canvas = _canvas(len(moment.panes) * (width + GAP) + GAP, bottom + (PLOT if moment.curves else 0) + FOOTER)
     for i, pane in enumerate(moment.panes):
         left = GAP + i * (width + GAP)
         _write(canvas, pane.caption, left, 28, 0.75)
         _write(canvas, pane.source, left, 54, 0.55, FAINT)
-        _paste(canvas, pane.image, left, HEADER, PANE)
+        _paste(canvas, pane.image, left, HEADER, (width, height))
     for i, curves in enumerate(moment.curves):
         across = (canvas.shape[1] - GAP) // len(moment.curves)
         _plot(canvas[bottom : bottom + PLOT, GAP + i * across : (i + 1) * across], curves)
@@ -129,8 +148,8 @@ def side_by_side(moment: Moment) -> Image:
     return canvas
 
 
-def tiled(moments: Mapping[str, Moment]) -> Image:
-    """Several drives at once, a tile each: its pictures with their captions, its label, two readings, its plots.
+def grid(moments: Mapping[str, Moment]) -> Image:
+    """Several episodes at once, a cell each: its pictures with their captions, its label, two readings, its plots.
 
     Args:
         moments: 1 to 36 by label, with equally many pictures and plots each.
@@ -139,16 +158,17 @@ def tiled(moments: Mapping[str, Moment]) -> Image:
         u8[H, W, 3], H and W even, W at most 1440.
     """
     first = next(iter(moments.values()))
-    panes, below = len(first.panes), TILE_TEXT + (TILE_PLOT if first.curves else 0)
-    columns = _columns(len(moments), panes * PANE[0] / (PANE[1] + below))
+    panes, below = len(first.panes), CELL_TEXT + (CELL_PLOT if first.curves else 0)
+    most = _within(PANE, first.aspect)
+    columns = _columns(len(moments), panes * most[0] / (most[1] + below))
     rows = math.ceil(len(moments) / columns)
-    width = min(PANE[0], ((WIDEST - GAP) // columns - GAP) // panes)
-    size = (width - SEAM * (panes > 1), round(width * PANE[1] / PANE[0]))
+    width = min(most[0], ((WIDEST - GAP) // columns - GAP) // panes)
+    size = (width - SEAM * (panes > 1), round(width * most[1] / most[0]))
     across, down = panes * width + GAP, size[1] + below
     canvas = _canvas(columns * across + GAP, rows * down + GAP)
     for i, (label, moment) in enumerate(moments.items()):
         left, top = GAP + i % columns * across, GAP + i // columns * down
-        upper, lower, bottom = top + size[1] + 20, top + size[1] + 42, top + size[1] + TILE_TEXT
+        upper, lower, bottom = top + size[1] + 20, top + size[1] + 42, top + size[1] + CELL_TEXT
         for k, pane in enumerate(moment.panes):
             _paste(canvas, pane.image, left + k * width, top, size)
             if panes > 1:
@@ -163,17 +183,23 @@ def tiled(moments: Mapping[str, Moment]) -> Image:
         plots = moment.curves[: max(1, panes * width // LEAST_PLOT)]
         for k, curves in enumerate(plots):
             wide = panes * width // len(plots)
-            _plot(canvas[bottom : bottom + TILE_PLOT - GAP, left + k * wide : left + (k + 1) * wide], curves)
+            _plot(canvas[bottom : bottom + CELL_PLOT - GAP, left + k * wide : left + (k + 1) * wide], curves)
     return canvas
 
 
 def _columns(count: int, aspect: float) -> int:
-    """How many tiles of this width by height go side by side, for the largest tiles on a screen of 16:9."""
+    """How many cells of this width by height go side by side, for the largest cells on a screen of 16:9."""
 
     def size(columns: int) -> float:
         return min(16 / (columns * aspect), 9 / math.ceil(count / columns))
 
     return max(range(1, count + 1), key=size)
+
+
+def _within(size: tuple[int, int], aspect: float) -> tuple[int, int]:
+    """The largest width and height of an aspect, width by height, within a size."""
+    width, height = size
+    return min(width, round(height * aspect)), min(height, round(width / aspect))
 
 
 def _canvas(width: int, height: int) -> Image:
@@ -209,19 +235,20 @@ def _length(text: str, size: float) -> int:
 
 
 def _foot(canvas: Image, moment: Moment, top: int) -> None:
-    """Bars of the action and the readings, in the lowest 96 rows from `top` on."""
-    for i, (name, low, colour) in enumerate(BARS):
-        _bar(canvas, name, float(moment.action[i]), low, colour, left=20 + i * 180, top=top + 20)
-    column = min(170, (canvas.shape[1] - 570) // 2)
+    """Bars of the action and the readings, in the lowest `FOOTER` rows from `top` on."""
+    pitch = min(180, BARS_WIDTH // max(1, len(moment.bars)))
+    for i, bar in enumerate(moment.bars):
+        _bar(canvas, bar, COLOURS[i % len(COLOURS)], left=20 + i * pitch, top=top + 20, width=pitch * 8 // 9)
+    column = min(170, (canvas.shape[1] - READINGS_FROM) // 2)
     for i, reading in enumerate(moment.readings):
-        _write(canvas, reading, 570 + i // 2 * column, top + 42 + i % 2 * 34, 0.7, within=column - 6)
+        _write(canvas, reading, READINGS_FROM + i // 2 * column, top + 42 + i % 2 * 34, 0.7, within=column - 6)
 
 
-def _bar(canvas: Image, name: str, value: float, low: float, colour: Colour, left: int, top: int) -> None:
-    """A bar from 0 to `value` on an axis from `low` to 1."""
-    width, height = 160, 18
-    x = [left + round((v - low) / (1 - low) * width) for v in (0.0, value)]
-    _write(canvas, f"{name} {value:+.2f}", left, top + 10, 0.55)
+def _bar(canvas: Image, bar: Bar, colour: Colour, left: int, top: int, width: int) -> None:
+    """A bar from 0, or the end of its axis that is nearest to 0, to its value."""
+    height, zero = 18, min(max(0.0, bar.low), bar.high)
+    x = [left + round((v - bar.low) / (bar.high - bar.low) * width) for v in (zero, bar.value)]
+    _write(canvas, bar.text, left, top + 10, 0.55, within=width)
     cv2.rectangle(canvas, (left, top + 22), (left + width, top + 22 + height), FAINT, 1)
     cv2.rectangle(canvas, (min(x), top + 22), (max(x), top + 22 + height), colour, -1)
 
@@ -242,7 +269,7 @@ def _plot(area: Image, curves: Curves) -> None:
     for (name, values), colour in zip(curves.lines.items(), LINES, strict=False):
         _write(area, name, x_of_name, 48, 0.55, colour)
         x_of_name += _length(name, 0.55) + 24
-        x = left + (right - left) * np.arange(len(values)) / (curves.seconds * FPS)
+        x = left + (right - left) * np.arange(len(values)) / (curves.seconds * curves.rate)
         y = bottom - (bottom - top) * np.asarray(values) / scale
         points = np.stack([x, y], axis=1).round().astype(np.int32)
         cv2.polylines(area, [points[:, None]], isClosed=False, color=colour, thickness=2, lineType=cv2.LINE_AA)

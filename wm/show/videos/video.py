@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,24 +11,25 @@ import cv2
 import numpy as np
 
 from wm.run.files import atomic
-from wm.show.videos.canvas import FPS, Image
+from wm.show.videos.canvas import Image
 
 PREVIEW_SECONDS = 10
 """Length of a preview in seconds."""
-PREVIEW_EVERY = 4
-"""A preview shows one of this many frames: 12.5 frames per second."""
+PREVIEW_FPS = 12.5
+"""Frames per second of a preview, about: it shows one of a whole number of frames."""
 PREVIEW_BYTES = 2_000_000
 """Maximum size of a preview in bytes, since it loads with the page that shows it."""
 PREVIEW_SIZES = ((800, 70), (800, 45), (640, 40), (480, 40), (480, 20), (320, 20), (240, 10))
 """Widths in pixels and qualities (0 to 100) of a preview, in order of preference."""
 
 
-def write_video(path: Path, frames: Iterable[Image], *, crf: int = 23, every: int = 1) -> int:
+def write_video(path: Path, frames: Iterable[Image], fps: int, *, crf: int = 23, every: int = 1) -> int:
     """Encodes frames u8[H, W, 3] (RGB, H and W even) at real speed.
 
     Args:
         path: The mp4 to write.
-        frames: 50 frames per second.
+        frames: The frames.
+        fps: Frames per second.
         crf: H.264's quality, 0 (best) to 51.
         every: Encode one of this many frames.
 
@@ -39,7 +41,7 @@ def write_video(path: Path, frames: Iterable[Image], *, crf: int = 23, every: in
         atomic(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as file,
     ):
-        stream = file.add_stream("libx264", rate=FPS // every, options={"crf": str(crf), "preset": "veryfast"})
+        stream = file.add_stream("libx264", rate=Fraction(fps, every), options={"crf": str(crf), "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             if count == 0:
@@ -54,14 +56,16 @@ def write_video(path: Path, frames: Iterable[Image], *, crf: int = 23, every: in
 class Preview:
     """A small animated WebP of the first ten seconds of a video: READMEs show pictures, not videos."""
 
-    def __init__(self) -> None:
+    def __init__(self, fps: int) -> None:
+        """Takes the frames per second of the video."""
+        self._fps, self._every = fps, max(1, round(fps / PREVIEW_FPS))
         self._frames: list[Image] = []  # BGR, as OpenCV encodes
         self._seen = 0
 
     def watch(self, frames: Iterable[Image]) -> Iterator[Image]:
         """Yields frames u8[H, W, 3] unchanged, and stores those of the preview."""
         for frame in frames:
-            if self._seen < PREVIEW_SECONDS * FPS and self._seen % PREVIEW_EVERY == 0:
+            if self._seen < PREVIEW_SECONDS * self._fps and self._seen % self._every == 0:
                 self._frames.append(_shrink(frame[..., ::-1], PREVIEW_SIZES[0][0]))
             self._seen += 1
             yield frame
@@ -77,7 +81,7 @@ class Preview:
 
     def _encode(self, width: int, quality: int) -> bytes:
         animation = cv2.Animation()
-        animation.durations = [PREVIEW_EVERY * 1000 // FPS] * len(self._frames)
+        animation.durations = [self._every * 1000 // self._fps] * len(self._frames)
         animation.frames = [_shrink(frame, width) for frame in self._frames]
         done, data = cv2.imencodeanimation(".webp", animation, [cv2.IMWRITE_WEBP_QUALITY, quality])
         assert done
