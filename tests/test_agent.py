@@ -7,17 +7,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wm.controller.linear import load_controller, parameter_count, save_controller
-from wm.driving.agent import Agent
+from wm.controller.file import load_controller, save_controller
+from wm.controller.linear import Linear
 from wm.driving.loading import load_acting, load_agent, load_models
 from wm.envs.car_racing.preprocess import preprocess
-from wm.memory.cell import LSTMCell
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
 from wm.run.artifact import load_artifact, save_artifact
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
-from wm.vision.encoder import Encoder
 from wm.vision.vae import VAE, activation_ranges, save_vae
 
 Z, HIDDEN = 32, 256
@@ -36,9 +34,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         mdnrnn.lstm.weight_hh_l0 *= 3  # type: ignore[operator]
     ranges = activation_ranges(vae, random_frames(100, 64, seed=9))
     save_vae(run.vae, vae.state_dict(), {"z": Z, "ranges": ranges}, {"rollouts": "r"})
-    config = {"z": Z, "actions": 3, "hidden": HIDDEN, "mixtures": 5, "reward": "tile", "logsigma_floor": -7.0}
+    config = {"z": Z, "actions": 3, "hidden": HIDDEN, "mixtures": 5, "reward": "pulse", "logsigma_floor": -7.0}
     save_mdnrnn(run.mdnrnn, mdnrnn.state_dict(), config, {"rollouts": "r", "vae.pt": file_hash(run.vae)})
-    theta = np.random.default_rng(0).normal(0, 0.1, parameter_count(FEATURES))
+    theta = np.random.default_rng(0).normal(0, 0.1, Linear(3).count(FEATURES))
     made_from = {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
     save_controller(run.controller, theta, {"made_from": made_from})
     return run
@@ -84,7 +82,7 @@ def test_it_acts_as_a_plain_torch_loop_does(run: Run) -> None:
         assert action.dtype == np.float32
         np.testing.assert_allclose(agent.z, zs[t], atol=1e-4)
         np.testing.assert_allclose(action, actions[t], atol=1e-4)
-        np.testing.assert_allclose(agent.state[0], hs[t], atol=1e-4)
+        np.testing.assert_allclose(agent.state["h"], hs[t], atol=1e-4)
     # The loop would not notice a wrong order if nothing moved.
     assert np.std(actions, axis=0).min() > 0.05
     assert np.std(hs, axis=0).mean() > 0.05
@@ -101,9 +99,7 @@ def in_int8(run: Run, folder: Path, precision: str = "int8") -> Run:
 
 def test_a_controller_acts_in_the_precision_it_was_evolved_in(run: Run, tmp_path: Path) -> None:
     exact, rounded = load_agent(run.folder), load_agent(in_int8(run, tmp_path).folder)
-    models = load_models(run, "int8")
-    assert models.graph != load_models(run, "float32").graph
-    encoder = Encoder(models.graph)
+    encoder = load_models(run, "int8").encoder()
     for frame in random_frames(20, 64):
         exact.act(frame)
         rounded.act(frame)
@@ -143,7 +139,7 @@ def test_raw_and_preprocessed_frames_are_the_same(run: Run) -> None:
     for frame in random_frames(20, 96):
         assert preprocess(frame).shape == (64, 64, 3)
         np.testing.assert_array_equal(raw.act(frame), cut.act(preprocess(frame)))
-    np.testing.assert_array_equal(raw.state[0], cut.state[0])
+    np.testing.assert_array_equal(raw.state["h"], cut.state["h"])
 
 
 def test_reset_forgets(run: Run) -> None:
@@ -154,18 +150,18 @@ def test_reset_forgets(run: Run) -> None:
         agent.act(frame)
     agent.reset(np.random.default_rng(0))
     assert not agent.z.any()
-    assert not agent.state[0].any()
-    assert not agent.state[1].any()
+    assert not agent.state["h"].any()
+    assert not agent.state["c"].any()
     np.testing.assert_array_equal([agent.act(frame) for frame in frames], expected)
 
 
 def test_two_agents_of_one_encoder_and_cell_do_not_share_state(run: Run) -> None:
     models, theta = load_acting(run)
-    encoder, cell = Encoder(models.graph), LSTMCell(models.cell)
+    agents = models.agents()
     frames, others = random_frames(10, 64), random_frames(10, 64, seed=1)
     alone = load_agent(run.folder)
     expected = [alone.act(frame) for frame in frames]
-    one, two = Agent(encoder, cell, theta), Agent(encoder, cell, theta)
+    one, two = agents(theta), agents(theta)
     found = []
     for frame, other in zip(frames, others, strict=True):
         found.append(one.act(frame))
@@ -178,8 +174,8 @@ def test_what_an_agent_gave_out_does_not_change(run: Run) -> None:
     given, copies = [], []
     for frame in random_frames(5, 64):
         action = agent.act(frame)
-        given += [action, agent.z, *agent.state]
-        copies += [action.copy(), agent.z.copy(), *(part.copy() for part in agent.state)]
+        given += [action, agent.z, *agent.state.values()]
+        copies += [action.copy(), agent.z.copy(), *(part.copy() for part in agent.state.values())]
     for mine, copy in zip(given, copies, strict=True):
         np.testing.assert_array_equal(mine, copy)
 
@@ -187,14 +183,14 @@ def test_what_an_agent_gave_out_does_not_change(run: Run) -> None:
 def test_weights_that_do_not_fit_are_refused(run: Run) -> None:
     models = load_models(run, "float32")
     with pytest.raises(ValueError, match="288 features"):
-        Agent(Encoder(models.graph), LSTMCell(models.cell), np.zeros(866))
+        models.agents()(np.zeros(866))
 
 
 def test_models_say_what_they_were_made_from(run: Run) -> None:
     models = load_models(run, "float32")
-    assert models.features == FEATURES
     assert models.made_from == {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
-    assert all(name.startswith("lstm.") for name in models.cell)
+    assert (models.z, models.features, models.memory, models.layout) == (Z, FEATURES, "mdnrnn", Linear(3))
+    assert models.cell().features == FEATURES
 
 
 def copy_of(run: Run, folder: Path) -> Run:
@@ -230,15 +226,17 @@ def test_parts_that_do_not_belong_together_are_refused(run: Run, tmp_path: Path)
 def test_m_is_told_of_what_was_done_instead(run: Run) -> None:
     frames = random_frames(6, 64)
     models, theta = load_acting(run)
-    agent, told = (Agent(Encoder(models.graph), LSTMCell(models.cell), theta) for _ in range(2))
+    agent, told = (models.agents()(theta) for _ in range(2))
     for t, frame in enumerate(frames):
         action = agent.act(frame)
         done = told.act(frame, instead=action if t % 2 else None)
         np.testing.assert_array_equal(done, action)  # its own action, said aloud, changes nothing
-    np.testing.assert_array_equal(told.state[0], agent.state[0])
+    np.testing.assert_array_equal(told.state["h"], agent.state["h"])
     other = np.array([-1, 1, 0], np.float32)
     np.testing.assert_array_equal(told.act(frames[0], instead=other), other)
     state = agent.state
     agent.act(frames[0])
     np.testing.assert_array_equal(told.z, agent.z)
-    np.testing.assert_allclose(told.state[0], LSTMCell(models.cell).step(agent.z, other, state)[0], atol=1e-6)
+    cell = models.cell()
+    wanted = cell.advance(cell.see(state, agent.z), other)
+    np.testing.assert_allclose(told.state["h"], wanted["h"], atol=1e-6)

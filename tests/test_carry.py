@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wm.controller.hidden import hidden_count
-from wm.controller.linear import LinearController
-from wm.driving.agent import Agent
+from wm.controller.hidden import Hidden
 from wm.driving.carry import LIMIT, carry, features
 from wm.driving.loading import Models, load_acting
-from wm.memory.cell import LSTMCell
+from wm.memory.mdnrnn import load_mdnrnn
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.store.episode import Episode
-from wm.vision.encoder import Encoder
 
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
 
@@ -27,7 +24,7 @@ def episode(models: Models, theta: np.ndarray, steps: int, seed: int) -> Episode
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (steps + 1, 4, 4, 3)).repeat(16, 1).repeat(16, 2)
     frames = coarse.astype(np.uint8)
-    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
+    agent = models.agents()(theta)
     return Episode(
         index=0,
         seed=0,
@@ -45,23 +42,24 @@ def episode(models: Models, theta: np.ndarray, steps: int, seed: int) -> Episode
 def test_features_are_what_the_agent_acted_on() -> None:
     models, theta = load_acting(PRETRAINED)
     record = episode(models, theta, 20, 0)
-    controller = LinearController(theta, models.features)
+    controller, squash = models.layout.controller(theta, models.features), models.task.action.squash
     for given, action in zip(features(models, record), record.actions, strict=True):
-        np.testing.assert_array_equal(controller(given), action)
+        np.testing.assert_array_equal(squash(controller(given)), action)
 
 
 def test_a_controller_with_a_hidden_layer_is_not_carried() -> None:
     models, _ = load_acting(PRETRAINED)
     with pytest.raises(UserError, match="--carry does not support a controller with a hidden layer"):
-        carry(np.zeros(hidden_count(models.features, 3)), models, models, [])
+        carry(np.zeros(Hidden(3, 4).count(models.features)), replace(models, layout=Hidden(3, 4)), models, [])
 
 
 def test_the_carried_controller_acts_alike_with_another_memory() -> None:
     models, _ = load_acting(PRETRAINED)
     rng = np.random.default_rng(1)
-    other = replace(
-        models, cell={name: rng.permutation(value.ravel()).reshape(value.shape) for name, value in models.cell.items()}
-    )
+    memory, _ = load_mdnrnn(PRETRAINED.mdnrnn)
+    for weight in memory.lstm.parameters():
+        weight.data = weight.data.ravel()[rng.permutation(weight.numel())].reshape(weight.shape)
+    other = replace(models, cell=memory.acting())
     weights = rng.normal(0, 0.1, (3, models.features))
     weights[:, 32:] = 0  # it acts on z, which both have
     theta = np.concatenate([weights.ravel(), [0.1, -0.2, 0.3]])

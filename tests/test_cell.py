@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wm.contracts import State
 from wm.memory.cell import LSTMCell
 from wm.memory.mdnrnn import MDNRNN
 
@@ -18,42 +19,51 @@ def weights_of(model: MDNRNN) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in model.state_dict().items() if name.startswith("lstm.")}
 
 
+def copy_of(state: State) -> dict[str, np.ndarray]:
+    return {name: part.copy() for name, part in state.items()}
+
+
 @pytest.mark.parametrize(("z", "a", "hidden"), [(32, 3, 256), (5, 1, 7), (1, 1, 1)])
 def test_equals_torch(z: int, a: int, hidden: int) -> None:
     torch.manual_seed(1)
     model = MDNRNN(z, a, hidden, 2)
-    cell = LSTMCell(weights_of(model))
-    assert cell.hidden == hidden
+    cell = LSTMCell(weights_of(model), z)
+    assert (cell.hidden, cell.features) == (hidden, z + hidden)
     x = 2 * torch.randn(1, 100, z + a)
     with torch.no_grad():
         wanted, (h, c) = model.lstm(x)
     state = cell.initial()
     for t in range(100):
         step = x[0, t].numpy()
-        state = cell.step(step[:z], step[z:], state)
-        np.testing.assert_allclose(state[0], wanted[0, t].numpy(), atol=1e-5)
-    np.testing.assert_allclose(state[0], h[0, 0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(state[1], c[0, 0].numpy(), atol=1e-5)
+        state = cell.advance(cell.see(state, step[:z]), step[z:])
+        np.testing.assert_array_equal(cell.read(state), [*step[:z], *state["h"]])
+        np.testing.assert_allclose(state["h"], wanted[0, t].numpy(), atol=1e-5)
+    np.testing.assert_allclose(state["h"], h[0, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(state["c"], c[0, 0].numpy(), atol=1e-5)
 
 
 def test_a_state_is_a_value() -> None:
     """Branching from one state, in any order, gives what stepping once from it gives; nothing is kept inside."""
     torch.manual_seed(2)
-    cell = LSTMCell(weights_of(MDNRNN(4, 2, 8, 2)))
+    cell = LSTMCell(weights_of(MDNRNN(4, 2, 8, 2)), 4)
     rng = np.random.default_rng(0)
     z, a = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(3, 2)).astype(np.float32)
-    first = cell.step(z[0], a[0], cell.initial())
-    kept = first[0].copy(), first[1].copy()
-    left = cell.step(z[1], a[1], first)
-    left_kept = left[0].copy(), left[1].copy()
-    right = cell.step(z[2], a[2], first)
-    assert not np.array_equal(left[0], right[0])
-    again = cell.step(z[1], a[1], first)
+    first = cell.advance(cell.see(cell.initial(), z[0]), a[0])
+    kept = copy_of(first)
+    left = cell.advance(cell.see(first, z[1]), a[1])
+    left_kept = copy_of(left)
+    right = cell.advance(cell.see(first, z[2]), a[2])
+    assert not np.array_equal(left["h"], right["h"])
+    again = cell.advance(cell.see(first, z[1]), a[1])
     for state, wanted in ((first, kept), (left, left_kept), (again, left_kept)):
-        np.testing.assert_array_equal(state[0], wanted[0])
-        np.testing.assert_array_equal(state[1], wanted[1])
-    assert all(array.dtype == np.float32 for array in left)
-    assert np.array_equal(cell.initial()[0], np.zeros(8))
+        assert list(state) == list(wanted) == ["z", "h", "c"]
+        for name, part in state.items():
+            np.testing.assert_array_equal(part, wanted[name])
+    features = cell.read(left)
+    features[:] = 0
+    np.testing.assert_array_equal(left["h"], left_kept["h"])  # what is read is new memory
+    assert all(array.dtype == np.float32 for array in left.values())
+    assert [part.tolist() for part in cell.initial().values()] == [[0] * 4, [0] * 8, [0] * 8]
 
 
 @settings(max_examples=50, deadline=None)
@@ -71,34 +81,35 @@ def test_wild_weights_stay_finite(seed: int, scale: float) -> None:
             "lstm.weight_hh_l0": wild(32, 8),
             "lstm.bias_ih_l0": wild(32),
             "lstm.bias_hh_l0": wild(32),
-        }
+        },
+        4,
     )
     state = cell.initial()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(50):
-            state = cell.step(wild(4), wild(2), state)
-    assert np.isfinite(state[0]).all()
-    assert np.isfinite(state[1]).all()
-    assert np.abs(state[0]).max() <= 1
+            state = cell.advance(cell.see(state, wild(4)), wild(2))
+    assert np.isfinite(state["h"]).all()
+    assert np.isfinite(state["c"]).all()
+    assert np.abs(state["h"]).max() <= 1
 
 
 def test_weights_are_copied() -> None:
     torch.manual_seed(3)
     weights = {name: value.copy() for name, value in weights_of(MDNRNN(4, 2, 8, 2)).items()}
-    cell = LSTMCell(weights)
+    cell = LSTMCell(weights, 4)
     z, a = np.ones(4, np.float32), np.ones(2, np.float32)
-    before = cell.step(z, a, cell.initial())[0]
+    before = cell.advance(cell.see(cell.initial(), z), a)["h"]
     for value in weights.values():
         value[:] = 0
-    np.testing.assert_array_equal(cell.step(z, a, cell.initial())[0], before)
+    np.testing.assert_array_equal(cell.advance(cell.see(cell.initial(), z), a)["h"], before)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     weights = weights_of(MDNRNN(4, 2, 8, 2))
     weights["lstm.weight_ih_l0"] = weights["lstm.weight_ih_l0"][:-1]
     with pytest.raises(ValueError, match="do not fit"):
-        LSTMCell(weights)
+        LSTMCell(weights, 4)
 
 
 def test_needs_no_torch() -> None:

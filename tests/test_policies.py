@@ -1,13 +1,26 @@
 """The collecting policies: in bounds, finite, and a function of their generator only."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wm.driving.policies import BURST_STEPS, MIXTURES, POLICIES, Brownian, Driven, RandomNetwork, Uniform, choose
-from wm.driving.rollout import Policy
+from wm.contracts import Policy
+from wm.driving.policies import (
+    BURST_STEPS,
+    MIXTURES,
+    POLICIES,
+    Brownian,
+    Driven,
+    RandomNetwork,
+    Uniform,
+    check_policy,
+    choose,
+    make_policy,
+)
+from wm.envs.action import Action
 from wm.envs.car_racing.policies import (
     CRUISE_HOLD_CHANCE,
     CRUISE_HOLD_REACH,
@@ -18,9 +31,11 @@ from wm.envs.car_racing.policies import (
     DT,
     Cruise,
 )
+from wm.envs.car_racing.task import CAR_RACING
 from wm.run.errors import UserError
 
 CAR = spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
+NAMES = (RandomNetwork.name, *POLICIES, *CAR_RACING.policies)
 FRAMES = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
 
 
@@ -29,18 +44,18 @@ def actions(policy: Policy, seed: int, steps: int = 8) -> np.ndarray:
     return np.stack([policy.act(FRAMES[t % len(FRAMES)]) for t in range(steps)])
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_episodes_actions_depend_on_its_generator_only(name: str) -> None:
-    fresh, used = POLICIES[name](CAR), POLICIES[name](CAR)
+    fresh, used = (make_policy(name, CAR_RACING, CAR) for _ in range(2))
     actions(used, 7)
     wanted = actions(fresh, 1)
     np.testing.assert_array_equal(actions(used, 1), wanted)
     assert not np.array_equal(actions(used, 2), wanted)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_actions_are_finite_float32_within_bounds(name: str) -> None:
-    policy = POLICIES[name](CAR)
+    policy = make_policy(name, CAR_RACING, CAR)
     for seed in range(5):
         found = actions(policy, seed)
         assert found.dtype == np.float32
@@ -114,15 +129,24 @@ def test_cruise_holds_locks_and_brakes_now_and_then() -> None:
         assert end.mean() == pytest.approx((CRUISE_HOLD_REACH - 1) / (2 * CRUISE_HOLD_REACH), abs=0.06)
 
 
-@pytest.mark.parametrize("policy", [RandomNetwork, Cruise])
 @pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.Box(-1, 1, (2,))])
-def test_policies_of_car_racing_refuse_other_environments(policy: type, space: spaces.Space) -> None:
+def test_cruise_refuses_other_environments(space: spaces.Space) -> None:
     with pytest.raises(UserError, match="--policy uniform"):
-        policy(space)
+        Cruise(space)
+
+
+def test_the_random_network_acts_in_any_task() -> None:
+    choices = replace(CAR_RACING, action=Action(("left", "right"), first=5))
+    found = actions(RandomNetwork(choices), 0, 40)
+    assert set(found.tolist()) <= {5, 6}
+    crooked = replace(CAR_RACING, action=Action(("one", "two"), ("tanh", "half"), (-3, 1), (2, 4)))
+    found = actions(RandomNetwork(crooked), 0, 40)
+    assert found.shape == (40, 2)
+    assert ((found >= [-3, 1]) & (found <= [2, 4])).all()
 
 
 def test_random_network_is_finite_over_many_draws_and_acts_on_what_it_sees() -> None:
-    policy = RandomNetwork(CAR)
+    policy = RandomNetwork(CAR_RACING)
     seen = set()
     for seed in range(25):
         found = actions(policy, seed, 2)
@@ -144,7 +168,7 @@ def test_random_network_survives_the_largest_weights() -> None:
         def standard_cauchy(self, shape: tuple[int, ...]) -> np.ndarray:  # type: ignore[override]
             return self.choice([-1e30, 1e30], shape)
 
-    policy = RandomNetwork(CAR)
+    policy = RandomNetwork(CAR_RACING)
     for seed in range(3):
         policy.reset(Extreme(np.random.PCG64(seed)))
         found = np.stack([policy.act(frame) for frame in FRAMES])
@@ -160,10 +184,21 @@ def test_random_network_survives_the_largest_weights() -> None:
     ],
 )
 def test_a_mixture_has_its_parts(name: str, shares: dict[str, float]) -> None:
-    found = Counter(choose(name, np.random.default_rng([0, index])) for index in range(1000))
-    assert set(found) == set(MIXTURES[name]) == set(shares)
+    found = Counter(choose(name, CAR_RACING, np.random.default_rng([0, index])) for index in range(1000))
+    assert set(found) == set({**MIXTURES, **CAR_RACING.mixtures}[name]) == set(shares)
     assert all(abs(found[part] / 1000 - share) < 0.08 for part, share in shares.items())
-    assert choose("uniform", np.random.default_rng(0)) == "uniform"
+    assert choose("uniform", CAR_RACING, np.random.default_rng(0)) == "uniform"
+
+
+def test_a_task_says_which_policies_and_mixtures_it_has() -> None:
+    other = replace(CAR_RACING, title="Another", policies={}, mixtures={})
+    for name in ("uniform", "brownian", "random_network", "mixture"):
+        check_policy(name, CAR_RACING)
+        check_policy(name, other)
+    for name in ("cruise", "wide"):
+        check_policy(name, CAR_RACING)
+        with pytest.raises(UserError, match=rf"--policy {name} is unknown for Another: choose one of random_network, "):
+            check_policy(name, other)
 
 
 # --- driven ----------------------------------------------------------------------------------------------

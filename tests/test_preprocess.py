@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wm.envs
-from wm.envs.car_racing.preprocess import DASHBOARD_ROW, PreprocessFrames, preprocess
+from wm.envs.car_racing.preprocess import DASHBOARD_ROW, preprocess
+from wm.envs.task import Preprocessed
 
 
 def random_frame(seed: int) -> np.ndarray:
@@ -76,7 +77,7 @@ def test_bad_frames_are_named(frame: np.ndarray, named: str) -> None:
 @pytest.mark.parametrize("env_id", ["wm/CarRacing-v3", "CarRacing-v3"])
 def test_make_env_preprocesses_car_racing(env_id: str) -> None:
     env = wm.envs.make_env(env_id, max_episode_steps=3)
-    assert isinstance(env, PreprocessFrames)
+    assert isinstance(env, Preprocessed)
     assert env.observation_space == gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     frame, _ = env.reset(seed=0)
     assert env.observation_space.contains(frame)

@@ -16,18 +16,16 @@ from wm.config.names import FAST_ENV
 from wm.config.presets import SMOKE
 from wm.config.seeds import PROBE_SEEDS
 from wm.config.vmc import ProbeConfig
-from wm.driving.agent import Agent
 from wm.driving.loading import load_acting
 from wm.driving.probe import Record, Recorder, make_prober, probe, ridge, rows, split
 from wm.driving.rollout import play
 from wm.envs import make_env
+from wm.envs.car_racing.task import CAR_RACING, CarTruth
 from wm.envs.car_racing.truth import AHEAD, TARGETS, Road, true_state
-from wm.memory.cell import LSTMCell
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_json
-from wm.vision.encoder import Encoder
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
 NAMES = list(TARGETS)
@@ -137,12 +135,11 @@ def test_a_car_placed_by_hand_in_the_environment() -> None:
 def test_features_and_state_are_those_that_c_acts_on() -> None:
     models, theta = load_acting(Run(PRETRAINED))
     env = make_env(FAST_ENV)
-    agent = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
-    recorder = Recorder(env, agent, agent)
-    again = Agent(Encoder(models.graph), LSTMCell(models.cell), theta)
+    agent, again = models.agents()(theta), models.agents()(theta)
+    recorder = Recorder(env, CarTruth(), agent, agent)
     states = []
     for step in play(env, recorder, seed=5, max_steps=60):
-        h = again.state[0]
+        h = again.state["h"]
         np.testing.assert_array_equal(again.act(step.observation), step.action)
         record = recorder.record()
         np.testing.assert_array_equal(record.features[-1], np.concatenate([again.z, h]))
@@ -153,7 +150,7 @@ def test_features_and_state_are_those_that_c_acts_on() -> None:
 
 def test_an_episode_depends_on_its_index_and_seed_only() -> None:
     models, theta = load_acting(Run(PRETRAINED))
-    one, other = (make_prober(FAST_ENV, models, theta, 40, 2) for _ in range(2))
+    one, other = (make_prober(models, theta, 40, 2) for _ in range(2))
     wanted = one(1)
     other(0)
     for mine, theirs in zip(wanted, other(1), strict=True):
@@ -220,7 +217,7 @@ def records(n: int, steps: int = 40, z: int = 2, h: int = 3) -> list[Record]:
 
 def test_z_h_and_both_are_told_apart() -> None:
     config = ProbeConfig(episodes=40, max_steps=40, penalty=1e-3, start_after=10)
-    found = probe(records(40), 2, config)
+    found = probe(records(40), 2, CarTruth(), config)
     assert found["episodes"] == {"fitted": 30, "tested": 10}
     assert found["steps"] == {"fitted": 900, "tested": 300, "left_out": 400}
     lateral, heading, speed, slip, turn, *_ = found["targets"]
@@ -238,28 +235,28 @@ def test_z_h_and_both_are_told_apart() -> None:
 
 def test_what_does_not_count_and_whole_episodes_are_kept_apart() -> None:
     config = ProbeConfig(episodes=8, max_steps=40, penalty=1e-3, start_after=10)
-    wanted = probe(records(8), 2, config)
+    wanted = probe(records(8), 2, CarTruth(), config)
     spoilt = records(8)
     for record in spoilt:  # the first steps are not looked at
         record.states[:10, 1:] = 1e6
         record.features[:10] = 1e6
-    assert probe(spoilt, 2, config) == wanted
+    assert probe(spoilt, 2, CarTruth(), config) == wanted
     spoilt[0].states[20:, :] = [-12.0, *[1e6] * 7]
     spoilt[7].states[30:, :] = [0, math.pi / 2, *[1e6] * 6]  # facing backwards
-    found = probe(spoilt, 2, config)
+    found = probe(spoilt, 2, CarTruth(), config)
     assert found["steps"] == {"fitted": 160, "tested": 50, "left_out": 110}
     assert found["targets"][2]["r2"]["[z; h]"] > 0.99
     # What the last episodes hold has no part in the fit: with targets turned round they are missed.
     turned = records(8)
     for record in turned[6:]:
         record.states[:, 2] *= -1
-    assert probe(turned, 2, config)["targets"][2]["r2"]["[z; h]"] < -1
+    assert probe(turned, 2, CarTruth(), config)["targets"][2]["r2"]["[z; h]"] < -1
     for side in (slice(0, 6), slice(6, 8)):
         lost = records(8)
         for record in lost[side]:
             record.states[:, 0] = 20
-        with pytest.raises(UserError, match=r"no step is left to probe.*--off-road"):
-            probe(lost, 2, config)
+        with pytest.raises(UserError, match=r"no step is left to probe.*--start-after"):
+            probe(lost, 2, CarTruth(), config)
 
 
 # --- the stage -------------------------------------------------------------------------------------------

@@ -6,35 +6,29 @@ from pathlib import Path
 
 import numpy as np
 
-from wm.config.names import FAST_ENV
-from wm.driving.agent import Agent
 from wm.driving.loading import load_acting
 from wm.driving.policies import Driven
 from wm.driving.rollout import play_episode
 from wm.driving.trials import Trial, make_player
-from wm.envs import make_env
-from wm.memory.cell import LSTMCell
 from wm.run.folder import Run
-from wm.vision.encoder import Encoder
 
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
 
 
 def test_a_trial_is_the_agents_rollout_and_its_disturbances_follow_from_the_track() -> None:
     models, theta = load_acting(PRETRAINED)
-    play = make_player(FAST_ENV, models.graph, models.cell)
-    env, encoder, cell = make_env(FAST_ENV), Encoder(models.graph), LSTMCell(models.cell)
-    agent = Agent(encoder, cell, theta)
-    assert play(Trial(theta, 7, 150)) == play_episode(env, agent, seed=7, max_steps=150)
+    play = make_player(models)
+    env, agents = models.task.make(), models.agents()
+    assert play(Trial(theta, 7, 150)) == play_episode(env, agents(theta), seed=7, max_steps=150)
 
     disturbed = play(Trial(theta, 7, 150, disturb=0.05))
     assert disturbed.ret != play(Trial(theta, 7, 150)).ret
-    driven = Driven(env.action_space, Agent(encoder, cell, theta), 0.05)
+    driven = Driven(env.action_space, agents(theta), 0.05)
     assert disturbed == play_episode(env, driven, seed=7, max_steps=150, rng=np.random.default_rng(7))
     # Another candidate meets the same bursts at the same steps.
     starts = []
     for weights in (theta, np.zeros_like(theta)):
-        policy = Driven(env.action_space, Agent(encoder, cell, weights), 0.05)
+        policy = Driven(env.action_space, agents(weights), 0.05)
         policy.reset(np.random.default_rng(7))
         frame = np.zeros((64, 64, 3), np.uint8)
         inside = []
