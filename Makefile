@@ -14,6 +14,7 @@ EPISODES ?=
 GENERATIONS ?=
 ROUNDS ?=
 SEED ?=
+EPISODE ?=
 CAR ?=
 VIEW ?=
 GRID ?=
@@ -63,7 +64,7 @@ $(error RUN="$(RUN)" or RUNS="$(RUNS)" is empty or has a space, or one of them o
 endif
 COMMITTED := pretrained pretrained/%
 folder = $(if $(filter $(COMMITTED),$(1)),data/$(1),$(RUNS)/$(1))
-STAGE = $(PY) -m stages.$(if $(filter mdnrnn,$@),memory,$@) --run $(DIR) $(if $(ENV),--env $(ENV))
+STAGE = $(PY) -m stages.$(if $(filter mdnrnn,$@),memory,$@) --run $(DIR) $(if $(ENV),--env $(ENV)) $(if $(SEED),--seed $(SEED))
 SIZES = --preset $(PRESET) $(if $(WORKERS),--workers $(WORKERS)) $(if $(THREADS),--threads $(THREADS))
 
 # RUN=pretrained reads the committed folder and writes to $(RUNS)/pretrained, so that git stays clean. The same holds
@@ -74,6 +75,11 @@ endif
 # By its name, or by another path to the committed folder.
 ifneq ($(filter $(COMMITTED),$(RUN))$(findstring $(abspath data/pretrained)/,$(abspath $(DIR))/),)
 NO_TRAINING = $(error RUN=$(RUN) is a committed run and cannot be trained further: choose another RUN)
+endif
+
+# Before anything is trained: SEED was the word for the track once.
+ifneq ($(and $(SEED),$(filter replay play,$(MAKECMDGOALS))),)
+$(error SEED is the seed of the training: choose the track that replay films and play drives with EPISODE=)
 endif
 
 # The models that C is evolved on, unless ARGS names those of another run.
@@ -90,7 +96,7 @@ KINDS = $(if $(M),--memory $(M)) $(if $(C),--controller $(C))
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Kinds: V=conv M=mdnrnn C=linear|hidden"
-	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= VIEW= SEED= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
+	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= SEED= VIEW= EPISODE= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
 
 setup: $(VENV) $(EXTRAS:%=.venv/.extra-%) ## create .venv from requirements.txt (every target does this when needed)
 
@@ -147,15 +153,15 @@ evaluate: $(VENV) ## score C on 100 fresh tracks of the stock environment -> sco
 probe: $(VENV) ## fit a linear map from C's features to the true state -> probe.json
 	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, SEED=, CAR=stock|fast, GRID=n) -> videos/
-	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) \
+replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, EPISODE=, CAR=stock|fast, GRID=n) -> videos/
+	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(EPISODE),--episode $(EPISODE)) $(if $(CAR),--car $(CAR)) \
 		$(if $(GRID),--grid $(GRID)) $(ARGS)
 
 report: $(VENV) ## write one page on RUN (COMPARE="other-run ...": beside other runs) -> report.html
 	$(STAGE) $(SOURCE) $(if $(COMPARE),--compare $(foreach other,$(COMPARE),$(call folder,$(other)))) $(ARGS)
 
-play: $(VENV) ## drive the dream in a browser (WORLD=real: a real track in a window, SEED=, CAR=) -> play/
-	$(STAGE) $(SOURCE) $(if $(WORLD),--world $(WORLD)) $(if $(SEED),--track $(SEED)) $(if $(CAR),--car $(CAR)) $(ARGS)
+play: $(VENV) ## drive the dream in a browser (WORLD=real: a real track in a window, EPISODE=, CAR=) -> play/
+	$(STAGE) $(SOURCE) $(if $(WORLD),--world $(WORLD)) $(if $(EPISODE),--episode $(EPISODE)) $(if $(CAR),--car $(CAR)) $(ARGS)
 
 publish: $(VENV) ## copy V, M, starts, C, scores and curves of RUN to data/pretrained
 	$(if $(SOURCE),$(error RUN=$(RUN) is the output of publish: choose the RUN to publish))$(STAGE) $(ARGS)

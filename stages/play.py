@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from wm.config.bounds import bounded
 from wm.config.seeds import EVALUATE_SEEDS
@@ -19,6 +19,8 @@ from wm.show.site import add_runtime, build_site
 class PlayArgs:
     """Options of stage play: what to drive, and where the page is served."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"track": "episode"}
+
     world: Literal["dream", "real"] = "dream"
     """dream: drive the dream in a browser, on a page that any web server can serve. real: drive the real environment in
     a window, by keyboard, beside V's reconstruction."""
@@ -29,8 +31,8 @@ class PlayArgs:
     """Port of the local web server, reachable from this machine only. 0: any free port."""
     serve: bool = True
     """Serve the page until Ctrl-C. --no-serve: only write it."""
-    track: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
-    """Seed of the real track. Default: the first track of the evaluation."""
+    episode: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
+    """Episode to drive: the seed of the real track. Default: the first track of the evaluation."""
     car: Literal["stock", "fast"] = "stock"
     """Rendering of the real track that V sees. stock: Gymnasium's. fast: ours."""
     source: Path | None = None
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: PlayArgs(), "Drive the dream, or the real track.", argv)
     run = Run(config.source or args.run)
     if config.world == "real":
-        drive_by_keyboard(run, config.track, config.car)
+        drive_by_keyboard(run, config.episode, config.car)
         return
     target = Run(args.run)
     target.sweep()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import gymnasium as gym
 
@@ -23,14 +23,16 @@ from wm.show.videos.views import View, WorldModel, moments, together
 class ReplayArgs:
     """Options of stage replay: what the video shows."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"track": "episode"}
+
     view: View = "real"
     """real: the camera, V's input and V's reconstruction. triptych: the camera, V's reconstruction, M's prediction of
     the frame. dream: the controller in the dream. compare: a real episode beside a dream of it, and their
     difference."""
-    track: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
-    """Seed of the track and of a dream's samples. Default: the first track of the evaluation."""
+    episode: int = bounded(EVALUATE_SEEDS.start, 0, 2**31 - 1)
+    """Episode to film: the seed of the track and of a dream's samples. Default: the first track of the evaluation."""
     grid: int = bounded(1, 1, 36)
-    """Number of tracks shown at once in a grid, from `track` on; up to 36."""
+    """Number of tracks shown at once in a grid, from `episode` on; up to 36."""
     car: Literal["stock", "fast"] = "stock"
     """Rendering of the real track. stock: Gymnasium's. fast: ours."""
     max_steps: int = bounded(1000, 1, 10**9)
@@ -60,7 +62,7 @@ def main(argv: list[str]) -> None:
             config.max_steps,
             config.temperature,
         )
-        for track in range(config.track, config.track + config.grid)
+        for track in range(config.episode, config.episode + config.grid)
     }
     latest: dict[str, Moment] = {}
 
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> None:
                 progress.update()
 
     driver = "" if config.controller == "controller" else f"by-{config.controller}-"
-    name = f"{driver}{config.view}-{config.car}-{config.track}" + (f"-grid{config.grid}" if config.grid > 1 else "")
+    name = f"{driver}{config.view}-{config.car}-{config.episode}" + (f"-grid{config.grid}" if config.grid > 1 else "")
     path, small = run.videos / f"{name}.mp4", run.videos / f"{name}.webp"
     preview = Preview(world.task.fps)
     count = write_video(path, preview.watch(frames()), world.task.fps)

@@ -23,7 +23,7 @@ CALLING = ("ablate", "collect", "curves", "iterate")
 """Stages that call others."""
 
 VARIABLES = {"RUN", "RUNS", "PRESET", "WORKERS", "THREADS", "EPISODES", "GENERATIONS", "ROUNDS", "ARGS", "PYTHON"} | {
-    *("ENV", "EXTRAS", "VIEW", "SEED", "CAR", "GRID", "COMPARE", "WORLD")
+    *("ENV", "EXTRAS", "VIEW", "SEED", "EPISODE", "CAR", "GRID", "COMPARE", "WORLD")
 }
 """What the Makefile is told by; a make around the tests, as in `make test ARGS=...`, hands on its own."""
 

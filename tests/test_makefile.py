@@ -152,7 +152,7 @@ def test_an_odd_environment_is_refused_at_once(given: str) -> None:
 
 def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
-    given = ["EPISODES=7", "GENERATIONS=8", "SEED=9", "CAR=fast", "VIEW=dream", "GRID=4", "ARGS=--restart"]
+    given = ["EPISODES=7", "GENERATIONS=8", "EPISODE=9", "CAR=fast", "VIEW=dream", "GRID=4", "ARGS=--restart"]
     assert commands("controller", runs, *given) == [
         f"collect {common} --episodes 7",
         f"vae {common}",
@@ -165,12 +165,27 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     for target in ("evaluate", "probe"):
         assert commands(target, runs, *given) == [f"{target} {common} --episodes 7 --restart"]
     folder = f"--run {tmp_path}/carracing"
-    assert commands("replay", runs, *given) == [f"replay {folder} --view dream --track 9 --car fast --grid 4 --restart"]
+    assert commands("replay", runs, *given) == [
+        f"replay {folder} --view dream --episode 9 --car fast --grid 4 --restart"
+    ]
     assert commands("report", runs, "COMPARE=other pretrained") == [
         f"report {folder} --compare {tmp_path}/other data/pretrained"
     ]
-    assert commands("play", runs, *given[2:4], "WORLD=real") == [f"play {folder} --world real --track 9 --car fast"]
+    assert commands("play", runs, *given[2:4], "WORLD=real") == [f"play {folder} --world real --episode 9 --car fast"]
     assert commands("publish", runs, *given) == [f"publish {folder} --restart"]
+
+
+def test_the_seed_goes_to_every_stage_but_is_no_track(runs: str, tmp_path: Path) -> None:
+    where = f"--run {tmp_path}/carracing --seed 9"
+    common = f"{where} --preset laptop --workers 3 --threads 2"
+    assert commands("vae", runs, "SEED=9") == [f"collect {common}", f"vae {common}"]
+    for target in ("evaluate", "iterate"):
+        (command,) = commands(target, runs, "SEED=9")
+        assert command.startswith(f"{target} {where} ")
+    for goals in (["replay"], ["play"], ["controller", "replay"]):
+        said = make("-n", *goals, runs, "SEED=9;x", code=2)
+        assert said.rstrip().endswith("the track that replay films and play drives with EPISODE=.  Stop.")
+        assert "-m stages" not in said
 
 
 def test_without_variables_the_presets_sizes_hold(made: str, tmp_path: Path) -> None:

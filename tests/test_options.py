@@ -118,6 +118,14 @@ def test_what_cannot_be_parsed_is_one_sentence(arguments: list[str], sentence: s
         main(["--preset", "smoke", *arguments])
 
 
+@pytest.mark.parametrize("stage", ["replay", "play"])
+@pytest.mark.parametrize("old", ["--track=7", "--track 7"])
+def test_what_was_a_track_is_an_episode(stage: str, old: str) -> None:
+    main = importlib.import_module(f"stages.{stage}").main
+    with pytest.raises(UserError, match=r"^--track has another name: give --episode\.$"):
+        main(["--run", "x", *old.split()])
+
+
 def test_a_name_of_a_variant_stays_in_its_folder(tmp_path: Path) -> None:
     main = importlib.import_module("stages.curves").main
     for name in ("..", ".", "a/b", "../x", ".hidden"):

@@ -155,7 +155,7 @@ def test_evaluate_replay_and_three_lines_of_python(run: Path, make: Make, here: 
     assert (run / "plots" / "probe.png").stat().st_size > 0
     assert "finished" in here("probe").stdout
 
-    here("replay", "CAR=fast", "SEED=5", "ARGS=--max-steps 30")
+    here("replay", "CAR=fast", "EPISODE=5", "ARGS=--max-steps 30")
     assert (run / "videos" / "real-fast-5.webp").stat().st_size > 0
     with av.open(str(run / "videos" / "real-fast-5.mp4")) as video:
         stream = video.streams.video[0]
@@ -190,7 +190,7 @@ def test_the_dream(run: Path, make: Make, here: Make) -> None:
     assert "dream.npz" in score["made_from"]
     assert (run / "score.json").read_bytes() == before
     assert json.loads((run / "scores.jsonl").read_text().splitlines()[-1])["controller"] == "dream"
-    here("replay", "CAR=fast", "SEED=5", "ARGS=--controller dream --max-steps 10")
+    here("replay", "CAR=fast", "EPISODE=5", "ARGS=--controller dream --max-steps 10")
     assert (run / "videos" / "by-dream-real-fast-5.mp4").stat().st_size > 0
 
 

@@ -259,5 +259,5 @@ def test_without_a_display_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SDL_VIDEODRIVER", "none-such")
     with pytest.raises(UserError, match=r"^there is no display for a window \(.+\): .* with `make play`\.$"):
         play.main(["--run", "x", "--source", str(PRETRAINED.folder), "--world", "real"])
-    with pytest.raises(UserError, match=r"--track -1 is out of range"):
-        play.main(["--run", "x", "--world", "real", "--track", "-1"])
+    with pytest.raises(UserError, match=r"--episode -1 is out of range"):
+        play.main(["--run", "x", "--world", "real", "--episode", "-1"])

@@ -174,12 +174,12 @@ def test_a_drive_that_ends_too_early_is_told_in_one_sentence(
 ) -> None:
     monkeypatch.setattr("wm.show.videos.views.play", lambda *_, **__: iter(()))
     for view in ("dream", "compare"):
-        with pytest.raises(UserError, match="another SEED"):
+        with pytest.raises(UserError, match="another EPISODE"):
             next(moments(view, env, world, TRACK, STEPS, 1.0))
 
 
 def test_a_grid_of_dreams_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    what = "--view dream --grid 2 --track 5 --car fast --max-steps 6"
+    what = "--view dream --grid 2 --episode 5 --car fast --max-steps 6"
     killed = tmp_path / "videos" / ".dream-fast-5-x1y2.tmp.mp4"
     killed.parent.mkdir()
     killed.write_bytes(b"half a video")
@@ -191,7 +191,7 @@ def test_a_grid_of_dreams_by_the_command(tmp_path: Path, capsys: pytest.CaptureF
     assert min(path.stat().st_size for path in killed.parent.iterdir()) > 0
 
 
-@pytest.mark.parametrize("wrong", ["--grid 0", "--grid 37", "--temperature 0", "--max-steps 0", "--track -1"])
+@pytest.mark.parametrize("wrong", ["--grid 0", "--grid 37", "--temperature 0", "--max-steps 0", "--episode -1"])
 def test_senseless_options_are_refused(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(UserError, match=r"give|must be"):
         main(f"--run {tmp_path} --source {PRETRAINED.folder} {wrong}".split())

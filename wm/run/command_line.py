@@ -60,7 +60,7 @@ class Common:
     threads: int = CORES
     """Number of threads that train V and M, and that dream. In training another number changes the last digits."""
     seed: int = 0
-    """Seed of the run, 0 to 99. It fixes all randomness."""
+    """Seed of the training, 0 to 99. It fixes all randomness."""
     restart: bool = False
     """Delete this stage's earlier results in the run folder and start again."""
 
@@ -96,6 +96,9 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     preset = _option(argv, "--preset")
     wanted = Common(run=run, preset=Common.preset if preset is None else preset, env=env)
     default = config_of(wanted.config())
+    for old, new in getattr(default, "RENAMED", {}).items():
+        if _option(argv, f"--{old}") is not None:
+            raise UserError(f"--{old} has another name: give --{new}.")
 
     arguments = make_dataclass("Arguments", [("common", Common, wanted), ("config", type(default), default)])
     said, prog, flat = io.StringIO(), f"python -m stages.{Path(sys.argv[0]).stem}", (tyro.conf.OmitArgPrefixes,)

@@ -322,7 +322,7 @@ def _compare(
 
 
 def _too_short(track: int) -> UserError:
-    return UserError(f"the episode on track {track} ended before step {WARM_UP}: give another SEED.")
+    return UserError(f"the episode on track {track} ended before step {WARM_UP}: give another EPISODE.")
 
 
 def together(drives: Mapping[int, Iterator[Moment]]) -> Iterator[dict[str, Moment]]:
