@@ -35,8 +35,8 @@ class EvaluateArgs(EvaluateConfig):
     """Controller to score, by the name of its file. controller: evolved on real rollouts. dream: evolved in the dream;
     dream-M-C: in the dream of another M or by another C."""
     fast: bool = False
-    """Play the environment that is trained on, if it is another one, such as a faster rendering. The result checks it and
-    is not a score."""
+    """Play the environment that is trained on, if it is another one, such as a faster rendering. The result checks it
+    and is not a score."""
     source: Path | None = None
     """Run folder of V, M and C. Default: the run folder that the score is written to."""
     out: Path | None = None

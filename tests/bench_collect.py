@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.config.presets import FAST_ENV, STOCK_ENV
 from wm.driving.collection import make_collector
 from wm.driving.workers import make_workers
 from wm.store.shards import save_shard

@@ -18,7 +18,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.config.presets import FAST_ENV, STOCK_ENV
 from wm.controller.linear import LinearController, parameter_count
 from wm.driving.agent import Agent
 from wm.driving.trials import Trial, make_player

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from wm.config.names import FAST_ENV
+from wm.config.presets import FAST_ENV
 from wm.config.seeds import COLLECT_SEEDS
 from wm.driving.collection import record_episode
 from wm.driving.policies import Brownian

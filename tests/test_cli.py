@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 import wm.controller.linear
-from wm.config.names import FAST_ENV, STOCK_ENV
-from wm.config.presets import LAPTOP, PRESETS, SMOKE
+from wm.config.presets import FAST_ENV, LAPTOP, PRESETS, SMOKE, STOCK_ENV
 from wm.config.vmc import Config, ControllerConfig
 from wm.controller.file import load_controller, save_controller
 from wm.run.command_line import Common, call_stage, check_bounds, parse

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from stages.collect import load_driver, main
-from wm.config.names import FAST_ENV
+from wm.config.presets import FAST_ENV
 from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
 from wm.config.vmc import CollectConfig
 from wm.controller.file import load_controller, save_controller

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wm.config.bounds import changed_fields
-from wm.config.names import STOCK_ENV, canonical, training_id
-from wm.config.presets import LAPTOP, PAPER, PRESETS, ROUNDS, SCOUT, SMOKE
+from wm.config.names import canonical
+from wm.config.presets import LAPTOP, PAPER, PRESETS, ROUNDS, SCOUT, SMOKE, STOCK_ENV
 from wm.config.seeds import (
     COLLECT_SEEDS,
     EVALUATE_SEEDS,
@@ -20,6 +20,7 @@ from wm.config.seeds import (
     SeedRange,
     track_seeds,
 )
+from wm.envs import find_task
 
 RANGES = (COLLECT_SEEDS, EVOLVE_SEEDS, PROBE_SEEDS, SELECT_SEEDS, EVALUATE_SEEDS)
 RUN_SEEDS = st.integers(0, 99)
@@ -63,8 +64,9 @@ def test_presets() -> None:
 
 def test_what_is_trained_on_and_what_is_scored() -> None:
     assert canonical("wm/CarRacing-v3") == canonical("CarRacing-v3") == "CarRacing-v3"
-    assert training_id("CarRacing-v3") == "wm/CarRacing-v3"
-    assert canonical("LunarLander-v3") == training_id("LunarLander-v3") == "LunarLander-v3"
+    assert find_task("wm/CarRacing-v3") is find_task("CarRacing-v3")
+    assert find_task("CarRacing-v3").id(train=True) == "wm/CarRacing-v3"
+    assert canonical("LunarLander-v3") == "LunarLander-v3"
 
 
 def test_the_papers_numbers() -> None:

@@ -16,8 +16,7 @@ import stages.iterate
 from stages.iterate import ARTIFACTS, link_shards, main
 from tests.here import COMMON, given, run_here
 from tests.toy_dream import make_toy_run, toy_episode
-from wm.config.names import STOCK_ENV
-from wm.config.presets import PRESETS, SMOKE
+from wm.config.presets import PRESETS, SMOKE, STOCK_ENV
 from wm.config.seeds import DRIVEN_FROM
 from wm.controller.file import load_controller, save_controller
 from wm.driving.loading import load_agent

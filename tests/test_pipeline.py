@@ -16,8 +16,7 @@ import torch
 
 import wm.envs  # noqa: F401  registers wm/Dream-v0
 from tests.here import make_here, outside_of_make, run_here
-from wm.config.names import STOCK_ENV
-from wm.config.presets import PRESETS, SMOKE
+from wm.config.presets import PRESETS, SMOKE, STOCK_ENV
 from wm.controller.file import load_controller, save_controller
 from wm.controller.hidden import hidden_count
 from wm.driving.loading import load_agent

@@ -21,7 +21,7 @@ import wm.envs  # noqa: F401
 from stages import play
 from tests.contrast import contrast, over, themes
 from tests.toy_dream import make_toy_run
-from wm.config.names import FAST_ENV
+from wm.config.presets import FAST_ENV
 from wm.controller.linear import parameter_count, save_controller
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError

@@ -12,15 +12,14 @@ import pytest
 
 import stages.probe
 from stages.probe import main
-from wm.config.names import FAST_ENV
-from wm.config.presets import SMOKE
+from wm.config.presets import FAST_ENV, SMOKE
 from wm.config.seeds import PROBE_SEEDS
 from wm.config.vmc import ProbeConfig
 from wm.driving.loading import load_acting
 from wm.driving.probe import Record, Recorder, make_prober, probe, ridge, rows, split
 from wm.driving.rollout import play
 from wm.envs import make_env
-from wm.envs.car_racing.task import CAR_RACING, CarTruth
+from wm.envs.car_racing.task import CarTruth
 from wm.envs.car_racing.truth import AHEAD, TARGETS, Road, true_state
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError

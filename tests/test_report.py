@@ -20,7 +20,7 @@ import pytest
 
 from stages.report import main
 from tests.contrast import contrast, themes
-from wm.config.names import FAST_ENV
+from wm.config.presets import FAST_ENV
 from wm.controller.file import save_controller
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError

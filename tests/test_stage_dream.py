@@ -13,8 +13,7 @@ import stages.dream
 import wm.dream.value
 from stages.dream import main
 from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
-from wm.config.names import STOCK_ENV
-from wm.config.presets import PRESETS
+from wm.config.presets import PRESETS, STOCK_ENV
 from wm.controller.basis import fit_basis
 from wm.controller.file import load_controller, save_controller
 from wm.dream.ensemble import load_ensemble

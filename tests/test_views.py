@@ -12,7 +12,7 @@ import torch
 
 import wm.envs  # noqa: F401
 from stages.replay import main
-from wm.config.names import FAST_ENV
+from wm.config.presets import FAST_ENV
 from wm.controller.file import load_controller, save_controller
 from wm.memory.mdnrnn import load_mdnrnn, mixture_moments
 from wm.run.errors import UserError

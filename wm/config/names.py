@@ -5,25 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FAST_ENV = "wm/CarRacing-v3"
-STOCK_ENV = "CarRacing-v3"
 DREAM_ENV = "wm/Dream-v0"
 
 
 def canonical(env: str) -> str:
-    """The id that presets and manifests know an environment by; our fast CarRacing is another name of the stock one."""
-    return STOCK_ENV if env == FAST_ENV else env
-
-
-def training_id(env: str) -> str:
-    """The id that is trained on, by the canonical one that is scored: for CarRacing our fast pixels, else the same."""
-    return FAST_ENV if env == STOCK_ENV else env
+    """The id that presets and manifests know an environment by: our faster form of one is another name of it."""
+    return env.removeprefix("wm/")
 
 
 def default_run(env: str) -> Path:
     """The run folder of an environment, when none is given; its name is that of `ENV=` in the Makefile, too.
 
-    It is the id in lower case without module, namespace and version: carracing of wm/CarRacing-v3.
+    It is the id in lower case without module, namespace and version: pendulum of Pendulum-v1.
     """
     name = re.split("[:/]", env)[-1]
     return Path("data/runs") / re.sub(r"-v[0-9]+\Z", "", name).lower()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wm.config.names import STOCK_ENV
 from wm.config.vmc import Config
+
+STOCK_ENV = "CarRacing-v3"
+FAST_ENV = "wm/CarRacing-v3"
+"""Our faster form of it, which training sees."""
+DEFAULT_ENV = STOCK_ENV
+"""The environment of a run that does not name one."""
 
 PAPER = Config()
 """The paper's sizes."""

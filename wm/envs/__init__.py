@@ -4,7 +4,8 @@ from typing import Any
 
 import gymnasium
 
-from wm.config.names import DREAM_ENV, FAST_ENV
+from wm.config.names import DREAM_ENV
+from wm.config.presets import FAST_ENV
 from wm.envs.car_racing.task import CAR_RACING
 from wm.envs.task import Task
 from wm.run.errors import UserError

@@ -26,8 +26,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from wm.config.bounds import bounds_of
-from wm.config.names import STOCK_ENV, canonical, default_run
-from wm.config.presets import PRESETS, RENAMED
+from wm.config.names import canonical, default_run
+from wm.config.presets import DEFAULT_ENV, PRESETS, RENAMED
 from wm.config.seeds import RUN_SEEDS
 from wm.config.vmc import Config
 from wm.run.errors import UNWRITABLE, MachineError, UserError, writing
@@ -52,9 +52,9 @@ class Common:
     """Run folder. It is created if missing. Default: data/runs/ and the environment's name in lower case."""
     preset: str = "laptop"
     """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), rounds (rounds in the dream)."""
-    env: str = STOCK_ENV
-    """Gymnasium id of the environment. Default: that of the run folder (of --source, if given), else CarRacing-v3.
-    CarRacing-v3: training sees our fast pixels, scores are of stock ones; wm/CarRacing-v3 is another name of it."""
+    env: str = DEFAULT_ENV
+    """Gymnasium id of the environment. Default: that of the run folder (of --source, if given), else the one that
+    the presets begin with. Where we have a faster form of it, training sees that one, and scores are of the stock one."""
     workers: int = CORES
     """Number of worker processes. 0: run in this process, with the same results."""
     threads: int = CORES
@@ -116,7 +116,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
 
 def kind_option(argv: list[str], name: str, default: str) -> str:
     """The value of an option that decides which further options there are, before the command line is parsed."""
-    return _option(argv, name, default)
+    return _option(argv, name) or default
 
 
 def with_options(config: Any, options: type[Any]) -> Any:
@@ -214,8 +214,8 @@ def _where(argv: list[str]) -> tuple[Path, str]:
     known = ("--env", None if given is None else canonical(given))
     if source is not None:
         known = _agreed("--source", Path(source), *known)
-    folder = default_run(known[1] or STOCK_ENV) if run is None else Path(run)
-    return folder, _agreed("--run", folder, *known)[1] or STOCK_ENV
+    folder = default_run(known[1] or DEFAULT_ENV) if run is None else Path(run)
+    return folder, _agreed("--run", folder, *known)[1] or DEFAULT_ENV
 
 
 def _agreed(option: str, folder: Path, earlier: str, env: str | None) -> tuple[str, str | None]:

@@ -20,7 +20,8 @@ from types import NoneType
 from typing import Any
 
 from wm.config.bounds import changed_fields
-from wm.config.names import RUN_FORMAT, STOCK_ENV
+from wm.config.names import RUN_FORMAT
+from wm.config.presets import DEFAULT_ENV
 from wm.run.errors import MachineError, UserError, writing
 from wm.run.files import locked, remove_leftovers
 from wm.run.json_files import read_json, write_json
@@ -114,7 +115,7 @@ class Run:
     def read_env(self) -> str | None:
         """The environment of this run; None before a stage has worked here. Manifests that lack it are CarRacing's."""
         manifest = self.read_manifest()
-        return manifest.get("env", STOCK_ENV if manifest["stages"] else None)
+        return manifest.get("env", DEFAULT_ENV if manifest["stages"] else None)
 
     def record(self, stage: str, entry: dict[str, Any], env: str | None = None) -> None:
         """Merges `entry` into the manifest's record of one stage; `env` is that of the run, if it has none yet."""

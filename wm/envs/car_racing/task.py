@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config.names import FAST_ENV, STOCK_ENV
+from wm.config.presets import FAST_ENV, STOCK_ENV
 from wm.contracts import Pays
 from wm.envs.action import Action
 from wm.envs.car_racing.policies import Cruise
