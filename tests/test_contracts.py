@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import wm.agent
 import wm.envs
 from tests.here import ROOT, run_here
-from tests.toys import DOT, Drift, DriftKind, Wave, add_toys
+from tests.toys import DOT, DRIFT, Wave, add_toys
 from wm.contracts import Network, Pays, State
 from wm.controller.basis import fit_basis
 from wm.controller.kinds import KINDS as CONTROLLERS
@@ -36,11 +36,11 @@ from wm.vision.vae import as_input
 
 Z, A, T, F = 6, 3, 12, 11
 PAYS = Pays(-0.1, 3.0, -7.0)
-TASKS: list[Task] = [*wm.envs.TASKS.values(), DOT]
-KINDS: list[Any] = [*MEMORIES.values(), DriftKind()]
+TASKS: list[Task] = [*{**wm.envs.TASKS, DOT.env_id: DOT}.values()]
+KINDS: list[Any] = [*{**MEMORIES, "drift": DRIFT.DriftKind()}.values()]
 SMALL: dict[str, dict[str, Any]] = {"mdnrnn": {"hidden": 8, "outlook": (2, 3), "batch": 8, "length": T}}
 """Options of a kind for tests, where its own defaults are large."""
-LAYOUTS: list[Any] = [*(make_layout(kind, A) for kind in CONTROLLERS), Wave(A)]
+LAYOUTS: list[Any] = [*{**{kind: make_layout(kind, A) for kind in CONTROLLERS}, "wave": Wave(A)}.values()]
 
 
 def network(kind: Any) -> Any:
@@ -344,7 +344,7 @@ class TestTask:
                 return np.full(Z, frame.mean() / 255, np.float32)
 
         size = task.action.size
-        model, layout = Drift(Z, size), make_layout("linear", size)
+        model, layout = DRIFT.Drift(Z, size), make_layout("linear", size)
         theta = np.random.default_rng(0).normal(0, 1, layout.count(model.features))
         agent = Agent(task, Eye(), model.acting()(), layout.controller(theta, model.features))
         env = task.make(max_episode_steps=5)
@@ -364,10 +364,10 @@ def test_a_toy_task_memory_and_controller_pass_through_all_stages(
     common = ["--run", str(run), "--preset", "smoke", "--workers", "0", "--threads", "1"]
     made = "dream-drift-wave"
     for stage, options in (
-        ("collect", ["--env", DOT.env_id, "--policy", "brownian"]),
+        ("collect", ["--env", DOT.env_id]),
         ("vae", ["--updates", "4", "--z", "5"]),
-        ("memory", ["--memory", "drift"]),
-        ("dream", ["--memory", "drift", "--controller", "wave", "--start-after", "5", "--start-near", "0"]),
+        ("memory", ["--memory", "drift", "--updates", "30"]),
+        ("dream", ["--memory", "drift", "--controller", "wave"]),
         ("controller", ["--memory", "drift", "--controller", "wave", "--precision", "float32"]),
         ("evaluate", ["--controller", made]),
         ("replay", ["--controller", made, "--max-steps", "8", "--view", "real"]),

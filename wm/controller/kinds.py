@@ -14,7 +14,7 @@ from wm.controller.hidden import Hidden
 from wm.controller.linear import Linear
 from wm.run.errors import UserError
 
-KINDS: dict[str, Callable[..., Layout]] = {Linear.kind: Linear, Hidden.kind: Hidden}
+KINDS: dict[str, Callable[..., Layout]] = {each.kind: each for each in (Linear, Hidden)}
 """By name; each makes a layout of its sizes."""
 
 HIDDEN_UNITS = 40
