@@ -165,12 +165,12 @@ class MDNRNN(nn.Module):
         pays: Pays,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> Memory:
         """The memory that dreams with these weights; see `wm.memory.fused.FusedMDNRNN`."""
         from wm.memory.fused import FusedMDNRNN
 
-        return FusedMDNRNN(self, pays=pays, temperature=temperature, device=device, dtype=dtype)
+        return FusedMDNRNN(self, pays=pays, temperature=temperature, device=device, dtype=dtype or torch.float32)
 
     def graph(self, pays: Pays) -> bytes:
         """The dreamt step as an ONNX graph; see `wm.memory.graph.dream_graph`."""
