@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-HEADS = {"tile": "a step touches a new tile", "terminated": "a step ends the episode"}
+HEADS = {"pulse": "a step's reward is positive", "terminated": "a step ends the episode"}
 """What each head predicts, in words."""
 
 
