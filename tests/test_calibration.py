@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.toy_dream import HIDDEN, Z, make_toy_run, toy_mdnrnn
+from tests.toy_dream import HIDDEN, Z, make_toy_run, mdnrnn_of, toy_mdnrnn
 from wm.config.presets import SMOKE
 from wm.dream.calibration import SAMPLES, ClipRewards, dream_clips, head_reliability, reliability
 from wm.dream.networks import Networks, load_networks, split_latents
@@ -52,7 +52,7 @@ def test_fewer_steps_than_bins() -> None:
 
 @torch.no_grad()
 def test_heads_are_compared_with_what_came_in_the_same_step(run: Run) -> None:
-    """In the toy record a tile is touched where the gas is above 0.8; this M knows that, and nothing of other steps."""
+    """In the toy record a pulse comes where the gas is above 0.8; this M knows that, and nothing of other steps."""
     model = toy_mdnrnn()
     for parameter in model.parameters():
         parameter.zero_()
@@ -64,17 +64,17 @@ def test_heads_are_compared_with_what_came_in_the_same_step(run: Run) -> None:
     weights["lstm.bias_ih_l0"][2 * HIDDEN] = -800
     weights["reward_head.weight"][0, 0] = 30
     latents, _, held_out = split_latents(run, load_networks(run))
-    found = head_reliability(latents, held_out, Networks(load_networks(run).vae, model, 0.25, {}))["tile"]
-    # A step that ends the episode pays -100, whatever it touches.
+    found = head_reliability(latents, held_out, replace(load_networks(run), memory=model))["pulse"]
+    # A step that ends the episode pays -100, whatever else came.
     came = np.concatenate([latents.episode(place).rewards > 0 for place in held_out])
     assert found.rates[1] == pytest.approx(came.mean())
     assert found.error < 0.02
 
 
-def test_a_value_head_has_no_tile_diagram(run: Run, networks: Networks) -> None:
+def test_a_value_head_has_no_pulse_diagram(run: Run, networks: Networks) -> None:
     latents, _, held_out = split_latents(run, networks)
-    assert set(head_reliability(latents, held_out, networks)) == {"tile", "terminated"}
-    value = Networks(networks.vae, toy_mdnrnn(reward="value"), 0.25, {})
+    assert set(head_reliability(latents, held_out, networks)) == {"pulse", "terminated"}
+    value = replace(networks, memory=toy_mdnrnn(reward="value"))
     assert set(head_reliability(latents, held_out, value)) == {"terminated"}
 
 
@@ -117,8 +117,8 @@ def test_the_picture(tmp_path: Path, run: Run, networks: Networks) -> None:
 @torch.no_grad()
 def test_a_dream_that_has_ended_earns_nothing_more(tmp_path: Path) -> None:
     networks = load_networks(run := make_toy_run(tmp_path))
-    networks.mdnrnn.terminated_head.weight.zero_()
-    networks.mdnrnn.terminated_head.bias.fill_(0.0)  # each step ends it with the probability 1/2
+    mdnrnn_of(networks).terminated_head.weight.zero_()
+    mdnrnn_of(networks).terminated_head.bias.fill_(0.0)  # each step ends it with the probability 1/2
     latents, _, held_out = split_latents(run, networks)
     starts = find_starts(run, networks, SMOKE.dream)
     starts = replace(starts, rewards=np.array([1, 1, 0], np.float32))

@@ -20,7 +20,7 @@ from torch import Tensor
 import wm.dream.ensemble
 import wm.dream.population
 import wm.dream.starts
-import wm.envs
+import wm.memory.fused
 from tests.toy_dream import (
     CONFIG,
     END,
@@ -28,22 +28,27 @@ from tests.toy_dream import (
     FEATURES,
     HIDDEN,
     HIT,
+    LINEAR,
     MISS,
     Z,
+    make_population,
     make_toy_member,
     make_toy_run,
+    mdnrnn_of,
     toy_mdnrnn,
 )
 from wm.config.presets import SMOKE
 from wm.config.vmc import DreamConfig
-from wm.controller.linear import LinearController, parameter_count
+from wm.contracts import Layout, State
+from wm.controller.hidden import Hidden
+from wm.dream.chance import DreamNoise
 from wm.dream.ensemble import Member, load_ensemble
 from wm.dream.networks import Networks, load_networks, split_latents
-from wm.dream.population import Population
 from wm.dream.starts import draw_starts, find_starts
+from wm.dream.step import dream_step
 from wm.dream.value import Value
 from wm.driving.loading import load_agent
-from wm.memory.fused import make_dreamer
+from wm.envs.car_racing.task import CAR_RACING
 from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
@@ -94,11 +99,11 @@ def test_starts_are_moments_of_training_episodes_with_ms_state_there(source: Pat
     assert len({*zip(found.episode.tolist(), found.step.tolist(), strict=True)}) == 200  # none twice
     for i in range(0, 200, 11):
         episode, step = latents.episode(found.episode[i]), int(found.step[i])
-        np.testing.assert_allclose(found.z[i], episode.mu[step], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found.state["z"][i], episode.mu[step], rtol=1e-3, atol=1e-3)
         z, a = torch.from_numpy(episode.mu[None, :step]), torch.from_numpy(episode.actions[None, :step])
-        _, (h, c) = networks.mdnrnn(z, a)
-        np.testing.assert_allclose(found.h[i], h[0, 0], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(found.c[i], c[0, 0], rtol=2e-3, atol=1e-3)
+        _, (h, c) = mdnrnn_of(networks)(z, a)
+        np.testing.assert_allclose(found.state["h"][i], h[0, 0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found.state["c"][i], c[0, 0], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(found.rewards, [MISS, HIT, END], rtol=1e-5)
     assert found.made_from == networks.made_from
 
@@ -113,7 +118,7 @@ def test_each_moment_is_as_likely_as_any_other(source: Path, networks: Networks)
     ]
 
 
-def test_starts_are_near_a_new_tile_if_there_is_one(source: Path, networks: Networks) -> None:
+def test_starts_are_near_a_pulse_if_there_is_one(source: Path, networks: Networks) -> None:
     latents = Latents(Run(source).latents)
     episodes = np.arange(EPISODES)
     for near in (1, 3):
@@ -126,7 +131,7 @@ def test_starts_are_near_a_new_tile_if_there_is_one(source: Path, networks: Netw
         found = wm.dream.starts.moments(latents, episodes, AFTER, near)
         assert [tuple(row) for row in found.tolist()] == wanted
         assert 0 < len(wanted) < len(wm.dream.starts.moments(latents, episodes, AFTER, near=0))
-    # Where no tile is near, any moment counts.
+    # Where no pulse is near, any moment counts.
     lengths = latents.table["length"]
     bare = next(n for n in range(EPISODES) if not (latents.episode(n).rewards[-3:] > 0).any())
     assert not len(wm.dream.starts.moments(latents, np.array([bare]), int(lengths[bare]) - 1, near=1))
@@ -142,9 +147,25 @@ def test_starts_follow_from_the_record_and_are_the_same_on_disk(run: Run, networ
     save_starts(run.starts, drawn)
     run.latents.unlink()
     read = find_starts(run, networks, SMALL)
-    for name in ("z", "h", "c", "episode", "step", "rewards"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(drawn, name))
-        np.testing.assert_array_equal(getattr(read, name), getattr(drawn, name))
+    assert set(drawn.state) == {"z", "h", "c"}
+    for found in (again, read):
+        assert found.state.keys() == drawn.state.keys()
+        for name, part in drawn.state.items():
+            np.testing.assert_array_equal(found.state[name], part)
+        for name in ("episode", "step", "rewards"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(drawn, name))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"c": np.zeros((SMALL.starts, HIDDEN + 1), np.float32)}, {"more": np.zeros((SMALL.starts, 1), np.float32)}],
+)
+def test_starts_with_no_state_of_this_m_are_refused(
+    run: Run, networks: Networks, starts: Starts, changes: dict[str, Any]
+) -> None:
+    save_starts(run.starts, replace(starts, state={**starts.state, **changes}))
+    with pytest.raises(UserError, match=r"starts\.npz is damaged \(it holds no state of this M\): .*`make dream`"):
+        find_starts(run, networks, SMALL)
 
 
 def test_too_short_a_record_is_refused(source: Path, networks: Networks) -> None:
@@ -202,7 +223,7 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
     env = gymnasium.make("wm/Dream-v0", run=str(source), temperature=tau, dropout=dropout, horizon=30)
     observation, info = env.reset(seed=5)
     starts = find_starts(Run(source), networks, DreamConfig())
-    z, h, c = (torch.from_numpy(part[info["start"]])[None, None] for part in (starts.z, starts.h, starts.c))
+    z, h, c = (torch.from_numpy(starts.state[name][info["start"]])[None, None] for name in "zhc")
     rng = np.random.default_rng(5)  # what Gymnasium makes of the seed
     assert int(rng.integers(len(starts))) == info["start"]
     hidden = torch.from_numpy(rng.random(HIDDEN, np.float32)) < dropout if dropout else torch.zeros(HIDDEN).bool()
@@ -212,7 +233,7 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
         action = np.array([math.sin(number), 0.5, 0.1], np.float32)
         observation, reward, terminated, _, _ = env.step(action)
         uniform, noise = rng.random(Z + 1, np.float32), rng.standard_normal(Z, np.float32)
-        prediction, (h, c) = networks.mdnrnn(z, torch.from_numpy(action)[None, None], (h, c), head_mask)
+        prediction, (h, c) = mdnrnn_of(networks)(z, torch.from_numpy(action)[None, None], (h, c), head_mask)
         for i in range(Z):
             weights = torch.softmax(prediction.logmix[0, 0, i] / tau, 0)
             k = min(int((weights.cumsum(0) <= float(uniform[i])).sum()), len(weights) - 1)
@@ -225,11 +246,11 @@ def test_one_dream_is_m_by_the_book(source: Path, networks: Networks, dropout: f
 
 def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    original = wm.memory.fused.FusedMDNRNN.step
+    original = wm.memory.fused.FusedMDNRNN.advance
 
-    def counted(self, z, *rest):  # type: ignore[no-untyped-def]
-        batches.append(len(z))
-        return original(self, z, *rest)
+    def counted(self: wm.memory.fused.FusedMDNRNN, state: State, action: Tensor) -> State:
+        batches.append(len(action))
+        return original(self, state, action)
 
     options: dict[str, Any] = {"run": str(source), "horizon": 5}
     whole = gymnasium.make_vec("wm/Dream-v0", num_envs=3, vectorization_mode="vector_entry_point", **options)
@@ -241,7 +262,7 @@ def test_a_vector_is_one_batch_and_its_singles(source: Path, monkeypatch: pytest
     for _ in range(13):
         actions = rng.uniform([-1, 0, 0], 1, (3, 3)).astype(np.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(wm.memory.fused.FusedMDNRNN, "step", counted)
+            patch.setattr(wm.memory.fused.FusedMDNRNN, "advance", counted)
             one = whole.step(actions)
         for mine, theirs in zip(one[:4], singles.step(actions)[:4], strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-3)
@@ -312,59 +333,83 @@ def one_thread() -> Iterator[None]:
 def make_members(starts: Starts, count: int) -> list[Member]:
     """M's of other weights, each with a memory of its own at the starts."""
     rng = np.random.default_rng(5)
-    states = rng.uniform(-1, 1, (count, 2, *starts.h.shape)).astype(np.float32)
-    return [Member(toy_mdnrnn(seed=1 + n), h, c) for n, (h, c) in enumerate(states)]
+    states = rng.uniform(-1, 1, (count, 2, *starts.state["h"].shape)).astype(np.float32)
+    return [Member(toy_mdnrnn(seed=1 + n), {"z": starts.state["z"], "h": h, "c": c}) for n, (h, c) in enumerate(states)]
 
 
-def mean_of(model: MDNRNN, state: Any, z: Tensor, a: Tensor, head_mask: Tensor | None) -> NDArray[np.float32]:
+def begun(state: State, start: int) -> State:
+    """M's state at one start, of one dream."""
+    return {name: torch.from_numpy(part[start]) for name, part in state.items()}
+
+
+def noise_of(dream_noise: DreamNoise, t: int, s: int) -> dict[str, Tensor]:
+    """The noise of one step of one dream."""
+    return {name: torch.from_numpy(part[t, s]) for name, part in dream_noise.noise.items()}
+
+
+def mean_of(model: MDNRNN, state: State, a: Tensor, head_mask: Tensor | None) -> NDArray[np.float32]:
     """The mean f32[Z] of what M expects of the next z, for one dream, by M's own forward."""
-    h, c = (part[None, None] for part in state)
-    prediction, _ = model(z[None, None], a[None, None], (h, c), None if head_mask is None else head_mask[None, None])
+    z, h, c = (state[name][None, None] for name in "zhc")
+    prediction, _ = model(z, a[None, None], (h, c), None if head_mask is None else head_mask[None, None])
     return mixture_moments(prediction)[0][0, 0].numpy()
 
 
-def random_thetas(count: int) -> Array:
-    return np.random.default_rng(0).normal(0, 0.7, (count, parameter_count(FEATURES)))
+def random_thetas(count: int, layout: Layout = LINEAR) -> Array:
+    return np.random.default_rng(0).normal(0, 0.7, (count, layout.count(FEATURES)))
 
 
-@pytest.mark.parametrize(("members", "disagreement"), [(1, 0.0), (3, 0.0), (3, 1.5)])
+HIDDEN_C = Hidden(CAR_RACING.action.size, units=5)
+
+
+@pytest.mark.parametrize("layout", [LINEAR, HIDDEN_C])
+def test_candidates_are_controllers_row_by_row(layout: Layout) -> None:
+    thetas = random_thetas(4, layout)
+    features = np.random.default_rng(1).normal(0, 1, (4, 3, FEATURES)).astype(np.float32)
+    raw = layout.candidates(torch.from_numpy(thetas).float(), FEATURES)(torch.from_numpy(features)).numpy()
+    assert raw.shape == (4, 3, 3)
+    for p, theta in enumerate(thetas):
+        controller = layout.controller(theta, FEATURES)
+        for s in range(3):
+            np.testing.assert_allclose(raw[p, s], controller(features[p, s]), rtol=1e-5, atol=1e-5)
+    assert np.std(raw) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("members", "disagreement", "layout"), [(1, 0.0, LINEAR), (1, 0.0, HIDDEN_C), (3, 0.0, LINEAR), (3, 1.5, LINEAR)]
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @torch.no_grad()
 @pytest.mark.usefixtures("one_thread")
 def test_scores_are_those_of_a_plain_loop(
-    networks: Networks, starts: Starts, dropout: float, members: int, disagreement: float
+    networks: Networks, starts: Starts, dropout: float, members: int, disagreement: float, layout: Layout
 ) -> None:
-    """One candidate and one start at a time, C by `LinearController`, the expectation written out."""
+    """One candidate and one start at a time, C as it acts, the expectation written out."""
     config, others = replace(SMALL, dropout=dropout, dreams=5), make_members(starts, members - 1)
-    population = Population(networks.mdnrnn, starts, config, others=others, dtype=torch.float32)
-    thetas, dream_noise = random_thetas(4), population.draw_noise(3, 1)
+    population = make_population(networks, starts, config, layout, others=others, dtype=torch.float32)
+    thetas, dream_noise = random_thetas(4, layout), population.draw_noise(3, 1)
     assert len(set(dream_noise.members.tolist())) == members
-    models = [networks.mdnrnn, *(other.model for other in others)]
-    dreamers = [make_dreamer(model, starts, config.temperature) for model in models]
+    models = [mdnrnn_of(networks), *(toy_mdnrnn(seed=1 + n) for n in range(len(others)))]
+    memories = [model.dreaming(starts.pays, config.temperature) for model in models]
     wanted, penalties = np.zeros((4, config.dreams)), 0.0
     for p, theta in enumerate(thetas):
-        controller = LinearController(theta, FEATURES)
+        controller = layout.controller(theta, FEATURES)
         for s, (start, member) in enumerate(
             zip(dream_noise.starts.tolist(), dream_noise.members.tolist(), strict=True)
         ):
             head_mask = None if dream_noise.head_mask is None else torch.from_numpy(dream_noise.head_mask[s])
-            z = torch.from_numpy(starts.z[start])
-            states: list[Any] = [
-                tuple(torch.from_numpy(part[start]) for part in memory)
-                for memory in ((starts.h, starts.c), *((other.h, other.c) for other in others))
-            ]
+            states = [begun(state, start) for state in (starts.state, *(other.state for other in others))]
             alive = 1.0
             for t in range(config.horizon):
-                action = torch.from_numpy(controller(torch.cat([z, states[0][0]]).numpy()))
-                draws = [torch.from_numpy(part[t, s]) for part in (dream_noise.uniform, dream_noise.noise)]
+                features = torch.cat([states[0]["z"], states[0]["h"]]).numpy()
+                action = torch.from_numpy(CAR_RACING.action.squash(controller(features)))
                 told = [
-                    dreamer.step(z, *state, action, *draws, head_mask)  # type: ignore[call-arg]
-                    for dreamer, state in zip(dreamers, states, strict=True)
+                    dream_step(memory, state, action, noise_of(dream_noise, t, s), head_mask)
+                    for memory, state in zip(memories, states, strict=True)
                 ]
-                expected = [mean_of(*given, z, action, head_mask) for given in zip(models, states, strict=True)]
+                expected = [mean_of(*given, action, head_mask) for given in zip(models, states, strict=True)]
                 unsure = np.var(expected, axis=0).mean()
-                states = [(one.h, one.c) for one in told]
-                z, reward, end = told[member].z, told[member].reward.item(), told[member].terminated.item()
+                drawn, reward, end = told[member][0]["z"], told[member][1].item(), told[member][2].item()
+                states = [{**state, "z": drawn} for state, _, _ in told]  # all go on from the z of one of them
                 if t >= config.unpaid:
                     wanted[p, s] += alive * ((1 - end) * reward + end * END - disagreement * unsure)
                     penalties += alive * disagreement * unsure
@@ -381,7 +426,7 @@ def test_threads_and_blocks_change_nothing(networks: Networks, starts: Starts, m
     scores = []
     for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
         monkeypatch.setattr(wm.dream.population, "BLOCK_ROWS", rows)
-        population = Population(networks.mdnrnn, starts, SMALL, threads=threads)
+        population = make_population(networks, starts, SMALL, threads=threads)
         scores.append(population.score(thetas, population.draw_noise(0, 1)))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
@@ -393,10 +438,10 @@ def test_steps_that_are_not_paid_earn_nothing(networks: Networks, starts: Starts
     scores = {}
     for horizon, unpaid in ((7, 0), (3, 0), (7, 3)):
         config = replace(SMALL, horizon=horizon, unpaid=unpaid)
-        population = Population(networks.mdnrnn, starts, config, dtype=torch.float32)
+        population = make_population(networks, starts, config, dtype=torch.float32)
         dream_noise = population.draw_noise(0, 1)
-        whole = Population(networks.mdnrnn, starts, SMALL).draw_noise(0, 1)
-        dream_noise = replace(dream_noise, uniform=whole.uniform[:horizon], noise=whole.noise[:horizon])
+        whole = make_population(networks, starts, SMALL).draw_noise(0, 1)
+        dream_noise = replace(dream_noise, noise={name: part[:horizon] for name, part in whole.noise.items()})
         scores[horizon, unpaid] = population.score(random_thetas(2), dream_noise) * (horizon - unpaid) / 1000
     np.testing.assert_allclose(scores[7, 3], scores[7, 0] - scores[3, 0], rtol=1e-4, atol=1e-4)
 
@@ -406,41 +451,43 @@ def test_the_value_of_where_a_dream_ends_counts(networks: Networks, starts: Star
     """One candidate, its last features by a plain loop; a dream that has terminated is worth nothing more."""
     value = Value(FEATURES)
     config = replace(SMALL, value=30)
-    plain = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
-    found = Population(networks.mdnrnn, starts, config, value=value.requires_grad_(False), dtype=torch.float32)
+    plain = make_population(networks, starts, SMALL, dtype=torch.float32)
+    found = make_population(networks, starts, config, value=value.requires_grad_(False), dtype=torch.float32)
     theta, dream_noise = random_thetas(1), plain.draw_noise(0, 1)
-    controller, dreamer = LinearController(theta[0], FEATURES), make_dreamer(networks.mdnrnn, starts, 1.0)
+    controller, memory = LINEAR.controller(theta[0], FEATURES), networks.memory.dreaming(starts.pays)
     wanted = plain.score(theta, dream_noise)[0] * (SMALL.horizon - SMALL.unpaid) / 1000
     for s, start in enumerate(dream_noise.starts.tolist()):
-        z, h, c = (torch.from_numpy(part[start]) for part in (starts.z, starts.h, starts.c))
-        alive = 1.0
+        state, alive = begun(starts.state, start), 1.0
         for t in range(SMALL.horizon):
-            action = torch.from_numpy(controller(torch.cat([z, h]).detach().numpy()))
-            draws = [torch.from_numpy(part[t, s]) for part in (dream_noise.uniform, dream_noise.noise)]
-            z, h, c, _, end = dreamer.step(z, h, c, action, *draws)
+            raw = controller(torch.cat([state["z"], state["h"]]).numpy())
+            action = torch.from_numpy(CAR_RACING.action.squash(raw))
+            state, _, end = dream_step(memory, state, action, noise_of(dream_noise, t, s))
             alive *= 1 - end.item()
-        wanted += alive * value(torch.cat([z, h])).item() / SMALL.dreams
+        wanted += alive * value(torch.cat([state["z"], state["h"]])).item() / SMALL.dreams
     paid = SMALL.horizon - SMALL.unpaid + 30
     np.testing.assert_allclose(found.score(theta, dream_noise)[0], wanted * 1000 / paid, rtol=1e-4)
 
 
 def test_a_night_follows_from_its_seed(networks: Networks, starts: Starts) -> None:
-    population = Population(networks.mdnrnn, starts, SMALL)
+    population = make_population(networks, starts, SMALL)
     one, same, other = population.draw_noise(0, 1), population.draw_noise(0, 1), population.draw_noise(0, 2)
-    np.testing.assert_array_equal(one.noise, same.noise)
+    assert one.noise.keys() == {"uniform", "noise"}
+    for name, drawn in one.noise.items():
+        np.testing.assert_array_equal(drawn, same.noise[name])
+        assert not np.allclose(drawn, other.noise[name])
+        assert drawn.shape == (SMALL.horizon, SMALL.dreams, Z)
     np.testing.assert_array_equal(one.starts, same.starts)
-    assert not np.allclose(one.noise, other.noise)
     assert len(set(population.draw_noise(0, 1, dreams=10).starts)) == 10  # all different while there are enough
     assert population.draw_noise(0, 1, dreams=30).starts.shape == (30,)
-    assert one.uniform.shape == one.noise.shape == (SMALL.horizon, SMALL.dreams, Z)
 
 
 def test_a_night_with_dropout_is_the_same_night(networks: Networks, starts: Starts) -> None:
-    plain = Population(networks.mdnrnn, starts, SMALL).draw_noise(0, 1, dreams=300)
+    plain = make_population(networks, starts, SMALL).draw_noise(0, 1, dreams=300)
     assert plain.head_mask is None
-    found = Population(networks.mdnrnn, starts, replace(SMALL, dropout=0.2)).draw_noise(0, 1, dreams=300)
-    for name in ("starts", "uniform", "noise"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+    found = make_population(networks, starts, replace(SMALL, dropout=0.2)).draw_noise(0, 1, dreams=300)
+    np.testing.assert_array_equal(found.starts, plain.starts)
+    for name, drawn in plain.noise.items():
+        np.testing.assert_array_equal(found.noise[name], drawn)
     assert found.head_mask is not None
     assert found.head_mask.shape == (300, HIDDEN)
     assert set(found.head_mask.ravel().tolist()) == {0.0, float(np.float32(1) / np.float32(0.8))}
@@ -459,7 +506,7 @@ def test_threads_and_blocks_change_nothing_in_an_ensemble(
     for threads, rows in ((1, 6), (3, 6), (1, 10**6)):
         monkeypatch.setattr(wm.dream.population, "BLOCK_ROWS", rows)
         others = make_members(starts, 3)
-        population = Population(networks.mdnrnn, starts, config, others=others, threads=threads)
+        population = make_population(networks, starts, config, others=others, threads=threads)
         scores.append(population.score(thetas, population.draw_noise(0, 1), disagreement))
     np.testing.assert_array_equal(scores[0], scores[1])
     np.testing.assert_allclose(scores[2], scores[0], rtol=0.02, atol=1)
@@ -467,9 +514,9 @@ def test_threads_and_blocks_change_nothing_in_an_ensemble(
 
 @pytest.mark.usefixtures("one_thread")
 def test_twins_are_one(networks: Networks, starts: Starts) -> None:
-    twin = Member(networks.mdnrnn, starts.h, starts.c)
-    alone = Population(networks.mdnrnn, starts, SMALL, dtype=torch.float32)
-    both = Population(networks.mdnrnn, starts, SMALL, others=[twin], dtype=torch.float32)
+    twin = Member(networks.memory, starts.state)
+    alone = make_population(networks, starts, SMALL, dtype=torch.float32)
+    both = make_population(networks, starts, SMALL, others=[twin], dtype=torch.float32)
     thetas, dream_noise = random_thetas(4), both.draw_noise(0, 1)
     assert set(dream_noise.members.tolist()) == {0, 1}
     wanted = alone.score(thetas, alone.draw_noise(0, 1))
@@ -478,13 +525,14 @@ def test_twins_are_one(networks: Networks, starts: Starts) -> None:
 
 
 def test_a_night_shares_dreams_out_evenly_and_changes_nothing_else(networks: Networks, starts: Starts) -> None:
-    alone = Population(networks.mdnrnn, starts, SMALL)
-    three = Population(networks.mdnrnn, starts, SMALL, others=make_members(starts, 2))
+    alone = make_population(networks, starts, SMALL)
+    three = make_population(networks, starts, SMALL, others=make_members(starts, 2))
     more = set()
     for generation in range(12):
         dream_noise, plain = three.draw_noise(0, generation, dreams=10), alone.draw_noise(0, generation, dreams=10)
-        for name in ("starts", "uniform", "noise"):
-            np.testing.assert_array_equal(getattr(dream_noise, name), getattr(plain, name))
+        np.testing.assert_array_equal(dream_noise.starts, plain.starts)
+        for name, drawn in plain.noise.items():
+            np.testing.assert_array_equal(dream_noise.noise[name], drawn)
         assert plain.members.tolist() == [0] * 10
         assert dream_noise.members.tolist() == sorted(dream_noise.members.tolist())
         counts = np.bincount(dream_noise.members, minlength=3)
@@ -501,19 +549,20 @@ def test_each_m_of_an_ensemble_remembers_the_record_before_a_start(
     folders = [make_toy_member(tmp_path / str(seed), run, seed) for seed in (1, 2)]
     for seed, member in enumerate(load_ensemble(folders, run, networks, starts), 1):
         model = toy_mdnrnn(seed)
+        assert isinstance(member.model, MDNRNN)
         for name, value in model.state_dict().items():
             assert torch.equal(member.model.state_dict()[name], value)
+        np.testing.assert_array_equal(member.state["z"], starts.state["z"])
         for i in range(len(starts)):
             episode, step = latents.episode(starts.episode[i]), int(starts.step[i])
             z, a = torch.from_numpy(episode.mu[None, :step]), torch.from_numpy(episode.actions[None, :step])
             _, (h, c) = model(z, a)
-            np.testing.assert_allclose(member.h[i], h[0, 0], rtol=1e-3, atol=1e-3)
-            np.testing.assert_allclose(member.c[i], c[0, 0], rtol=2e-3, atol=1e-3)
+            np.testing.assert_allclose(member.state["h"][i], h[0, 0], rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(member.state["c"][i], c[0, 0], rtol=2e-3, atol=1e-3)
     assert load_ensemble([], run, networks, starts) == []
     # The run's own M, warmed up in this way, has what starts.npz has.
-    h, c = wm.dream.ensemble.states_at_starts(networks.mdnrnn, run, networks, starts)
-    np.testing.assert_array_equal(h, starts.h)
-    np.testing.assert_array_equal(c, starts.c)
+    for name, part in wm.dream.ensemble.state_at_starts(networks.memory, run, networks, starts).items():
+        np.testing.assert_array_equal(part, starts.state[name])
 
 
 def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, starts: Starts, tmp_path: Path) -> None:
@@ -525,7 +574,7 @@ def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, sta
     save_mdnrnn(small.mdnrnn, MDNRNN(Z, 3, 4, 3).state_dict(), {**CONFIG, "hidden": 4}, made_from)
     for folders, sentence in (
         ([good, other.folder], r"--ensemble .*other: its mdnrnn\.pt was trained on another vae\.pt .*`make mdnrnn"),
-        ([small.folder], r"--ensemble .*small: its M has hidden 4, that of .* 8"),
+        ([small.folder], r"--ensemble .*small: its M has features 8, that of .* 12"),
         ([good, good], r"--ensemble .*good: its M is in the ensemble already"),
         ([run.folder], r"--ensemble .*run: its M is in the ensemble already"),
         ([tmp_path], r"mdnrnn\.pt is missing"),
@@ -544,19 +593,19 @@ def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, sta
 def test_the_same_sampling_at_a_temperature_as_m_itself(networks: Networks, starts: Starts) -> None:
     """In distribution: many draws of the dream and of `wm.memory.mdnrnn.sample` have the same moments."""
     count, tau = 20_000, 1.3
-    z, h, c = (torch.from_numpy(part[:1]).expand(count, -1) for part in (starts.z, starts.h, starts.c))
+    state = {name: torch.from_numpy(part[:1]).expand(count, -1) for name, part in starts.state.items()}
+    z, h, c = state.values()
     a = torch.tensor([[0.1, 0.2, 0.0]]).expand(count, -1)
-    prediction, _ = networks.mdnrnn(z[:, None], a[:, None], (h[None].contiguous(), c[None].contiguous()))
+    prediction, _ = mdnrnn_of(networks)(z[:, None], a[:, None], (h[None].contiguous(), c[None].contiguous()))
     plain = sample(prediction, tau, torch.Generator().manual_seed(0))[:, 0]
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(count, Z, generator=generator)
-    dreamer = make_dreamer(networks.mdnrnn, starts, tau)
-    dreamt = dreamer.step(z, h, c, a, torch.rand(count, Z, generator=generator), noise).z
+    noise = {"noise": torch.randn(count, Z, generator=generator), "uniform": torch.rand(count, Z, generator=generator)}
+    dreamt = dream_step(networks.memory.dreaming(starts.pays, tau), state, a, noise)[0]["z"]
     spread = mixture_moments(prediction)[1][0, 0].exp()
     assert ((dreamt.mean(0) - plain.mean(0)).abs() < 0.05 * spread).all()
     assert ((dreamt.std(0) / plain.std(0) - 1).abs() < 0.05).all()
 
 
 def test_hidden_sizes_fit(networks: Networks, starts: Starts) -> None:
-    assert starts.h.shape == starts.c.shape == (SMALL.starts, HIDDEN)
+    assert starts.state["h"].shape == starts.state["c"].shape == (SMALL.starts, HIDDEN)
     assert networks.validation == CONFIG["validation"]

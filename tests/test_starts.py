@@ -13,17 +13,21 @@ COUNT, Z, HIDDEN = 6, 3, 5
 
 
 def starts(**changes: Any) -> Starts:
+    """Starts with other arrays by their names in the file."""
     rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {
+    state = {
         "z": rng.normal(0, 1, (COUNT, Z)).astype(np.float32),
         "h": rng.uniform(-1, 1, (COUNT, HIDDEN)).astype(np.float32),
         "c": rng.normal(0, 30, (COUNT, HIDDEN)).astype(np.float32),
+    }
+    arrays: dict[str, Any] = {
         "episode": np.arange(COUNT, dtype=np.int64),
         "step": 70 + np.arange(COUNT, dtype=np.int64),
         "rewards": np.array([-0.1, 3.4, -100], np.float32),
         "made_from": {"vae.pt": "v", "mdnrnn.pt": "m"},
     }
-    return Starts(**{**arrays, **changes})
+    state = {name: changes.pop(name, part) for name, part in state.items()}
+    return Starts(state, **{**arrays, **changes})
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
@@ -31,14 +35,15 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     save_starts(path, given)
     found = load_starts(path)
     assert len(found) == COUNT
-    for name in ("z", "h", "c"):
-        value = getattr(found, name)
+    assert list(found.state) == ["z", "h", "c"]
+    for name, value in found.state.items():
         assert value.dtype == np.float32
-        np.testing.assert_array_equal(value, getattr(given, name).astype(np.float16))
+        np.testing.assert_array_equal(value, given.state[name].astype(np.float16))
     np.testing.assert_array_equal(found.episode, given.episode)
     np.testing.assert_array_equal(found.step, given.step)
     np.testing.assert_array_equal(found.rewards, given.rewards)
     assert found.made_from == given.made_from
+    assert found.pays == pytest.approx((-0.1, 3.4, -100))
     before = path.read_bytes()
     save_starts(path, found)
     assert path.read_bytes() == before  # nothing is lost by writing it once more
@@ -81,7 +86,7 @@ def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
     "changes",
     [
         {"h": np.zeros((COUNT + 1, HIDDEN), np.float32)},
-        {"c": np.zeros((COUNT, HIDDEN + 1), np.float32)},
+        {"c": np.zeros((COUNT, HIDDEN, 1), np.float32)},
         {"step": np.zeros(COUNT - 1, np.int64)},
         {"rewards": np.zeros(2, np.float32)},
         {"step": np.full(COUNT, 0.5)},

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 import wm.dream.value
 from tests.toy_dream import FEATURES, HIDDEN, Z, toy_mdnrnn
-from wm.dream.value import AFTER, EVERY, IDLE, fit_value, recorded_returns
-from wm.memory.cell import LSTMCell
+from wm.dream.value import EVERY, fit_value, recorded_returns
+from wm.envs.car_racing.task import CAR_RACING
 from wm.store.latents import LatentEpisode
+
+AFTER, IDLE = CAR_RACING.settled, CAR_RACING.idle
 
 
 def episode(steps: int, seed: int, terminated: bool = False) -> LatentEpisode:
@@ -44,7 +46,7 @@ def test_returns_are_those_of_a_plain_loop(length: int, steps: int, end: str, se
     rewards[-1] = {"goes on": 3.0, "lost": -0.125, "fell": -100.0, "finished": 3.0}[end]
     if end == "lost":
         rewards[-IDLE:] = -0.125
-    moments, returns = recorded_returns(replace(record, rewards=rewards), steps)
+    moments, returns = recorded_returns(replace(record, rewards=rewards), CAR_RACING, steps)
     nothing_more = end == "fell" or (length > IDLE and all(rewards[-IDLE:] <= 0))
     wanted = {}
     for t in range(AFTER, length, EVERY):
@@ -58,19 +60,16 @@ def test_returns_are_those_of_a_plain_loop(length: int, steps: int, end: str, se
 def test_it_learns_what_the_record_says() -> None:
     model = toy_mdnrnn()
     before = torch.get_rng_state()
-    value, explained = fit_value(
-        model, [episode(400, seed) for seed in range(12)], [episode(400, 99), episode(300, 98)], steps=20, seed=0
-    )
+    training, held_out = [episode(400, seed) for seed in range(12)], [episode(400, 99), episode(300, 98)]
+    value, explained = fit_value(model, CAR_RACING, training, held_out, steps=20, seed=0)
     assert explained > 0.7
-    again, same = fit_value(
-        model, [episode(400, seed) for seed in range(12)], [episode(400, 99), episode(300, 98)], steps=20, seed=0
-    )
+    again, same = fit_value(model, CAR_RACING, training, held_out, steps=20, seed=0)
     assert same == explained
     assert torch.equal(torch.get_rng_state(), before)
     features = torch.randn(5, 2, FEATURES)
     torch.testing.assert_close(value(features), again(features), rtol=0, atol=0)
     assert value(features).shape == (5, 2)
-    other, _ = fit_value(model, [episode(400, seed) for seed in range(12)], [], steps=20, seed=1)
+    other, _ = fit_value(model, CAR_RACING, training, [], steps=20, seed=1)
     assert not torch.equal(value(features), other(features))
 
 
@@ -83,9 +82,11 @@ def test_a_lost_car_costs_what_would_have_come() -> None:
         return replace(record, rewards=np.full(260, -0.1 if lost else 0.5, np.float32))
 
     training = [drive(lost, seed) for seed in range(8) for lost in (False, True)]
-    value, explained = fit_value(toy_mdnrnn(), training, training[:2], steps=40, seed=0)
+    value, explained = fit_value(toy_mdnrnn(), CAR_RACING, training, training[:2], steps=40, seed=0)
     assert explained > 0.9
-    going, gone = (float(value(wm.dream.value._pairs(toy_mdnrnn(), [one], 40)[0]).mean()) for one in training[:2])
+    going, gone = (
+        float(value(wm.dream.value._pairs(toy_mdnrnn(), CAR_RACING, [one], 40)[0]).mean()) for one in training[:2]
+    )
     assert going == pytest.approx(0.5 * 40, rel=0.1)
     assert gone == pytest.approx(-0.1 * 40, abs=1.5)
 
@@ -93,20 +94,23 @@ def test_a_lost_car_costs_what_would_have_come() -> None:
 def test_features_are_what_the_agent_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """z of a frame, and M's memory of all that came before it."""
     model, record = toy_mdnrnn(), episode(90, 0)
-    features, returns = wm.dream.value._pairs(model, [record], 10)
-    moments, wanted = recorded_returns(record, 10)
+    features, returns = wm.dream.value._pairs(model, CAR_RACING, [record], 10)
+    moments, wanted = recorded_returns(record, CAR_RACING, 10)
     np.testing.assert_array_equal(returns.numpy(), wanted)
-    cell = LSTMCell({name: part.detach().numpy() for name, part in model.state_dict().items() if "lstm" in name})
+    cell = model.acting()()
     state = cell.initial()
     for t in range(moments[-1] + 1):
+        state = cell.see(state, record.mu[t])
         if t in moments:
             mine = features[moments.tolist().index(t)].numpy()
             np.testing.assert_array_equal(mine[:Z], record.mu[t])
-            np.testing.assert_allclose(mine[Z:], state[0], atol=1e-5)
-        state = cell.step(record.mu[t], record.actions[t], state)
+            np.testing.assert_allclose(mine[Z:], state["h"], atol=1e-5)
+            np.testing.assert_allclose(mine, cell.read(state), atol=1e-5)
+        state = cell.advance(state, record.actions[t])
     assert features.shape == (len(moments), Z + HIDDEN)
 
 
 def test_a_record_that_is_too_short_is_refused() -> None:
+    record = replace(episode(300, 0), rewards=np.full(300, 3, np.float32))
     with pytest.raises(ValueError, match="no recorded episode is longer than 60 \\+ 500 steps"):
-        fit_value(toy_mdnrnn(), [replace(episode(300, 0), rewards=np.full(300, 3, np.float32))], [], steps=500, seed=0)
+        fit_value(toy_mdnrnn(), CAR_RACING, [record], [], steps=500, seed=0)

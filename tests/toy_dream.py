@@ -1,15 +1,23 @@
 """A run folder whose V and M are small and untrained, with a made-up record: enough for everything that dreams."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from wm.config.vmc import DreamConfig
+from wm.contracts import Layout
+from wm.controller.linear import Linear
+from wm.dream.networks import Networks
+from wm.dream.population import Population
+from wm.envs.car_racing.task import CAR_RACING
 from wm.memory.mdnrnn import MDNRNN, save_mdnrnn
 from wm.run.checksums import file_hash
 from wm.run.folder import Run
 from wm.store.episode import Episode
 from wm.store.latents import LatentsWriter
+from wm.store.starts import Starts
 from wm.vision.vae import VAE, save_vae
 
 Z, HIDDEN, FEATURES = 4, 8, 12
@@ -19,14 +27,14 @@ CONFIG = {
     "actions": 3,
     "hidden": HIDDEN,
     "mixtures": 3,
-    "reward": "tile",
+    "reward": "pulse",
     "logsigma_floor": -7.0,
     "validation": 0.25,
 }
 HIT, MISS, END = 3.5, -0.1, -100.0
 
 
-def toy_mdnrnn(seed: int = 0, reward: str = "tile") -> MDNRNN:
+def toy_mdnrnn(seed: int = 0, reward: str = "pulse") -> MDNRNN:
     """An M whose every part matters: its weights are large."""
     torch.manual_seed(seed)
     model = MDNRNN(Z, 3, HIDDEN, 3, reward=reward)
@@ -34,6 +42,22 @@ def toy_mdnrnn(seed: int = 0, reward: str = "tile") -> MDNRNN:
         for value in model.parameters():
             value.mul_(3)
     return model.eval()
+
+
+def mdnrnn_of(networks: Networks) -> MDNRNN:
+    """M itself, for its forward over sequences."""
+    assert isinstance(networks.memory, MDNRNN)
+    return networks.memory
+
+
+LINEAR = Linear(CAR_RACING.action.size)
+
+
+def make_population(
+    networks: Networks, starts: Starts, config: DreamConfig, layout: Layout = LINEAR, **options: Any
+) -> Population:
+    """Dreams of a toy run's M, with a linear C unless another is given."""
+    return Population(networks.memory, networks.task, layout, starts, config, **options)
 
 
 def make_toy_member(folder: Path, run: Run, seed: int) -> Path:
@@ -44,7 +68,7 @@ def make_toy_member(folder: Path, run: Run, seed: int) -> Path:
 
 
 def toy_episode(index: int, steps: int) -> Episode:
-    """A record without pictures: random actions, a tile wherever the gas is above 0.8, odd ones end by the rules."""
+    """A record without pictures: random actions, a pulse wherever the gas is above 0.8, odd ones end by the rules."""
     actions = np.random.default_rng(index).uniform([-1, 0, 0], 1, (steps, 3)).astype(np.float32)
     rewards = np.where(actions[:, 1] > 0.8, HIT, MISS).astype(np.float32)
     if index % 2:
@@ -75,5 +99,6 @@ def make_toy_run(folder: Path) -> Run:
             steps = 60 + 3 * index
             rng = np.random.default_rng(100 + index)
             mu = rng.normal(0, 1, (steps + 1, Z)).astype(np.float32)
-            writer.append(toy_episode(index, steps), mu, np.full_like(mu, -4))
+            episode = toy_episode(index, steps)
+            writer.append(episode, episode.actions, mu, np.full_like(mu, -4))
     return run
