@@ -11,9 +11,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-import wm.envs  # noqa: F401  registers wm/Dream-v0
+from wm.contracts import Noise, State
 from wm.dream.env import DreamEnv, DreamVectorEnv
 from wm.dream.world import World
+from wm.envs.car_racing.task import CAR_RACING
 
 Floats = NDArray[np.float32]
 
@@ -24,23 +25,39 @@ STEER = np.array([0.25, 0, 0], np.float32)
 def world(chance: float = 0.1, seen: list[Any] | None = None) -> World:
     """h counts steps, z drifts with noise and steering, a step is worth z[0]; it terminates with `chance`."""
 
-    def step(
-        z: Floats, h: Floats, c: Floats, a: Floats, uniform: Floats, noise: Floats, head_mask: Floats | None
-    ) -> tuple[Floats, ...]:
+    def step(state: State, a: Floats, noise: Noise, mask: Floats | None) -> tuple[State, Floats, Floats]:
         if seen is not None:
-            told = (z, h, c, a, uniform, noise, *([] if head_mask is None else [head_mask]))
-            seen.append(tuple(part.copy() for part in told))
-        z = z + a[:, :1] + np.where(uniform > 0.5, 1, -1).astype(np.float32) * noise
-        if head_mask is not None:
-            z = z + head_mask.sum(1, keepdims=True)
-        return z, h + np.float32(1 / 128), c + 1, z[:, 0].copy(), np.full(len(z), chance, np.float32)
+            told = {**state, "a": a, **noise, **({} if mask is None else {"mask": mask})}
+            seen.append({name: part.copy() for name, part in told.items()})
+        z = state["z"] + a[:, :1] + np.where(noise["uniform"] > 0.5, 1, -1).astype(np.float32) * noise["noise"]
+        if mask is not None:
+            z = z + mask.sum(1, keepdims=True)
+        following = {"z": z, "h": state["h"] + np.float32(1 / 128), "c": state["c"] + 1}
+        return following, z[:, 0].copy(), np.full(len(z), chance, np.float32)
+
+    def read(state: State) -> Floats:
+        return np.concatenate([state["z"], state["h"]], axis=1)
 
     def decode(z: Floats) -> NDArray[np.uint8]:
         bright = np.clip(128 + 20 * z[:, 0], 0, 255).astype(np.uint8)
         return np.broadcast_to(bright[:, None, None, None], (len(z), 64, 64, 3)).copy()
 
     starts = np.arange(STARTS, dtype=np.float32)[:, None]
-    return World(step, decode, starts.repeat(Z, 1), starts.repeat(HIDDEN, 1) / 10, -starts.repeat(HIDDEN, 1), END)  # type: ignore[arg-type]
+    return World(
+        task=CAR_RACING,
+        step=step,
+        read=read,
+        decode=decode,
+        chances={"uniform": ("uniform", Z), "noise": ("normal", Z)},
+        masked=HIDDEN,
+        bound=np.array([np.inf] * Z + [1] * HIDDEN, np.float32),
+        state={
+            "z": starts.repeat(Z, 1),
+            "h": starts.repeat(HIDDEN, 1) / np.float32(10),
+            "c": -starts.repeat(HIDDEN, 1),
+        },
+        end=END,
+    )
 
 
 def play(env: DreamEnv, seed: int | None, steps: int, action: Floats = STEER) -> list[Any]:
@@ -83,15 +100,15 @@ def test_what_is_observed_and_earned() -> None:
         assert (terminated, truncated, info) == (False, number == 4, {})
     assert len(seen) == 4  # M advances once a step, and on what came out of the step before
     for before, after in pairwise(seen):
-        np.testing.assert_array_equal(after[1], before[1] + np.float32(1 / 128))
-        np.testing.assert_array_equal(after[2], before[2] + 1)
-        np.testing.assert_array_equal(before[3][0], STEER)
+        np.testing.assert_array_equal(after["h"], before["h"] + np.float32(1 / 128))
+        np.testing.assert_array_equal(after["c"], before["c"] + 1)
+        np.testing.assert_array_equal(before["a"][0], STEER)
 
 
 def test_the_noise_is_noise() -> None:
     seen: list[Any] = []
     play(DreamEnv(world(0, seen), horizon=10**6), 0, 5000)
-    uniform, noise = (np.concatenate([call[i] for call in seen]) for i in (4, 5))
+    uniform, noise = (np.concatenate([call[name] for call in seen]) for name in ("uniform", "noise"))
     assert 0 <= uniform.min() < 0.001
     assert 0.999 < uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 0.02
@@ -143,7 +160,7 @@ def test_actions_are_cut_to_what_m_has_seen() -> None:
     env = DreamEnv(world(0, seen), horizon=9)
     env.reset(seed=0)
     env.step(np.array([-7, -1, 9], np.float32))
-    np.testing.assert_array_equal(seen[0][3], [[-1, 0, 1]])
+    np.testing.assert_array_equal(seen[0]["a"], [[-1, 0, 1]])
 
 
 def test_pixels_are_decoded_latents() -> None:
@@ -183,7 +200,7 @@ def test_dropout_stays_for_a_dream_and_follows_from_its_seed() -> None:
     env = DreamEnv(world(chance=0, seen=seen), horizon=9, dropout=0.4)
     for seed in (3, None, 3):
         play(env, seed, 4)
-    masks = [row[6] for row in seen]
+    masks = [row["mask"] for row in seen]
     rng = np.random.default_rng(3)
     rng.integers(STARTS)
     wanted = np.where(rng.random(HIDDEN, np.float32) < 0.4, 0, np.float32(1) / np.float32(0.6)).astype(np.float32)
@@ -192,7 +209,7 @@ def test_dropout_stays_for_a_dream_and_follows_from_its_seed() -> None:
     assert all(np.array_equal(mask, masks[4]) for mask in masks[4:8])
     plain: list[Any] = []
     play(DreamEnv(world(chance=0, seen=plain), horizon=9), 3, 4)
-    assert all(len(row) == 6 for row in plain)  # M is told of none
+    assert all("mask" not in row for row in plain)  # M is told of none
 
 
 # --- many dreams -----------------------------------------------------------------------------------------

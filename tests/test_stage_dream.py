@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 
 import stages.dream
-import wm.dream.value
 from stages.dream import main
-from tests.toy_dream import CONFIG, Z, make_toy_member, make_toy_run, toy_mdnrnn
+from tests.toy_dream import CONFIG, FEATURES, LINEAR, Z, make_population, make_toy_member, make_toy_run, toy_mdnrnn
 from wm.config.presets import PRESETS, STOCK_ENV
 from wm.controller.basis import fit_basis
 from wm.controller.file import load_controller, save_controller
+from wm.controller.hidden import Hidden
 from wm.dream.ensemble import load_ensemble
 from wm.dream.networks import load_networks
 from wm.dream.population import Population
-from wm.driving.loading import load_agent
+from wm.driving.loading import load_acting, load_agent
+from wm.envs import TASKS
+from wm.envs.car_racing.task import CAR_RACING
 from wm.learning.evolution import Evolution
 from wm.memory.mdnrnn import save_mdnrnn
 from wm.run.checksums import file_hash
@@ -74,7 +77,7 @@ def outcome(run: Run) -> tuple[bytes, bytes, dict[str, Any], bytes, list[dict[st
 def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage(run, pictures=True)
     said = capsys.readouterr().out
-    assert "M's calibration on 2 validation episodes: tile " in said
+    assert "M's calibration on 2 validation episodes: pulse " in said
     assert "(640 dream steps" in said  # 4 generations of 4 candidates, 2 dreams each of 20 steps
     assert "570 real steps: 564 for data, 6 for selection" in said
     for name in ("starts.npz", "dream.npz", "plots/calibration.png", "plots/dream.png", "checkpoints/dream.npz"):
@@ -90,7 +93,7 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(np.isfinite(row["dream"]) for row in rows if "select" in row)
     assert (rows[-1]["env_steps"], rows[-1]["select_steps"]) == (640, 6)
     (calibration,) = read_metrics(run.metrics, "calibration")
-    assert {"tile_error", "terminated_error", "clip_real", "clip_dreamt", "clip_correlation"} <= set(calibration)
+    assert {"pulse_error", "terminated_error", "clip_real", "clip_dreamt", "clip_correlation"} <= set(calibration)
 
     theta, meta = load_controller(run.dream)
     assert theta.shape == (3 * 13,)
@@ -99,7 +102,8 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     latest, meta = load_controller(run.dream_latest)
     assert (meta["generation"], meta["generations"], meta["selection_score"]) == (4, 4, None)
     es = Evolution.load(run.checkpoints / "dream.npz").es
-    basis = fit_basis(np.concatenate([starts.z, starts.h], axis=1), centre=True, whiten=0, components=0)
+    features = np.concatenate([starts.state["z"], starts.state["h"]], axis=1)
+    basis = fit_basis(features, LINEAR, centre=True, whiten=0, components=0)
     np.testing.assert_array_equal(latest, basis.express(es.mean).astype(np.float32))
     agent = load_agent(run.folder, controller="dream")
     assert agent.act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)
@@ -113,6 +117,30 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage(run)
     assert "finished" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_c_has_files_of_its_own(run: Run) -> None:
+    stage(run, "--controller", "hidden")
+    assert {path.name for path in run.folder.glob("*.npz")} == {
+        *("starts.npz", "dream-mdnrnn-hidden.npz", "dream-mdnrnn-hidden-latest.npz")
+    }
+    wanted = Hidden(outputs=3, units=40)
+    for name in ("dream-mdnrnn-hidden", "dream-mdnrnn-hidden-latest"):
+        theta, meta = load_controller(run.folder / f"{name}.npz")
+        assert (meta["kind"], meta["sizes"], meta["memory"]) == ("hidden", {"outputs": 3, "units": 40}, "mdnrnn")
+        assert theta.shape == (wanted.count(FEATURES),)
+        models, loaded = load_acting(run, name)
+        np.testing.assert_array_equal(loaded, theta)
+        assert models.layout == wanted
+        assert models.agents()(loaded).act(np.zeros((96, 96, 3), np.uint8)).shape == (3,)
+    assert {row["stage"] for row in read_lines(run.metrics)} == {"dream-mdnrnn-hidden"}
+    # A linear C of the same M beside it starts where it did.
+    starts = run.starts.read_bytes()
+    before = {path: path.read_bytes() for path in run.folder.glob("dream-*.npz")}
+    stage(run)
+    assert load_controller(run.dream)[1]["kind"] == "linear"
+    assert {path: path.read_bytes() for path in before} == before
+    assert run.starts.read_bytes() == starts
 
 
 @pytest.mark.parametrize(
@@ -218,7 +246,7 @@ def test_a_penalty_is_in_the_fitness_and_not_in_the_dream_score(run: Run, source
 
     networks, starts = load_networks(runs[2]), load_starts(runs[2].starts)
     others = load_ensemble([other], runs[2], networks, starts)
-    population = Population(networks.mdnrnn, starts, PRESETS[STOCK_ENV]["smoke"].dream, others=others)
+    population = make_population(networks, starts, PRESETS[STOCK_ENV]["smoke"].dream, others=others)
     dream_noise = population.draw_noise(0, 0, dreams=stages.dream.SCORE_DREAMS)
     theta = load_controller(runs[2].dream)[0][None].astype(np.float64)
     plain, penalised = (population.score(theta, dream_noise, weight)[0] for weight in (0.0, 1.0))
@@ -330,7 +358,7 @@ def test_recorded_noise_has_a_temperature_of_its_own(run: Run) -> None:
 
 
 def test_a_value_that_nothing_recorded_tells_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wm.dream.value, "AFTER", 100)
+    monkeypatch.setitem(TASKS, STOCK_ENV, replace(CAR_RACING, settled=100))
     with pytest.raises(UserError, match=r"--value 5 is too long \(no recorded episode is longer than 100 \+ 5"):
         stage(run, "--value", "5")
     assert not run.dream.exists()
