@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
             "commit": commit(),
             "time": now(),
         }
-        plot_score(run.plots / f"{out.stem}.png", returns.tolist(), describe(score))
+        plot_score(run.plots / f"{out.stem}.png", returns.tolist(), describe(score), models.task.solved)
         # The score comes last, since it marks the stage as finished. A kill before it must not cause a second line.
         if missing or not (lines := read_lines(run.scores)) or not is_of(lines[-1], what):
             append_line(run.scores, score)

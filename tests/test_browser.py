@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
-from wm.controller.linear import LinearController
 from wm.dream.env import make_dream_env
 from wm.driving.loading import load_acting
 from wm.run.folder import Run
@@ -162,7 +161,7 @@ def test_the_first_picture_is_vs_picture_of_the_start(open_page: Open) -> None:
     page = ready(open_page("?start=7&paused"))
     assert page.inner_text("#where") == "start 8 of 512"
     vae, _ = load_vae(PRETRAINED.vae)
-    wanted = as_frames(vae.decode(torch.from_numpy(load_starts(PRETRAINED.starts).z[7:8])))[0]
+    wanted = as_frames(vae.decode(torch.from_numpy(load_starts(PRETRAINED.starts).state["z"][7:8])))[0]
     assert np.abs(picture(page).astype(int) - wanted).max() <= 1
 
 
@@ -188,7 +187,7 @@ def test_the_browser_computes_what_python_does(open_page: Open, site: Path) -> N
             for (const one of given) {
                 const { z, a, uniform, noise } = Object.fromEntries(
                     Object.entries(one).map(([name, values]) => [name, Float32Array.from(values)]));
-                const next = await world.step({ z, h, c }, a, uniform, noise, 0.8);
+                const next = await world.step({ z, h, c }, a, { uniform, noise }, 0.8);
                 const actions = await world.act({ z, h });
                 [h, c] = [next.next_h, next.next_c];
                 steps.push({ ...next, actions, x: await world.decode(z) });
@@ -241,14 +240,14 @@ def test_random_numbers(open_page: Open) -> None:
 def on_the_road(steps: int) -> int:
     """The start, of the first dozen, from which the controller's dream earns the most: some begin in the grass."""
     models, theta = load_acting(PRETRAINED)
-    controller = LinearController(theta, models.features)
+    controller = models.layout.controller(theta, models.features)
 
     def earned(start: int) -> float:
         env = make_dream_env(PRETRAINED.folder, start=start)
         observation, _ = env.reset(seed=0)
         score = 0.0
         for _ in range(steps):
-            observation, reward, *_ = env.step(controller(observation))
+            observation, reward, *_ = env.step(models.task.action.squash(controller(observation)))
             score += float(reward)
         return score
 
@@ -264,7 +263,7 @@ def test_the_controller_drives_at_first_and_the_page_says_what_to_do(open_page: 
     assert page.inner_text("#score-you") == "–"
     assert float(page.inner_text("#score-controller").replace("−", "-")) > 0  # it rolls over some road
     wait_for(page, "rate", r"^[1-9]\d* steps/s$")
-    assert max(amount(page, pad) for pad in ("left", "right", "gas", "brake")) > 0
+    assert max(amount(page, pad) for pad in ("left", "right", "up", "down")) > 0
     keep(page, "desktop")
     keep(page, "desktop-whole")
 
@@ -403,7 +402,7 @@ def test_a_phone(open_page: Open) -> None:
     page.wait_for_selector("body[data-driver=you]")
     page.tap("#hand")
     page.wait_for_selector("body[data-driver=controller]")
-    page.tap("#pad-gas")
+    page.tap("#pad-up")
     page.wait_for_selector("body[data-driver=you]")
 
 

@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import cv2
@@ -21,7 +23,12 @@ import pytest
 from stages.report import main
 from tests.contrast import contrast, themes
 from wm.config.presets import FAST_ENV
+from wm.contracts import Chart, MemoryKind
 from wm.controller.file import save_controller
+from wm.envs import TASKS
+from wm.envs.action import Action
+from wm.envs.car_racing.task import CAR_RACING
+from wm.memory.kinds import KINDS
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.experiments import read_ablations
@@ -327,7 +334,7 @@ def test_a_run_that_only_dreams_drove_is_scored_by_the_dreams_controller(reader:
 
 
 @pytest.mark.parametrize(
-    ("returns", "bins"), [([880.0, 911.0, 935.0], 12), ([-20.0, 911.0], 20), ([-120.0, 1010.0], 24), ([905.0], 2)]
+    ("returns", "bins"), [([880.0, 911.0, 935.0], 12), ([-20.0, 911.0], 20), ([-120.0, 1010.0], 24), ([905.0], 26)]
 )
 def test_the_histogram_of_a_score_shows_how_the_tracks_differ(
     reader: RunReader, returns: list[float], bins: int
@@ -493,3 +500,77 @@ def test_a_run_whose_name_is_not_in_utf_8_has_a_page(tmp_path: Path) -> None:
 def test_what_has_all_its_updates_is_done(tmp_path: Path) -> None:
     page = check(render(open_run(write_run(tmp_path / "whole"), "whole"), [], []))
     assert "dreamdone" in page.words  # two cells of one row: generations 2 of 2
+
+
+class OtherKind:
+    """As much of another kind of M as the report needs."""
+
+    name, title = "other", "the other M"
+
+    def charts(self, config: Mapping[str, Any]) -> tuple[Chart, ...]:
+        return (Chart("miss", "next state", config["unit"], {"miss_mean": "the mean"}),)
+
+
+def test_other_kinds_of_m_and_c_have_sections_of_their_own(reader: RunReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "other", cast(MemoryKind, OtherKind()))
+    manifest = json.loads(reader.run.manifest.read_text())
+    record = {**manifest["stages"]["mdnrnn"], "started": "2026-11-22T12:00:00+00:00"}
+    manifest["stages"]["other"] = {**record, "config": {"unit": "points"}}
+    manifest["stages"]["dream-other-hidden"] = {**record, "config": {"temperature": 0.75, "generations": 1}}
+    reader.run.manifest.write_text(json.dumps(manifest))
+    reader.run.memory("other").write_bytes(b"present")
+    save_controller(reader.run.folder / "dream-other-hidden.npz", np.ones(9), {"made_from": {}, "kind": "hidden"})
+    lines = [
+        {"stage": "other", "step": 5, "miss": 0.5, "val_loss": 0.3, "val_miss": 0.25, "val_miss_mean": 0.75},
+        {"stage": "dream-other-hidden", "step": 1, "mean": 1.0, "env_steps": 9, "seconds": 9.0}
+        | {"select": 345.0, "select_std": 6.0, "select_steps": 1.0, "dream": 400.0},
+    ]
+    with reader.run.metrics.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    text = render(open_run(reader.run, "whole"), [], [])
+    page = Page(text)
+    sections = [str(a["aria-labelledby"]) for a in page.all("section")]
+    assert sections == [*SECTIONS[:4], "memory-other", *SECTIONS[4:], "dream-other-hidden"]
+    parts = dict(zip(sections, re.findall(r"<section .*?</section>", text, flags=re.DOTALL), strict=True))
+    for words in ("M, the other M", "0.250 points", "the mean", "predictions", "Calibration of M"):
+        assert words.lower() in parts["memory-other"].lower(), words
+    assert table_of(parts["memory-other"], "M against baselines")[1:] == [
+        ["next state, points", "0.25", "0.75", "the mean"]
+    ]
+    assert "Calibration of M" not in parts["memory"]  # the other M was calibrated last
+    assert "R²" in parts["memory"]  # the probe is of the first M
+    for words in ("The dream of M other and C hidden", "0.75", "345 ± 6", "--controller dream-other-hidden"):
+        assert words in parts["dream-other-hidden"], words
+    assert "Weights of" not in parts["dream-other-hidden"]
+    reader.run.memory("other").unlink()
+    words = Page(render(open_run(reader.run, "whole"), [], [])).words
+    assert "make memory M=other" in words
+
+
+def test_another_task_is_reported_by_its_own_words(reader: RunReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    pole = replace(
+        CAR_RACING, env_id="Pole-v0", title="Pole", action=Action(("left", "right")), solved=None, lost=20, measure=None
+    )
+    monkeypatch.setitem(TASKS, pole.env_id, pole)
+    manifest = json.loads(reader.run.manifest.read_text())
+    reader.run.manifest.write_text(json.dumps({**manifest, "env": pole.env_id}))
+    summary = json.loads((reader.run.rollouts / "summary.json").read_text())
+    del summary["on_road"]
+    write_json(
+        reader.run.rollouts / "summary.json",
+        {**summary, "measures": {"upright": 0.5}, "actions": summary["actions"][:1]},
+    )
+    write_json(reader.run.ablations, {"rows": {}})
+    for path in (reader.run.controller, reader.run.dream):
+        save_controller(path, np.ones(2 * 289), {"made_from": {}})
+    words = page_words(render(open_run(reader.run, "whole"), [], []))
+    for said in (
+        "World model on Pole",
+        "50% of the steps upright",
+        "number of left, right",
+        "Weights of right",
+        "below 20",
+    ):
+        assert said in words, said
+    for not_said in ("CarRacing.", "solved", "road", "steering"):
+        assert not_said not in words, not_said

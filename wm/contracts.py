@@ -92,6 +92,14 @@ class Vision(Protocol):
         ...
 
 
+class Decodes(Protocol):
+    """A V whose decoder can run in a browser (`make play`)."""
+
+    def graph(self) -> bytes:
+        """An ONNX graph: "z" [N,Z] to "x" [N,3,height,width] in [0,1]; large weights in float16."""
+        ...
+
+
 # M
 
 
@@ -212,13 +220,19 @@ class Foresees(Protocol):
 
 
 class Drawn(Protocol):
-    """A network whose dreamt step can run in a browser (`make play`)."""
+    """A network whose dreamt step can run in a browser (`make play`).
+
+    Attributes:
+        reads: Name and size of the parts of the state that C reads, in their order.
+    """
+
+    reads: tuple[tuple[str, int], ...]
 
     def graph(self, pays: Pays) -> bytes:
-        """The dreamt step as an ONNX graph, with a leading dimension N of dreams and large weights in float16.
+        """The dreamt step as an ONNX graph, all but "temperature" with a leading dimension N of dreams.
 
-        It maps the state's names, "a", the noises' names and "temperature" [1] to "next_<name>" of the state, "reward"
-        and "terminated".
+        From the state's names, "a", the noises' names and "temperature" [1] to "next_<name>" of the state, "reward" and
+        "terminated"; also "weights" [N,K,Z] if M weighs K futures of each number of z. Large weights are in float16.
         """
         ...
 

@@ -136,6 +136,11 @@ class MDNRNN(nn.Module):
             state,
         )
 
+    @property
+    def reads(self) -> tuple[tuple[str, int], ...]:
+        """Name and size of the parts of a state that C reads."""
+        return ("z", self.z), ("h", self.hidden)
+
     def follow(self, z: Tensor, a: Tensor) -> Tensor:
         """[z; h] at each moment of a record: z f32[T+1,Z] and a f32[T,A] to f32[T+1,F]."""
         h, _ = self.lstm(torch.cat([z[:-1], a], 1)[None])  # [1,T,H]

@@ -14,14 +14,15 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 from wm.config.vmc import DreamConfig
-from wm.controller.linear import parameter_count
+from wm.contracts import Decodes, Drawn, Network, Vision
 from wm.dream.networks import load_networks
 from wm.dream.starts import find_starts
 from wm.driving.loading import load_acting
 from wm.driving.scores import read_score
-from wm.memory.graph import dream_graph
+from wm.envs.task import Task
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.files import atomic
@@ -29,8 +30,6 @@ from wm.run.folder import Run
 from wm.run.json_files import write_json
 from wm.show.graphs.controller import controller_graph
 from wm.show.graphs.starts import spread, starts_graph
-from wm.show.videos.canvas import FPS
-from wm.vision.graph import decoder_graph
 
 PAGE = Path(__file__).parent / "page"
 """The page's own files."""
@@ -64,42 +63,41 @@ def build_site(run: Run, target: Path, controller: str = "controller") -> int:
         Size of the run's graphs in bytes.
 
     Raises:
-        UserError: A file of the run is missing, or the files do not fit together.
+        UserError: A file of the run is missing, the files do not fit together, or a browser cannot run V or M.
     """
     models, theta = load_acting(run, controller)
-    if theta.shape != (parameter_count(models.features),):
-        raise UserError(
-            f"{run.folder / controller}.npz has a hidden layer, which the page does not support: choose a linear "
-            "controller."
-        )
-    networks = load_networks(run)
-    starts = find_starts(run, networks, DreamConfig())
-    model = networks.mdnrnn
-    miss, hit, end = starts.rewards.tolist()
+    networks = load_networks(run, models.memory)
+    parts: dict[str, Vision | Network] = {"V": networks.vision, "M": networks.memory}
+    for what, network in parts.items():
+        if not hasattr(network, "graph"):
+            raise UserError(f"{what} of the kind {network.kind!r} cannot run in a browser: choose another {what}.")
+    starts, task = find_starts(run, networks, DreamConfig()), models.task
+    memory = cast(Drawn, networks.memory)
     graphs = {
         "starts": starts_graph(starts),
-        "dream": dream_graph(model, miss=miss, hit=hit),
-        "controller": controller_graph(theta, model.z, model.hidden),
-        "decoder": decoder_graph(networks.vae),
+        "dream": memory.graph(starts.pays),
+        "controller": controller_graph(theta, models.layout, task.action, memory.reads),
+        "decoder": cast(Decodes, networks.vision).graph(),
     }
     size = sum(map(len, graphs.values()))
     if size > MOST_BYTES:
         raise UserError(
             f"the page of {run.folder} would have {size:,} bytes of graphs, more than {MOST_BYTES:,}: use a smaller M."
         )
+    chances = networks.memory.dreaming(starts.pays).chances
     world = {
         "run": run.folder.resolve().name,
         "controller": controller,
         "score": _score(run, controller),
-        "z": model.z,
-        "hidden": model.hidden,
-        "actions": model.actions,
-        "mixtures": model.mixtures,
+        **_about_task(task),
+        "z": models.z,
+        "state": {name: part.shape[1] for name, part in starts.state.items()},
+        "reads": [name for name, _ in memory.reads],
+        "noises": {name: {"distribution": kind, "size": count} for name, (kind, count) in chances.items()},
         "starts": len(starts),
         "spread": [round(float(value), 4) for value in spread(starts)],
-        "rewards": {"miss": miss, "hit": hit, "end": end},
+        "rewards": {**starts.pays._asdict(), "pulse": networks.memory.reward == "pulse"},
         "horizon": DreamConfig.horizon,
-        "steps_per_second": FPS,
         "bytes": size,
         "runtime": RUNTIME,
     }
@@ -111,9 +109,21 @@ def build_site(run: Run, target: Path, controller: str = "controller") -> int:
     return size
 
 
+def _about_task(task: Task) -> dict[str, Any]:
+    """What the page has to know of the environment."""
+    action = task.action
+    return {
+        "title": task.title,
+        "actions": {"names": action.names, "low": action.low, "high": action.high, "discrete": not action.heads},
+        "keys": dict(task.keys),
+        "frame": {"height": task.frame[0], "width": task.frame[1], "aspect": task.proportion},
+        "steps_per_second": task.fps,
+    }
+
+
 def _score(run: Run, controller: str) -> dict[str, float] | None:
     """The controller's score on real tracks, if it has one."""
-    path = run.score if controller == "controller" else run.folder / "score-dream.json"
+    path = run.score if controller == "controller" else run.folder / f"score-{controller}.json"
     if not path.exists():
         return None
     score = read_score(path)

@@ -23,6 +23,8 @@ MOST_POINTS = 400
 """Maximum number of points of a line; longer lines are averaged."""
 STYLES = 6
 """Number of line styles in the stylesheet."""
+MOST_BINS = 25
+"""Bins of a histogram, about."""
 
 Array = NDArray[np.float64]
 
@@ -52,6 +54,15 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     style: int | None = None
+
+
+def bin_edges(values: Sequence[float]) -> list[float]:
+    """Edges of about 25 bins or fewer around values, at multiples of 1, 2 or 5 times a power of ten."""
+    low, high = min(values), max(values)
+    least = (high - low) / MOST_BINS or 1.0
+    power = 10.0 ** math.floor(math.log10(least))
+    width = next(step * power for step in (1, 2, 5, 10) if least <= step * power)
+    return [i * width for i in range(math.floor(low / width), math.floor(high / width) + 2)]
 
 
 class Plotter:

@@ -81,6 +81,12 @@ class VAE(nn.Module):
         # Under autocast the last layer gives bfloat16, whose steps near 1 are as coarse as those of a byte.
         return self.deconv4(features).float().sigmoid()  # [B,3,64,64]
 
+    def graph(self) -> bytes:
+        """The decoder as an ONNX graph; see `wm.vision.graph.decoder_graph`."""
+        from wm.vision.graph import decoder_graph
+
+        return decoder_graph(self)
+
 
 def as_input(frames: Tensor) -> Tensor:
     """Frames u8[B,64,64,3] to V's input f32[B,3,64,64] in [0,1], in the frames' channels-last memory."""

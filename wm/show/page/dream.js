@@ -1,6 +1,7 @@
 // The dream: the run's graphs, and one dream that steps as wm/dream/env.py does.
 //
-// A step: [z, h] ─C→ a (or the driver's own a); (z, h, c, a, noise) ─M→ z', h', c', reward, chance of the end.
+// A step: state ─C→ a (or the driver's own a); (state, a, noise) ─M→ state', reward, chance of the end.
+// A state is {name: values}, with "z" the latent that V decodes; world.json says its names and sizes.
 
 import * as ort from "./runtime/ort.js";
 import { Random } from "./random.js";
@@ -29,36 +30,41 @@ export class World {
     return world;
   }
 
-  /** Start `number` as {z, h, c}. */
+  /** How many states lie side by side. */
+  rows(state) {
+    return state.z.length / this.about.z;
+  }
+
+  /** Parts of a state as tensors. */
+  #tensors(state, names) {
+    const rows = this.rows(state);
+    return Object.fromEntries(names.map((name) => [name, tensor(state[name], rows, this.about.state[name])]));
+  }
+
+  /** Start `number` as a state. */
   async start(number) {
     const found = await this.starts.run({ number: new ort.Tensor("int32", Int32Array.of(number), [1]) });
-    return { z: found.z.data, h: found.h.data, c: found.c.data };
+    return Object.fromEntries(Object.keys(this.about.state).map((name) => [name, found[name].data]));
   }
 
-  /** What the controller does, f32[N * 3], in N states side by side. */
-  async act({ z, h }) {
-    const { about } = this;
-    const rows = z.length / about.z;
-    return (await this.controller.run({ z: tensor(z, rows, about.z), h: tensor(h, rows, about.hidden) })).a.data;
+  /** What the controller does, f32[N * A], in N states side by side. */
+  async act(state) {
+    return (await this.controller.run(this.#tensors(state, this.about.reads))).a.data;
   }
 
-  /** M's step for N dreams that share their noise: the outputs of dream.onnx by name, each flat. */
-  async step({ z, h, c }, a, uniform, noise, temperature) {
+  /** M's step for N dreams that share their noise, {name: values} for one: the outputs of dream.onnx by name, flat. */
+  async step(state, a, noise, temperature) {
     const { about } = this;
-    const rows = z.length / about.z;
-    const found = await this.dream.run({
-      z: tensor(z, rows, about.z),
-      h: tensor(h, rows, about.hidden),
-      c: tensor(c, rows, about.hidden),
-      a: tensor(a, rows, about.actions),
-      uniform: tensor(repeat(uniform, rows), rows, about.z),
-      noise: tensor(repeat(noise, rows), rows, about.z),
-      temperature: tensor(Float32Array.of(temperature), 1),
-    });
+    const rows = this.rows(state);
+    const given = { a: tensor(a, rows, about.actions.names.length), temperature: tensor(Float32Array.of(temperature), 1) };
+    for (const [name, { size }] of Object.entries(about.noises)) {
+      given[name] = tensor(repeat(noise[name], rows), rows, size);
+    }
+    const found = await this.dream.run({ ...this.#tensors(state, Object.keys(about.state)), ...given });
     return Object.fromEntries(Object.entries(found).map(([name, value]) => [name, value.data]));
   }
 
-  /** The picture of the first of the latents z: f32[3 * 64 * 64] in [0, 1], colour by colour. */
+  /** The picture of the first of the latents z: f32[3 * height * width] in [0, 1], colour by colour. */
   async decode(z) {
     return (await this.decoder.run({ z: tensor(z.slice(0, this.about.z), 1, this.about.z) })).x.data;
   }
@@ -91,13 +97,13 @@ export class Dream {
     this.over = ""; // or why it has ended
     this.controllerRun = null; // or {score, over}: the controller, which goes on in the second row of the state
     this.said = null; // what M said in the last step
-    this.action = new Float32Array(this.world.about.actions);
+    this.action = new Float32Array(this.world.about.actions.names.length);
   }
 
   /** From now on the controller's own dream goes on beside this one, with the same random numbers. */
   fork() {
     if (this.controllerRun) return;
-    for (const name of ["z", "h", "c"]) this.state[name] = repeat(this.state[name], 2);
+    for (const name in this.state) this.state[name] = repeat(this.state[name], 2);
     this.controllerRun = { score: this.score, over: false };
   }
 
@@ -108,19 +114,27 @@ export class Dream {
 
   /**
    * Dreams one step.
-   * @param {?ArrayLike<number>} action steering, gas, brake; null lets the controller drive
+   * @param {?ArrayLike<number>} action within its bounds; null lets the controller drive
    * @param {number} temperature above 0
    */
   async step(action, temperature) {
     const { about } = this.world;
     const actions = (await this.world.act(this.state)).slice();
-    if (action) actions.set([clip(action[0], -1), clip(action[1], 0), clip(action[2], 0)]);
-    this.action = actions.slice(0, about.actions);
-    const uniform = Float32Array.from({ length: about.z }, () => this.random.uniform());
+    if (action) actions.set(action);
+    this.action = actions.slice(0, about.actions.names.length);
+    // In the order of wm/dream/env.py: what is uniform, the draw of the end, what is normal.
+    const noises = Object.entries(about.noises);
+    const noise = {};
+    const draw = (distribution, one) => {
+      for (const [name, each] of noises) {
+        if (each.distribution === distribution) noise[name] = Float32Array.from({ length: each.size }, one);
+      }
+    };
+    draw("uniform", () => this.random.uniform());
     const endDraw = this.random.uniform();
-    const noise = Float32Array.from({ length: about.z }, () => this.random.normal());
-    const next = await this.world.step(this.state, actions, uniform, noise, temperature);
-    this.state = { z: next.next_z, h: next.next_h, c: next.next_c };
+    draw("normal", () => this.random.normal());
+    const next = await this.world.step(this.state, actions, noise, temperature);
+    this.state = Object.fromEntries(Object.keys(about.state).map((name) => [name, next[`next_${name}`]]));
     this.said = { weights: next.weights, reward: next.reward[0], terminated: next.terminated[0] };
     this.steps += 1;
 
@@ -132,7 +146,7 @@ export class Dream {
       this.controllerRun.score += ends(1) ? about.rewards.end : next.reward[1];
       if (ends(1)) {
         this.controllerRun.over = true;
-        this.state = { z: this.state.z.slice(0, about.z), h: first(this.state.h), c: first(this.state.c) };
+        for (const name in this.state) this.state[name] = first(this.state[name]);
       }
     }
   }
@@ -144,4 +158,3 @@ export class Dream {
 }
 
 const first = (values) => values.slice(0, values.length / 2);
-const clip = (value, low) => Math.min(Math.max(value, low), 1);

@@ -1,29 +1,33 @@
-// The driver's hands: keys, pads and the picture itself become steering, gas and brake.
+// The driver's hands: keys, pads and the picture itself become an action.
 
 const KEYS = {
-  ArrowLeft: "left", ArrowRight: "right", ArrowUp: "gas", ArrowDown: "brake",
-  KeyA: "left", KeyD: "right", KeyW: "gas", KeyS: "brake",
+  ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down",
+  KeyA: "left", KeyD: "right", KeyW: "up", KeyS: "down",
 };
 
-// A key is all or nothing, a car is not: what is held goes this far, by so much a step, and comes back faster.
-const FULL = { steer: 1, gas: 0.8, brake: 0.8 };
+// A key is all or nothing, what it drives is not: a value goes so far a step, in parts of its largest bound, and comes
+// back faster.
 const PRESS = 0.1;
 const RELEASE = 0.25;
 
 export class Driver {
   /**
-   * @param {Element[]} pads buttons with data-pad left, right, gas or brake
-   * @param {Element} picture steers to where it is touched
+   * @param {object} about world.json
+   * @param {Element[]} pads buttons with data-pad left, right, up or down
+   * @param {Element} picture is driven to where it is touched
    * @param {() => void} onDrive called whenever something that drives is pressed
    */
-  constructor(pads, picture, onDrive) {
-    this.held = new Map(); // what holds it (a key's code, a pointer's number) -> left, right, gas, brake
+  constructor(about, pads, picture, onDrive) {
+    this.keys = about.keys; // what a held key adds to the action, by its name: left, right, up, down
+    this.actions = about.actions;
+    this.reach = about.actions.low.map((low, i) => Math.max(Math.abs(low), Math.abs(about.actions.high[i])));
+    this.held = new Map(); // what holds it (a key's code, a pointer's number) -> left, right, up, down
     this.touch = null; // {x, y} on the picture, each 0 to 1
-    this.steer = this.gas = this.brake = 0;
+    this.action = about.actions.names.map(() => 0);
 
     addEventListener("keydown", (event) => {
       const pad = KEYS[event.code];
-      if (!pad || event.ctrlKey || event.altKey || event.metaKey || usesArrows(event)) return;
+      if (!(pad in this.keys) || event.ctrlKey || event.altKey || event.metaKey || usesArrows(event)) return;
       event.preventDefault(); // arrows would scroll
       this.held.set(event.code, pad);
       if (!event.repeat) onDrive();
@@ -70,30 +74,57 @@ export class Driver {
   letGo() {
     this.held.clear();
     this.touch = null;
-    this.steer = this.gas = this.brake = 0;
+    this.action.fill(0);
   }
 
-  /** The action of the next step: [steering -1 to 1, gas 0 to 1, brake 0 to 1]. */
+  /** How strongly each key is held, 0 to 1 by its name. */
+  pressed() {
+    if (!this.touch) return Object.fromEntries([...this.held.values()].map((name) => [name, 1]));
+    // A finger on the picture: what is driven stands in the middle, a little below; towards it, and down at the bottom.
+    const across = Math.min(Math.max((this.touch.x - 0.5) * 2.5, -1), 1);
+    const along = this.actions.discrete ? 1 - Math.abs(across) : 1; // of several choices only one can be taken
+    const sides = { left: Math.max(-across, 0), right: Math.max(across, 0) };
+    return { ...sides, [this.touch.y > 0.85 ? "down" : "up"]: along };
+  }
+
+  /** The action of the next step, within its bounds; of several choices a 1 for the chosen one. */
   act() {
-    const held = new Set(this.held.values());
-    let steer = (held.has("right") - held.has("left")) * FULL.steer;
-    let gas = held.has("gas") * FULL.gas;
-    let brake = held.has("brake") * FULL.brake;
-    if (this.touch) {
-      // A finger on the picture: the car stands in the middle, a little below; towards it, and braking at the bottom.
-      steer = Math.min(Math.max((this.touch.x - 0.5) * 2.5, -1), 1);
-      if (this.touch.y > 0.85) brake = FULL.brake;
-      else gas = FULL.gas;
+    const wanted = this.action.map(() => 0);
+    for (const [name, strength] of Object.entries(this.pressed())) {
+      (this.keys[name] ?? []).forEach((value, i) => (wanted[i] += strength * value));
     }
-    this.steer = towards(this.steer, steer);
-    this.gas = towards(this.gas, gas);
-    this.brake = towards(this.brake, brake);
-    return [this.steer, this.gas, this.brake];
+    if (this.actions.discrete) {
+      const chosen = wanted.indexOf(Math.max(...wanted));
+      return wanted.map((_, i) => Number(i === chosen));
+    }
+    const { low, high } = this.actions;
+    this.action = this.action.map((value, i) =>
+      Math.min(Math.max(towards(value, wanted[i], this.reach[i]), low[i]), high[i]),
+    );
+    return this.action;
   }
 }
 
-function towards(value, aim) {
-  const pace = Math.abs(aim) > Math.abs(value) && aim * value >= 0 ? PRESS : RELEASE;
+/** The name of a pad: what it does, if no other key does it, too; else the key's own. */
+export function padName(about, key) {
+  const strongest = (values) => values.reduce((best, value, i) => (Math.abs(value) > Math.abs(values[best]) ? i : best), 0);
+  const mine = strongest(about.keys[key]);
+  const sharing = Object.values(about.keys).filter((values) => strongest(values) === mine);
+  return sharing.length > 1 ? key : about.actions.names[mine];
+}
+
+/** How far an action goes where a key leads to, 0 to 1. */
+export function amountOf(about, key, action) {
+  const { low, high, discrete } = about.actions;
+  const parts = about.keys[key].map((value, i) => {
+    if (!value) return 0;
+    return (action[i] * Math.sign(value)) / (discrete ? 1 : Math.max(Math.abs(low[i]), Math.abs(high[i])));
+  });
+  return Math.max(0, ...parts);
+}
+
+function towards(value, aim, reach) {
+  const pace = reach * (Math.abs(aim) > Math.abs(value) && aim * value >= 0 ? PRESS : RELEASE);
   return Math.abs(aim - value) <= pace ? aim : value + Math.sign(aim - value) * pace;
 }
 

@@ -1,7 +1,7 @@
 // The page: one loop that dreams, draws and shows; what is pressed only leaves wishes for it.
 
 import { Dream, World } from "./dream.js";
-import { Driver } from "./driver.js";
+import { Driver, amountOf, padName } from "./driver.js";
 import { Panel } from "./panel.js";
 
 const $ = (id) => document.getElementById(id);
@@ -88,7 +88,7 @@ const written = (value, digits = 0) => value.toFixed(digits).replace(/^-(?=[0.]*
 
 function say() {
   if (dream.over) {
-    const why = dream.over === "terminated" ? "M thinks that the car has left the field" : `${dream.steps} steps are up`;
+    const why = dream.over === "terminated" ? "M thinks that the episode ends here" : `${dream.steps} steps are up`;
     const result = dream.controllerRun ? `You\u00a0${written(dream.score)}, controller\u00a0${written(dream.controllerRun.score)}. ` : "";
     return `The dream is over: ${why}. ${result}${touch ? "" : "R: again. N: new start."}`;
   }
@@ -112,9 +112,8 @@ function show(rates) {
   write("hand-text", you ? "Hand back" : "Take the wheel");
   write("pause-text", paused ? "Go on" : "Pause");
   $("pause").setAttribute("aria-pressed", String(paused));
-  const [steer, gas, brake] = dream.action;
-  for (const [name, amount] of [["left", -steer], ["right", steer], ["gas", gas], ["brake", brake]]) {
-    $(`pad-${name}`).style.setProperty("--amount", Math.max(0, amount).toFixed(2));
+  for (const key in world.about.keys) {
+    $(`pad-${key}`).style.setProperty("--amount", amountOf(world.about, key, dream.action).toFixed(2));
   }
 }
 
@@ -122,26 +121,51 @@ function showPanel() {
   panel.draw(dream.state.z, dream.said);
   if (!dream.said) return;
   write("reward-now", written(dream.said.reward, 2));
+  if (dream.said.weights) write("futures", String(dream.said.weights.length / world.about.z));
   const percent = 100 * dream.said.terminated;
   write("end-now", percent < 0.01 ? "< 0.01%" : `${percent.toPrecision(2)}%`);
 }
 
 function aboutRun() {
-  const { run, bytes, runtime, score } = world.about;
+  const { run, title, bytes, runtime, score } = world.about;
   const real = score ? ` On ${score.episodes} real tracks the controller scores ${score.mean.toFixed(0)} ± ${score.std.toFixed(0)}.` : "";
-  return `Run ${run}: ${(bytes / 1e6).toFixed(1)} MB of weights, computed in your browser by ${runtime}; nothing leaves it.${real}`;
+  return `Run ${run} of ${title}: ${(bytes / 1e6).toFixed(1)} MB of weights, computed in your browser by ${runtime}; nothing leaves it.${real}`;
 }
 
-const picture = $("picture").getContext("2d");
-const pixels = picture.createImageData(64, 64);
+let picture, pixels;
+
+/** Gives the canvas the picture's size, and the page its shape. */
+function makePicture({ height, width, aspect }) {
+  [$("picture").width, $("picture").height] = [width, height];
+  document.documentElement.style.setProperty("--aspect", String(aspect));
+  picture = $("picture").getContext("2d");
+  pixels = picture.createImageData(width, height);
+}
 
 function paint(x) {
-  const size = 64 * 64;
+  const size = pixels.width * pixels.height;
   for (let i = 0; i < size; i++) {
     for (let colour = 0; colour < 3; colour++) pixels.data[4 * i + colour] = Math.round(255 * x[colour * size + i]);
     pixels.data[4 * i + 3] = 255;
   }
   picture.putImageData(pixels, 0, 0);
+}
+
+const ARROWS = { left: ["◀", "ArrowLeft A"], right: ["▶", "ArrowRight D"], down: ["▼", "ArrowDown S"], up: ["▲", "ArrowUp W"] };
+
+/** The pads of the keys that the environment has, each with what it does. */
+function makePads(about) {
+  return Object.keys(ARROWS).filter((key) => key in about.keys).map((key) => {
+    const [pad, arrow] = [document.createElement("button"), document.createElement("b")];
+    Object.assign(pad, { type: "button", className: "pad", id: `pad-${key}` });
+    pad.dataset.pad = key;
+    pad.setAttribute("aria-keyshortcuts", ARROWS[key][1]);
+    arrow.setAttribute("aria-hidden", "true");
+    arrow.textContent = ARROWS[key][0];
+    pad.append(arrow, ` ${padName(about, key)}`);
+    $("pads").append(pad);
+    return pad;
+  });
 }
 
 /** Counts what happened within the last second. */
@@ -203,6 +227,7 @@ async function main() {
   world = await World.load();
   dream = new Dream(world);
   const { about } = world;
+  makePicture(about.frame);
   panel = new Panel(about, { z: $("z"), mixture: $("mixture"), reward: $("reward"), end: $("end") });
   const start = asked.has("start") ? Number(asked.get("start")) : below(about.starts);
   if (!(Number.isInteger(start) && start >= 0 && start < about.starts)) {
@@ -210,9 +235,12 @@ async function main() {
   }
   if (asked.has("temperature")) $("temperature").value = asked.get("temperature");
   await begin({ start, seed: asked.has("seed") ? Number(asked.get("seed")) : below(2 ** 31) });
-  driver = new Driver([...document.querySelectorAll("[data-pad]")], $("picture"), takeOver);
+  driver = new Driver(about, makePads(about), $("picture"), takeOver);
+  write("title", about.title);
   write("numbers", String(about.z));
-  write("futures", String(about.mixtures));
+  $("futures-figure").hidden = !world.dream.outputNames.includes("weights");
+  const { hit, miss, pulse } = about.rewards;
+  if (pulse) write("pays", `A step with a reward pays ${written(hit, 1)} on average, any other ${written(miss, 1)}.`);
   write("about", aboutRun());
   listen();
   showTemperature();

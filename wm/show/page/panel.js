@@ -1,6 +1,6 @@
 // The panel: what M says as it goes, drawn on canvases in the page's own colours.
 
-const HISTORY = 200; // steps in the curves, 4 seconds
+const HISTORY = 200; // steps in the curves
 const LOWEST = 1e-5; // chance at the foot of the logarithmic axis
 
 export class Panel {
@@ -61,8 +61,9 @@ export class Panel {
 
   #mixture(said, colour) {
     const [ink, width, height] = fresh(this.canvases.mixture);
-    if (!said) return;
-    const { z, mixtures } = this.about;
+    if (!said?.weights) return;
+    const { z } = this.about;
+    const mixtures = said.weights.length / z;
     ink.fillStyle = colour("you");
     for (let k = 0; k < mixtures; k++) {
       for (let i = 0; i < z; i++) {

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wm.show.plots.figure import save_figure
+from wm.show.svg import bin_edges
 
 
 def plot_curve(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -106,7 +107,7 @@ def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             label="on real selection tracks (± std)",
         )
         plot.set_xlabel(name)
-        plot.set_ylabel("score of the best mean, scaled to 1000 steps")
+        plot.set_ylabel("score of the best mean")
         plot.grid(alpha=0.3)
         if place == 0:
             plot.set_xticks(x)
@@ -114,14 +115,14 @@ def plot_rounds(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     save_figure(path, figure)
 
 
-def plot_score(path: Path, returns: Sequence[float], title: str) -> None:
-    """Draws the histogram of an evaluation's returns, one per track."""
+def plot_score(path: Path, returns: Sequence[float], title: str, solved: float | None = None) -> None:
+    """Draws the histogram of an evaluation's returns, one per track, and the return at which the task is solved."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     plot = figure.add_subplot()
-    low = min(0.0, np.floor(min(returns) / 50) * 50)
-    plot.hist(returns, bins=np.arange(low, 1050, 25).tolist(), color="tab:blue")
+    plot.hist(returns, bins=bin_edges(returns if solved is None else [*returns, solved]), color="tab:blue")
     plot.axvline(float(np.mean(returns)), color="tab:orange", label=f"mean {np.mean(returns):.0f}")
-    plot.axvline(900, color="grey", linestyle=":", label="900, the environment's 'solved'")
+    if solved is not None:
+        plot.axvline(solved, color="grey", linestyle=":", label=f"{solved:g}, the environment's 'solved'")
     plot.set_xlabel("return of a track")
     plot.set_ylabel("tracks")
     plot.set_title(title, fontsize=10)

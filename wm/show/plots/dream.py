@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-HEADS = {"pulse": "a step's reward is positive", "terminated": "a step ends the episode"}
+HEADS = {"pulse": "a step has a positive reward", "terminated": "a step ends the episode"}
 """What each head predicts, in words."""
 
 
@@ -53,7 +53,7 @@ def plot_dream(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             label="real: distribution mean on selection tracks (± std)",
         )
         plot.set_xlabel(name)
-        plot.set_ylabel("score of 1000 steps")
+        plot.set_ylabel("score of a whole episode")
         plot.grid(alpha=0.3)
         if place == 0:
             plot.legend(fontsize=8)
@@ -90,7 +90,7 @@ def plot_calibration(path: Path, heads: Mapping[str, Reliability], clips: ClipRe
         steps, came = found.count.sum(), round(float(found.observed @ found.count))
         predicted, observed = found.rates
         plot.set_title(
-            f"{HEADS[name]}: {predicted:.2g} predicted, {observed:.2g} observed\n"
+            f"{HEADS.get(name, name)}: {predicted:.2g} predicted, {observed:.2g} observed\n"
             f"({came:,} of {steps:,} steps in {len(found.count)} bins; mean error {found.error:.2g})",
             fontsize=9,
         )

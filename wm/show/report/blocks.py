@@ -90,11 +90,14 @@ def data_uri(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def began(section: Section, readers: Sequence[RunReader], stage: str, artifact: Path) -> bool:
-    """Whether any of the runs has results of a stage; adds a note on what the first run lacks."""
+def began(section: Section, readers: Sequence[RunReader], stage: str, artifact: Path, command: str = "") -> bool:
+    """Whether any of the runs has results of a stage; adds a note on what the first run lacks.
+
+    `command` makes the artifact; "": the stage of that name.
+    """
     rows = readers[0].metrics(stage)
     if not artifact.exists():
-        section.missing = f"make {stage}"
+        section.missing = command or f"make {stage}"
         if rows:
             section.notes.append(f"It is running or was interrupted: {artifact.name} does not exist yet.")
     elif not rows:
@@ -169,7 +172,3 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-ACTION_NAMES = {"steering": "−1 left to 1 right", "gas": "0 to 1", "brake": "0 to 1"}
-"""Names and ranges of the actions."""

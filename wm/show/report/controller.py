@@ -13,8 +13,9 @@ import numpy as np
 
 from wm.config.vmc import DreamConfig, VAEConfig
 from wm.controller.file import load_controller
+from wm.controller.linear import Linear
 from wm.run.experiments import over_seeds, read_ablations, read_variants
-from wm.show.report.blocks import ACTION_NAMES, Plot, Section, Table, add_lines, add_picture, began, curve, duration
+from wm.show.report.blocks import Plot, Section, Table, add_lines, add_picture, began, curve, duration
 from wm.show.report.reader import RunReader
 from wm.show.svg import Line, Plotter, number
 
@@ -44,7 +45,7 @@ def add_curves(section: Section, plotter: Plotter, readers: Sequence[RunReader],
             f"The distribution mean of generation {best['step']:,} of {rows[-1]['step']:,} has the best score on the "
             f"selection tracks; {rows[-1]['env_steps']:,.0f} steps in {duration(rows[-1]['seconds'])}."
         )
-    what = "dream" if stage == "dream" else "environment"
+    what = "environment" if stage == "controller" else "dream"
     axes: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
         (f"million {what} steps", lambda row: row["env_steps"] / 1e6),
         ("minutes", lambda row: row["seconds"] / 60),
@@ -119,7 +120,8 @@ def add_ablations(section: Section, main: RunReader) -> None:
         ]
         for row in read_ablations(main.run.ablations).values()
     ]
-    header = ["recipe", "weights of C", "million steps", "fresh real tracks", "95% of the mean", "median", "below 700"]
+    header = ["recipe", "weights of C", "million steps", "fresh real tracks", "95% of the mean", "median"]
+    header.append(f"below {main.task.lost:g}")
     section.notes.append("`make ablate` scored variants of the recipe on this run's data.")
     section.blocks.append(Table("Variants of the recipe at equal budgets", header, rows))
 
@@ -127,15 +129,17 @@ def add_ablations(section: Section, main: RunReader) -> None:
 def add_weights(section: Section, plotter: Plotter, main: RunReader, path: Path) -> None:
     """Adds a picture of the controller's weights for each action."""
     theta, meta = load_controller(path)
-    if meta.get("config", {}).get("hidden_units"):
+    kind = meta.get("kind", "hidden" if meta.get("config", {}).get("hidden_units") else Linear.kind)
+    if kind != Linear.kind:
         return  # only the weights of a linear controller belong to single actions
-    weights, bias = np.split(theta.astype(np.float64), [len(theta) - ACTIONS])
-    z = main.stages.get("vae", {}).get("config", {}).get("z", VAEConfig.z)
+    names = main.task.action.names
+    weights, bias = np.split(theta.astype(np.float64), [len(theta) - len(names)])
+    z = main.config("vae").get("z", VAEConfig.z)
     scale = float(np.percentile(np.abs(weights), 99)) or 1.0
-    for name, row, b in zip(ACTION_NAMES, weights.reshape(ACTIONS, -1), bias.tolist(), strict=True):
-        title = f"Weights of the {name}"
+    for name, row, b in zip(names, weights.reshape(len(names), -1), bias.tolist(), strict=True):
+        title = f"Weights of {name}"
         caption = (
-            f"Upper row: z ({z}); below: h ({len(row) - z}), row by row. Blue is positive, orange negative; "
-            f"full colour from {number(scale)} on. The bias is {number(b)}."
+            f"Upper row: z ({z}); below: what else C reads ({len(row) - z}), row by row. Blue is positive, "
+            f"orange negative; full colour from {number(scale)} on. The bias is {number(b)}."
         )
         section.blocks.append(Plot(title, plotter.matrix(title, row, scale, z), caption))

@@ -11,23 +11,31 @@ from wm.run.json_files import read_lines
 from wm.show.report.blocks import Section, Table, add_lines, began
 from wm.show.report.controller import add_curves, add_variants, add_weights
 from wm.show.report.reader import RunReader
-from wm.show.report.score import DREAM_SCORE, add_score, add_tracks, describe_score
+from wm.show.report.score import add_score, add_tracks, describe_score, scored_by
 from wm.show.svg import Line, Plotter
 
 
-def dream(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
-    """The dream: temperature and scores of each run, dream scores against real scores, the controller."""
+def dream(plotter: Plotter, readers: Sequence[RunReader], stage: str) -> Section:
+    """The dream: temperature and scores of each run, dream scores against real scores, the controller.
+
+    Args:
+        plotter: Draws the plots.
+        readers: The runs, the report's own first.
+        stage: "dream", or "dream-M-C" of other kinds of M and C.
+    """
     main = readers[0]
-    section = Section("dream", "The dream")
-    add_variants(section, main, "dream")
-    if not began(section, readers, "dream", main.run.dream):
+    path = main.run.folder / f"{stage}.npz"
+    section = Section(stage, "The dream" if stage == "dream" else "The dream of M {} and C {}".format(*pair(stage)))
+    if stage == "dream":
+        add_variants(section, main, stage)
+    if not began(section, readers, stage, path, command(stage)):
         return section
     rows = []
     for one in readers:
-        selected = [row for row in one.metrics("dream") if "select" in row]
-        if selected and "dream" in one.stages:
-            best, config = max(selected, key=lambda row: row["select"]), one.stages["dream"]["config"]
-            scored = one.read_score("dream")
+        selected = [row for row in one.metrics(stage) if "select" in row]
+        if selected and stage in one.stages:
+            best, config = max(selected, key=lambda row: row["select"]), one.config(stage)
+            scored = one.read_score(stage)
             rows.append(
                 [
                     one.name,
@@ -35,28 +43,40 @@ def dream(plotter: Plotter, readers: Sequence[RunReader]) -> Section:
                     str(config.get("horizon", DreamConfig.horizon)),
                     f"{best['dream']:.0f}",
                     f"{best['select']:.0f} ± {best['select_std']:.0f}",
-                    describe_score(scored) if scored else f"not yet: `{DREAM_SCORE}`",
+                    describe_score(scored) if scored else f"not yet: `{scored_by(stage)}`",
                 ]
             )
     if rows:
         header = ["run", "temperature", "horizon, steps", "dream score", "real selection tracks", "fresh real tracks"]
         section.blocks.append(Table("Temperature, dream score and real score of the best mean", header, rows))
-    add_rounds(section, main)
-    add_curves(section, plotter, readers, "dream")
+    if stage == "dream":
+        add_rounds(section, main)
+    add_curves(section, plotter, readers, stage)
     lines = []
     for i, one in enumerate(readers):
-        selected = [row for row in one.metrics("dream") if "select" in row and "dream" in row]
+        selected = [row for row in one.metrics(stage) if "select" in row and "dream" in row]
         x, y = ([row[name] for row in selected] for name in ("dream", "select"))
         lines.append(Line(one.name, x, y, dots=True, joined=False, style=i))
     title = "Dream score and real score of the distribution mean"
     add_lines(section, plotter, title, "score in the dream", "score on real selection tracks", lines)
-    scored = main.read_score("dream")
-    if scored and main.scored != "dream":
-        add_score(section, plotter, main, scored, "dream")
+    scored = main.read_score(stage)
+    if scored and main.scored != stage:
+        add_score(section, plotter, main, scored, stage)
         add_tracks(section, scored)
-    if main.run.dream.exists():
-        add_weights(section, plotter, main, main.run.dream)
+    if path.exists():
+        add_weights(section, plotter, main, path)
     return section
+
+
+def pair(stage: str) -> tuple[str, str]:
+    """M and C of a stage "dream-M-C"."""
+    _, memory, controller = stage.split("-", 2)
+    return memory, controller
+
+
+def command(stage: str) -> str:
+    """The command of a stage that evolves in a dream."""
+    return "make dream" if stage == "dream" else "make dream M={} C={}".format(*pair(stage))
 
 
 def add_rounds(section: Section, main: RunReader) -> None:

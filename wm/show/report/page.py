@@ -47,10 +47,10 @@ def render(main: RunReader, others: Sequence[RunReader], videos: Sequence[Video]
         overview(readers),
         data(plotter, main),
         vision(plotter, readers),
-        memory(plotter, readers),
+        *(memory(plotter, readers, kind, at) for at, kind in enumerate(main.memories)),
         controller(plotter, readers),
         score(plotter, readers, videos),
-        dream(plotter, readers),
+        *(dream(plotter, readers, stage) for stage in main.dreams),
     ]
     beside = f", beside {', '.join(other.name for other in others)}" if others else ""
     environment = Environment(
@@ -63,7 +63,7 @@ def render(main: RunReader, others: Sequence[RunReader], videos: Sequence[Video]
     environment.filters["prose"] = prose
     return environment.get_template(TEMPLATE.name).render(
         title=f"Run {main.name}",
-        subtitle=f"World model on CarRacing{beside}. Written {date(now())} UTC.",
+        subtitle=f"World model on {main.task.title}{beside}. Written {date(now())} UTC.",
         sections=sections,
         footer=f"Made by `make report` at commit {commit()}. This page loads no external resources.",
     )

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wm.driving.scores import read_score
+from wm.envs import task_of
+from wm.envs.task import Task
+from wm.memory.kinds import KINDS as MEMORIES
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import read_metrics
@@ -22,12 +25,29 @@ class RunReader:
         run: Its folder.
         beside: A folder whose scores and probe take precedence: the models of a committed run are scored elsewhere.
         stages: Its manifest's records by stage.
+        task: Its environment.
     """
 
     name: str
     run: Run
     beside: Path
     stages: Mapping[str, Any]
+    task: Task
+
+    @property
+    def memories(self) -> list[str]:
+        """The kinds of M that were trained; the first known kind if there is none."""
+        return [name for name in MEMORIES if name in self.stages] or list(MEMORIES)[:1]
+
+    @property
+    def dreams(self) -> list[str]:
+        """The stages that evolved a controller in a dream: "dream", and "dream-M-C" of other kinds of M and C."""
+        return ["dream", *(name for name in self.stages if name.startswith("dream-"))]
+
+    def config(self, stage: str) -> Mapping[str, Any]:
+        """The recorded config of a stage; empty if it has not run."""
+        config: Mapping[str, Any] = self.stages.get(stage, {}).get("config", {})
+        return config
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The stage's lines of metrics.jsonl."""
@@ -50,7 +70,7 @@ class RunReader:
 
 
 def open_run(run: Run, name: str) -> RunReader:
-    """Opens a run for the report; UserError when its folder or its manifest is missing or damaged."""
+    """Opens a run for the report; UserError when its folder or manifest is missing or damaged, or its task unknown."""
     if not run.manifest.exists():
         raise UserError(f"{run.folder} holds no run: make one with `make collect`, or give another RUN.")
-    return RunReader(name, run, run.folder, run.read_manifest()["stages"])
+    return RunReader(name, run, run.folder, run.read_manifest()["stages"], task_of(run))

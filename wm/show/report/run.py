@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wm.run.folder import made_by
 from wm.show.report.blocks import Section, Table, date, duration
 from wm.show.report.reader import RunReader
 from wm.show.report.score import describe_score
-
-STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe")
-"""Stages in the report, in their order."""
 
 
 def overview(readers: Sequence[RunReader]) -> Section:
@@ -19,11 +17,13 @@ def overview(readers: Sequence[RunReader]) -> Section:
     section = Section("run", "What was run")
     rows = []
     # With rounds, the other stages ran in the folders of the rounds.
-    stages = list(main.stages) if "iterate" in main.stages else STAGES
+    stages = list(main.stages) if "iterate" in main.stages else stages_of(main)
     for stage in stages:
         record = main.stages.get(stage)
         if record is None:
-            rows.append([stage, f"not yet: `make {stage}`", *[""] * 6])
+            rows.append(
+                [stage, f"not yet: `{made_by(stage) if stage in main.memories else f'make {stage}'}`", *[""] * 6]
+            )
             continue
         rows.append(
             [
@@ -60,6 +60,11 @@ def overview(readers: Sequence[RunReader]) -> Section:
     versions = [[package, ", ".join(found)] for package, found in packages.items()]
     section.blocks.append(Table("Versions", ["package", "version"], versions, folded=True))
     return section
+
+
+def stages_of(main: RunReader) -> list[str]:
+    """The stages of a run in their order, also those that have not run yet."""
+    return ["collect", "vae", *main.memories, "controller", *main.dreams, "evaluate", "probe"]
 
 
 def state(main: RunReader, stage: str, record: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,7 @@ from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.checksums import file_hash
 from wm.show.report.blocks import Plot, Section, Table, Video, add_lines, date
 from wm.show.report.reader import RunReader
-from wm.show.svg import Line, Plotter
-
-BIN_WIDTHS, MOST_BINS = (5, 10, 20, 50, 100), 25
-"""Bin widths of a score's histogram, and the maximum number of bins; the first width within this maximum is used."""
-SOLVED = 900.0
-"""Mean return at which the environment counts as solved (Gym's documentation)."""
-DREAM_SCORE = "make evaluate ARGS='--controller dream'"
-"""The command that scores the controller of the dream."""
+from wm.show.svg import Line, Plotter, bin_edges
 
 
 def score(plotter: Plotter, readers: Sequence[RunReader], videos: Sequence[Video]) -> Section:
@@ -28,7 +20,7 @@ def score(plotter: Plotter, readers: Sequence[RunReader], videos: Sequence[Video
     section = Section("score", "The score")
     found = main.read_score(main.scored)
     if found is None:
-        section.missing = "make evaluate" if main.scored == "controller" else DREAM_SCORE
+        section.missing = scored_by(main.scored)
         return section
     section.headline = describe_score(found)
     add_score(section, plotter, main, found, main.scored)
@@ -61,12 +53,13 @@ def add_score(section: Section, plotter: Plotter, main: RunReader, found: Mappin
             "The score belongs to other files than the current ones: a published run is rounded to half precision "
             "after scoring; for any other run, `make evaluate` scores the current files."
         )
-    low, high = min([*returns, SOLVED]), max([*returns, SOLVED])
-    width = next((width for width in BIN_WIDTHS if high - low <= width * MOST_BINS), (high - low) / MOST_BINS)
-    edges = np.arange(math.floor(low / width), math.floor(high / width) + 2) * width
+    solved = main.task.solved
+    edges = bin_edges(returns if solved is None else [*returns, solved])
     counts, _ = np.histogram(returns, bins=edges)
-    marks = [("mean", found["mean"]), (f"{SOLVED:.0f}, the environment's 'solved'", SOLVED)]
-    svg = plotter.histogram("Returns of the tracks", "return", "tracks", edges.tolist(), counts.tolist(), marks=marks)
+    marks = [("mean", found["mean"])]
+    if solved is not None:
+        marks.append((f"{solved:g}, the environment's 'solved'", solved))
+    svg = plotter.histogram("Returns of the tracks", "return", "tracks", edges, counts.tolist(), marks=marks)
     section.blocks.append(Plot("Returns", svg))
 
 
@@ -83,3 +76,8 @@ def describe_score(found: Mapping[str, Any]) -> str:
     """A score in a few words."""
     interval = "" if found["ci95"] is None else f" (95% interval of the mean ± {found['ci95']:.0f})"
     return f"{found['mean']:.0f} ± {found['std']:.0f} on {len(found['seeds'])} tracks{interval}"
+
+
+def scored_by(controller: str) -> str:
+    """The command that scores a controller."""
+    return "make evaluate" if controller == "controller" else f"make evaluate ARGS='--controller {controller}'"
