@@ -60,6 +60,8 @@ def test_make_lists_every_target_with_a_line() -> None:
     assert [name for name, _ in listed] == TARGETS
     assert all(len(line) > 10 for _, line in listed)
     assert make() == make("help")
+    variables = re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(variables) == set(re.findall(r"\b([A-Z]+)=", make().split("Variables:")[1]))
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert phony is not None
     assert phony[1].split() == TARGETS
