@@ -224,7 +224,8 @@ def test_commands_are_recognised_and_long_ones_say_so(page: Path) -> None:
     for command, comment in shell_commands(page):
         words = make_words(command)
         if words is None:
-            assert re.match(r"\.venv/bin/python -m (stages|tests)\.\w+|mkdir ", command), f"{page.name}: {command}"
+            other = r"\.venv/bin/python -m (stages|tests)\.\w+|mkdir |pip install "
+            assert re.match(other, command), f"{page.name}: {command}"
         elif LONG & set(words) and "PRESET=smoke" not in words:
             assert "long run" in comment, f"{page.name}: {command} takes long and does not say so"
 
