@@ -166,11 +166,7 @@ class MDNRNN(nn.Module):
         return partial(LSTMCell, mine, self.z)
 
     def dreaming(
-        self,
-        pays: Pays,
-        temperature: float = 1.0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
+        self, pays: Pays, temperature: float = 1.0, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Memory:
         """The memory that dreams with these weights; see `wm.memory.fused.FusedMDNRNN`."""
         from wm.memory.fused import FusedMDNRNN
