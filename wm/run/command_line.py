@@ -54,7 +54,7 @@ class Common:
     """Set of sizes: smoke (minutes), laptop (an evening), paper (the paper's), rounds (rounds in the dream)."""
     env: str = DEFAULT_ENV
     """Gymnasium id of the environment. Default: that of the run folder (of --source, if given), else the one that
-    the presets begin with. Where we have a faster form of it, training sees that one, and scores are of the stock one."""
+    the presets begin with. Where we have a faster form of it, training sees that one; scores are of the stock one."""
     workers: int = CORES
     """Number of worker processes. 0: run in this process, with the same results."""
     threads: int = CORES
