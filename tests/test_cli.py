@@ -222,6 +222,8 @@ def test_fields_and_common_arguments_are_read() -> None:
         (["--workers", "1025"], r"--workers 1025 is out of range"),
         (["--threads", "0"], r"--threads 0 is out of range: give 1 to 1024\."),
         (["--threads", "1025"], r"--threads 1025 is out of range"),
+        (["--workers", "many"], r"--workers many is neither a number nor ray, ray:HOST:PORT or ray://HOST:PORT\."),
+        (["--workers", "ray:head"], r"--workers ray:head is neither a number nor ray"),
         (["--seed", "-1"], r"--seed -1 is out of range: give 0 to 99\."),
         (["--seed", "100"], r"--seed 100 is out of range"),
     ],

@@ -11,6 +11,7 @@ import errno
 import io
 import math
 import os
+import re
 import select
 import shlex
 import subprocess
@@ -40,6 +41,9 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "can't start new thre
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """CPU cores that this process may use; on macOS all cores."""
 
+RAY = re.compile(r"ray|ray:(//)?[^\s:/]+:[0-9]{1,5}")
+"""The values of --workers that are not numbers."""
+
 StageConfig = TypeVar("StageConfig")
 """A stage's config dataclass."""
 
@@ -55,8 +59,9 @@ class Common:
     env: str = DEFAULT_ENV
     """Gymnasium id of the environment. Default: that of the run folder (of --source, if given), else the one that
     the presets begin with. Where we have a faster form of it, training sees that one; scores are of the stock one."""
-    workers: int = CORES
-    """Number of worker processes. 0: run in this process, with the same results."""
+    workers: int | str = CORES
+    """Number of worker processes. 0: run in this process, with the same results. ray: on a Ray cluster of this machine.
+    ray:HOST:PORT or ray://HOST:PORT: on another cluster (docs/scale.md)."""
     threads: int = CORES
     """Number of threads that train V and M, and that dream. In training another number changes the last digits."""
     seed: int = 0
@@ -246,7 +251,9 @@ def _option(argv: list[str], name: str) -> str | None:
 
 
 def _check(common: Common) -> None:
-    if not 0 <= common.workers <= 1024:
+    if isinstance(common.workers, str) and not RAY.fullmatch(common.workers):
+        raise UserError(f"--workers {common.workers} is neither a number nor ray, ray:HOST:PORT or ray://HOST:PORT.")
+    if isinstance(common.workers, int) and not 0 <= common.workers <= 1024:
         raise UserError(f"--workers {common.workers} is out of range: give 0 to 1024.")
     if not 1 <= common.threads <= 1024:
         raise UserError(f"--threads {common.threads} is out of range: give 1 to 1024.")
