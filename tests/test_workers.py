@@ -17,6 +17,7 @@ import pytest
 
 import wm.driving.workers
 from wm.driving.workers import Inline, ProcessPool, WorkersDied, make_workers
+from wm.run.errors import UserError
 from wm.run.signals import EXIT_CODE, INTERRUPTED, Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +159,12 @@ def test_zero_workers_are_inline_in_order() -> None:
 def test_no_tasks(workers: int) -> None:
     with make_workers(workers, make_power, 2) as pool:
         assert list(pool.run([])) == []
+
+
+def test_without_ray_one_sentence_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray, which is not installed: install it with `.*pip install 'ray>="):
+        make_workers("ray", make_power, 2)
 
 
 # --- exceptions --------------------------------------------------------------------------------------------

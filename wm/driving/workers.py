@@ -1,7 +1,7 @@
 """Runs tasks on persistent worker processes, or inline: one small interface for collection and evolution.
 
-`Inline` and `ProcessPool` have the same `run` and give the same results; a cluster engine can be added as a third. A
-worker is built once, by a top-level function that gets plain data (arrays and bytes), and then called with one task
+`Inline`, `ProcessPool` and `wm.driving.ray_workers.RayWorkers` have the same `run` and give the same results. A worker
+is built once, by a top-level function that gets plain data (arrays and bytes), and then called with one task
 after another. Workers are spawned, compute on one thread, and do not import torch.
 """
 
@@ -44,7 +44,7 @@ class WorkersDied(MachineError):
 
 
 class Workers(Protocol):
-    """The interface of `Inline` and `ProcessPool`."""
+    """The interface of `Inline`, `ProcessPool` and `RayWorkers`."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         """Yields (position in `tasks`, result) in order of completion; an exception in a task is raised here."""
@@ -57,17 +57,21 @@ class Workers(Protocol):
     ) -> None: ...
 
 
-def make_workers(workers: int, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> Workers:
-    """Makes a pool of processes, or the inline equivalent.
+def make_workers(workers: int | str, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> Workers:
+    """Makes a pool of processes, its inline equivalent, or workers on a Ray cluster.
 
     Args:
-        workers: Number of processes, >= 0; 0: inline.
+        workers: Number of processes, >= 0; 0: inline. Or "ray", "ray:HOST:PORT" or "ray://HOST:PORT", see `RayWorkers`.
         make: Top-level function; make(*args) builds a worker's state and returns the function to call with each task.
         *args: Plain data, pickled to each process once.
         recycle: Tasks per worker after which the processes are replaced (Box2D may leak memory over long runs).
     """
     if workers == 0:
         return Inline(make, *args)
+    if isinstance(workers, str):
+        from wm.driving.ray_workers import RayWorkers
+
+        return RayWorkers(workers, make, *args, recycle=recycle)
     return ProcessPool(workers, make, *args, recycle=recycle)
 
 
@@ -171,7 +175,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 @contextmanager
-def _spawning() -> Iterator[None]:
+def spawning() -> Iterator[None]:
     """Processes started inside inherit one compute thread and a blocked SIGINT (the parent handles Ctrl-C).
 
     Both must be set before a process imports its modules, which is before any code of ours runs in it.
@@ -223,7 +227,7 @@ class _Worker(SpawnProcess):
     """A spawned process whose start holds signals, since a partly started process dies with a traceback."""
 
     def start(self) -> None:
-        with held(), _spawning():
+        with held(), spawning():
             super().start()
 
 
@@ -233,20 +237,41 @@ class _Context(SpawnContext):
     Process = _Worker
 
 
-_make: Callable[[], Work] | None = None
-_work: Work | None = None
+class Worker:
+    """What a worker process does: makes its state at the first task, and runs tasks on one thread."""
+
+    def __init__(self, make: Callable[..., Work], args: tuple[Any, ...]) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        self._make = partial(make, *args)
+        self._work: Work | None = None
+
+    def __call__(self, task: Task) -> Result:
+        """Runs a task; an exception of `make` is raised here, so that it reaches the caller like a task's."""
+        if self._work is None:
+            self._work = self._make()
+            # The garbage collector would visit all imported objects repeatedly, which takes a fifth of an environment
+            # step's time. Permanent objects are frozen, and it runs between tasks only.
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+        try:
+            return self._work(task)
+        finally:
+            gc.collect()
+
+
+_worker: Worker | None = None
+"""The worker of this process, where it is one of a `ProcessPool`."""
 
 
 def _start(payload: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
     """Sets up a worker process, which ends with its parent."""
-    global _make
+    global _worker
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    import cv2
-
-    cv2.setNumThreads(1)
-    make, args = payload
-    _make = partial(make, *args)
+    _worker = Worker(*payload)
 
 
 def _leave_with_parent() -> None:
@@ -257,16 +282,5 @@ def _leave_with_parent() -> None:
 
 
 def _call(task: Task) -> Result:
-    global _work
-    if _work is None:  # made here and not in `_start`, so that an exception reaches the caller like a task's
-        assert _make is not None
-        _work = _make()
-        # The garbage collector would visit all imported objects repeatedly, which takes a fifth of an environment
-        # step's time. Permanent objects are frozen, and it runs between tasks only.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-    try:
-        return _work(task)
-    finally:
-        gc.collect()
+    assert _worker is not None
+    return _worker(task)

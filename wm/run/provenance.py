@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import resource
@@ -26,6 +27,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def source_hash() -> str:
+    """SHA-256 over the Python files of `wm`: equal where two machines run the same code."""
+    root = Path(__file__).parents[1]
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root).as_posix()} {file_hash(path)}\n".encode())
+    return total.hexdigest()
 
 
 def commit() -> str:
