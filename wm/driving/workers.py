@@ -26,8 +26,9 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
+from wm.contracts import Workers
 from wm.run.errors import MachineError, writing
 from wm.run.signals import held
 
@@ -41,20 +42,6 @@ MOST_DEATHS = 5
 
 class WorkersDied(MachineError):
     """Workers died repeatedly without finishing a task, perhaps for lack of memory."""
-
-
-class Workers(Protocol):
-    """The interface of `Inline`, `ProcessPool` and `RayWorkers`."""
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        """Yields (position in `tasks`, result) in order of completion; an exception in a task is raised here."""
-        ...
-
-    def __enter__(self) -> Workers: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def make_workers(workers: int | str, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> Workers:
