@@ -42,6 +42,9 @@ REMAKE = "restore it, or remove it and run the same command again, which rebuild
 STAGES = ("collect", "vae", "memory", "dream")
 """The stages of a round."""
 
+RECORDED = ("collect", "vae", "mdnrnn", "dream", "controller")
+"""Stages whose results the best round's files would replace, as the manifest names them."""
+
 
 def main(argv: list[str]) -> None:
     """Makes the missing rounds; an interrupted one resumes."""
@@ -118,7 +121,7 @@ def check_no_other_results(run: Run, rows: list[dict[str, Any]]) -> None:
     """UserError when the run folder holds files that no round made, since the best round's files would replace them."""
     known = {made for row in rows for made in row["files"].values()}
     known |= {file_hash(path) for name in ARTIFACTS for path in run.folder.glob(f"rounds/*/{name}")}
-    own = [f"stage {stage}" for stage in (*STAGES, "controller") if stage in run.read_manifest()["stages"]]
+    own = [f"stage {stage}" for stage in RECORDED if stage in run.read_manifest()["stages"]]
     for name in (*ARTIFACTS, run.controller.name):
         if (run.folder / name).exists() and file_hash(run.folder / name) not in known:
             own.append(name)
