@@ -13,7 +13,8 @@ import wm.learning.evolution
 from wm.config.presets import SMOKE
 from wm.config.vmc import ControllerConfig
 from wm.controller.file import load_controller
-from wm.learning.evolution import Evolution, check_sizes, delete_results, evolve, is_finished, selections
+from wm.controller.hidden import Hidden
+from wm.learning.evolution import Evolution, about, check_sizes, delete_results, evolve, is_finished, selections
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_lines
@@ -23,6 +24,7 @@ Array = NDArray[np.float64]
 
 CONFIG = replace(SMOKE.controller, generations=6, popsize=6, select_every=2, select_tracks=3, sigma0=0.3)
 MADE_FROM = {"vae.pt": "v", "mdnrnn.pt": "m"}
+SAID = about(Hidden(outputs=3, units=7), "mdnrnn")
 TARGET = np.array([1.0, -2.0, 0.5, 0.0, 3.0])
 
 
@@ -56,7 +58,7 @@ class Task:
 
 def go(run: Run, task: Task, config: ControllerConfig = CONFIG, restart: bool = False, **changes: Any) -> bool:
     """What a stage does; False when there was nothing to do."""
-    what: dict[str, Any] = {"seed": 5, "made_from": MADE_FROM, "start": np.zeros(len(TARGET)), **changes}
+    what: dict[str, Any] = {"seed": 5, "made_from": MADE_FROM, "said": SAID, "start": np.zeros(len(TARGET)), **changes}
     if restart:
         delete_results(run, "controller", run.controller)
     if is_finished(run, "controller", run.controller, config, what["made_from"]):
@@ -91,6 +93,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert all(row["worst"] < row["mean"] < row["best"] and row["sigma"] > 0 for row in rows)
     assert rows[1]["select_std"] == pytest.approx(np.std([-1, 0, 1]))
     theta, meta = load_controller(run.controller)
+    assert (meta["kind"], meta["sizes"], meta["memory"]) == ("hidden", {"outputs": 3, "units": 7}, "mdnrnn")
     best = max((row for row in rows if "select" in row), key=lambda row: row["select"])
     assert (meta["generation"], meta["selection_score"]) == (best["step"], best["select"])
     assert (meta["generations"], meta["env_steps"], meta["seed"], meta["made_from"]) == (6, 621, 5, MADE_FROM)

@@ -38,6 +38,16 @@ SELECT = (100.0, 300.0, 200.0, 250.0)
 Call = tuple[str, str, list[str]]
 
 
+def recorded(stage: str) -> str:
+    """The name of a stage in manifest and metrics, where that of M is the kind of M."""
+    return "mdnrnn" if stage == "memory" else stage
+
+
+def append_toy(writer: LatentsWriter, index: int) -> None:
+    episode, mu = toy_episode(index, 10), np.zeros((11, 4), np.float32)
+    writer.append(episode, episode.actions, mu, mu)
+
+
 class Pretended:
     """Stands in for `call_stage`: leaves what a stage would, and can be interrupted at any call."""
 
@@ -54,6 +64,7 @@ class Pretended:
         assert options == {"run": run.folder, **COMMON}
         self.calls.append((run.folder.name, stage, list(arguments)))
         run.rollouts.mkdir(parents=True, exist_ok=True)
+        stage = recorded(stage)
         record: dict[str, Any] = {"config": {}, "seed": 3, "versions": {}, "commit": "", "cores": 1, "started": ""}
         run.record(stage, {**record, "ended": "", "seconds": 30.0, "peak_memory_mb": 1.0})
         if stage == "collect":
@@ -68,8 +79,7 @@ class Pretended:
             append_line(run.metrics, {"stage": stage, "step": 1, **dict.fromkeys(M, 1.0), "val_nll": 0.9})
             with LatentsWriter(run.latents, {}) as writer:
                 for index in range(8 + 2 * number):
-                    mu = np.zeros((11, 4), np.float32)
-                    writer.append(toy_episode(index, 10), mu, mu)
+                    append_toy(writer, index)
         else:
             run.starts.write_text(f"starts {number}")
             run.dream.write_text(f"C {number}")
@@ -135,15 +145,15 @@ def test_each_round_builds_on_the_one_before(
     assert pretended.calls == [
         ("0", "collect", ["--driven", "0"]),
         ("0", "vae", []),
-        ("0", "mdnrnn", []),
+        ("0", "memory", []),
         ("0", "dream", zeroth),
         ("1", "collect", ["--driven", "2", "--driver", "dream-latest", "--source", zero]),
         ("1", "vae", ["--start", f"{zero}/vae.pt", "--updates", "5", "--earlier", "8"]),
-        ("1", "mdnrnn", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--earlier", "8"]),
+        ("1", "memory", ["--start", f"{zero}/mdnrnn.pt", "--updates", "20", "--earlier", "8"]),
         ("1", "dream", first),
         ("2", "collect", ["--driven", "4", "--driver", "dream-latest", "--source", one]),
         ("2", "vae", ["--start", f"{one}/vae.pt", "--updates", "5", "--earlier", "8", "10"]),
-        ("2", "mdnrnn", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--earlier", "8", "10"]),
+        ("2", "memory", ["--start", f"{one}/mdnrnn.pt", "--updates", "20", "--earlier", "8", "10"]),
         ("2", "dream", second),
     ]
     rows = read_lines(run.rounds)
@@ -178,8 +188,8 @@ def test_rounds_in_which_v_stays_and_the_fresh_counts(run: Run, pretended: Prete
         assert arguments[str(number), "vae"][:4] == ["--start", f"{before}/vae.pt", "--updates", updates]
         known = ["--encoded", f"{before}/latents.h5"] if number == 2 else []
         m = ["--start", f"{before}/mdnrnn.pt", "--updates", "20", *known, "--fresh", "4"]
-        assert arguments[str(number), "mdnrnn"][: len(m)] == m
-        assert arguments[str(number), "mdnrnn"][-2:] == ["--posterior", "0.5"]
+        assert arguments[str(number), "memory"][: len(m)] == m
+        assert arguments[str(number), "memory"][-2:] == ["--posterior", "0.5"]
         assert arguments[str(number), "dream"] == ["--fresh", "4", "--draw", str(number)]
     # What is large stays where the next round is built on only.
     assert [Run(run.folder / "rounds" / number).latents.exists() for number in "012"] == [
@@ -195,7 +205,7 @@ def test_rounds_that_refine(run: Run, pretended: Pretended) -> None:
     arguments = {(number, stage): rest for number, stage, rest in pretended.calls}
     driven = {number: arguments[number, "collect"][1] for number in "0123"}
     assert driven == {"0": "0", "1": "2", "2": "5", "3": "8"}
-    m = {number: arguments[number, "mdnrnn"] for number in "123"}
+    m = {number: arguments[number, "memory"] for number in "123"}
     assert [m[number][m[number].index("--updates") + 1] for number in "123"] == ["20", "7", "7"]
     assert m["3"][m["3"].index("--earlier") + 1 :] == ["8", "10", "13"]
     before = {number: run.folder / "rounds" / str(int(number) - 1) / "dream-latest.npz" for number in "23"}
@@ -249,7 +259,7 @@ def test_interrupted_between_any_two_stages_it_goes_on(run: Run, tmp_path: Path,
         )
         iterate(run, "--rounds", "3")
     assert [call[:2] for call in cut.calls + again.calls] == [
-        (number, stage) for number in "012" for stage in ("collect", "vae", "mdnrnn", "dream")
+        (number, stage) for number in "012" for stage in ("collect", "vae", "memory", "dream")
     ]
     assert untimed(run) == untimed(whole)
     assert shown(run) == shown(whole)
@@ -257,7 +267,7 @@ def test_interrupted_between_any_two_stages_it_goes_on(run: Run, tmp_path: Path,
 
 def is_done(run: Run, options: dict[str, Any], stage: str) -> bool:
     """A stage that was called before does nothing."""
-    return stage in Run(options["run"]).read_manifest()["stages"]
+    return recorded(stage) in Run(options["run"]).read_manifest()["stages"]
 
 
 @pytest.mark.parametrize("at", range(7))
@@ -308,10 +318,11 @@ def test_a_folder_with_work_of_its_own_is_refused(run: Run, pretended: Pretended
     assert len(pretended.calls) == 8
 
 
-def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pretended) -> None:
-    with run.stage("collect", stages.collect.CollectConfig(), 0) as begin:
+@pytest.mark.parametrize("stage", ["collect", "mdnrnn"])
+def test_a_folder_where_another_stage_worked_is_refused(run: Run, pretended: Pretended, stage: str) -> None:
+    with run.stage(stage, stages.collect.CollectConfig(), 0) as begin:
         begin()
-    with pytest.raises(UserError, match=r"results of other stages \(stage collect\)"):
+    with pytest.raises(UserError, match=rf"results of other stages \(stage {stage}\)"):
         iterate(run)
     assert not pretended.calls
 
@@ -400,10 +411,10 @@ def test_rounds_whose_table_is_gone_are_told_again(run: Run, pretended: Pretende
 
         def finished(stage: str, options: dict[str, Any], arguments: Sequence[str] = ()) -> None:
             this, number = Run(options["run"]), int(Path(options["run"]).name)
-            if stage == "mdnrnn" and not this.latents.exists():  # which round n + 1 has no use for
+            if stage == "memory" and not this.latents.exists():  # which round n + 1 has no use for
                 with LatentsWriter(this.latents, {}) as writer:
                     for index in range(8 + 2 * number):
-                        writer.append(toy_episode(index, 10), *np.zeros((2, 11, 4), np.float32))
+                        append_toy(writer, index)
 
         patch.setattr(stages.iterate, "call_stage", finished)
         iterate(run, "--rounds", "3")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import controller, dream, mdnrnn
+from stages import controller, dream, memory
 from tests.test_golden import processor, recorded
 from wm.controller.file import load_controller
 from wm.memory.mdnrnn import load_mdnrnn
@@ -34,7 +34,7 @@ def test_it_is_finished_as_it_would_have_been(begun: Path) -> None:
     for stage, options in (
         (controller, ["--generations", "2", "--max-steps", "40"]),
         (dream, ["--generations", "2", "--max-steps", "40", "--start-after", "20"]),
-        (mdnrnn, ["--updates", "40", "--hidden", "16"]),  # last: the others were made from M as it is
+        (memory, ["--updates", "40", "--hidden", "16"]),  # last: the others were made from M as it is
     ):
         stage.main([*common, *options])
     model, _ = load_mdnrnn(begun / "mdnrnn.pt")

@@ -50,7 +50,8 @@ def test_a_finished_one_needs_no_record(tmp_path: Path, capsys: pytest.CaptureFi
 def test_where_to_begin_is_said_once(tmp_path: Path) -> None:
     for options, sentence in (
         (["--start", "a.npz", "--carry", "b"], "--start and --carry both set the first mean"),
-        (["--carry", "b", "--hidden-units", "3"], "--carry fits a linear controller: leave --hidden-units out"),
+        (["--carry", "b", "--hidden-units", "3"], "--carry fits a linear controller: leave --controller and --hidden"),
+        (["--carry", "b", "--controller", "hidden"], "--carry fits a linear controller: leave --controller and --hid"),
     ):
         with pytest.raises(UserError, match=sentence):
             main(["--run", str(tmp_path / "run"), "--preset", "smoke", *options])
