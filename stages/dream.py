@@ -26,9 +26,10 @@ from wm.learning.evolution import about, check_dream, coordinates_of, delete_res
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
-from wm.run.folder import Run, made_by
+from wm.run.folder import Run
 from wm.run.metrics import Metrics, read_metrics
 from wm.run.provenance import start_hash
+from wm.run.remedies import command
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts, starts_hash
 
@@ -202,9 +203,7 @@ def short_hash(folder: Path, memory: str) -> str:
     """The short hash of the M of a run folder, as it is recorded; UserError when there is no M."""
     path = Run(folder).memory(memory)
     if not path.exists():
-        raise UserError(
-            f"--ensemble {folder}: {path} is missing: give run folders in which `{made_by(memory)}` has run."
-        )
+        raise UserError(f"--ensemble {folder}: {path} is missing: give run folders in which {command(memory)} has run.")
     return file_hash(path)[:12]
 
 

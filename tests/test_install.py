@@ -132,12 +132,17 @@ dreams.reset(seed=0)
 from wm.run.provenance import commit
 from wm.show.report.page import TEMPLATE
 from wm.show.site import PAGE
+try:
+    load_agent("./pretrained")  # a folder of the reader's own, which is empty
+except Exception as error:
+    said = str(error)
 found = {
     "wm": wm.__file__,
     "action": action.tolist(),
     "reward": float(dream.step(action)[1]),
     "rewards": dreams.step(dreams.action_space.sample())[1].tolist(),
     "commit": commit(),
+    "said": said,
     "page": sorted(path.name for path in PAGE.iterdir()),
     "template": TEMPLATE.read_text(encoding="utf-8"),
 }
@@ -157,6 +162,7 @@ def test_the_library_drives_and_dreams_in_an_environment_of_its_own(tmp_path: Pa
     assert np.isfinite([found["reward"], *found["rewards"]]).all()
 
     assert found["commit"] == "unknown"
+    assert found["said"].endswith("make it with `make controller` in a clone of the repository.")
     assert found["page"] == sorted(path.name for path in (ROOT / "wm" / "show" / "page").iterdir())
     assert found["template"] == (ROOT / "wm" / "show" / "report" / "page.html").read_text(encoding="utf-8")
     assert (own.lib / "wm" / "py.typed").exists()

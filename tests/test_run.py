@@ -35,6 +35,7 @@ from wm.run.json_files import append_line, read_json, read_lines, write_json
 from wm.run.metrics import Metrics, read_metrics
 from wm.run.progress import Progress
 from wm.run.provenance import PACKAGES, check_made_from, commit, peak_memory_mb, versions
+from wm.run.remedies import command, install, made_by, redo
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SMOKE.controller
@@ -151,9 +152,9 @@ def test_a_foreign_repository_gives_no_commit(tmp_path: Path, monkeypatch: pytes
     """The library is installed into its root (pip install --target .) or a folder; or a hook of Git's is at work."""
     foreign = tmp_path / "foreign"
     identity = ["-c", "user.name=n", "-c", "user.email=e"]
-    for command in (["init"], ["commit", "--allow-empty", "-m", "m"]):
+    for words in (["init"], ["commit", "--allow-empty", "-m", "m"]):
         foreign.mkdir(exist_ok=True)
-        subprocess.run(["git", *identity, *command], cwd=foreign, check=True, capture_output=True)
+        subprocess.run(["git", *identity, *words], cwd=foreign, check=True, capture_output=True)
     code = (tmp_path if where == "hook" else foreign / where) / "wm" / "run" / "provenance.py"
     code.parent.mkdir(parents=True)
     code.touch()
@@ -590,3 +591,18 @@ def test_no_room_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyP
         writing(None),
     ):
         tempfile.gettempdir()
+
+
+# --- commands in messages --------------------------------------------------------------------------------
+
+
+def test_messages_name_commands_that_the_reader_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made_by("vae") == "make it with `make vae`"
+    assert redo("mdnrnn") == "redo it with `make mdnrnn ARGS=--restart`"
+    assert install("ray") == "install it with `make setup EXTRAS=ray`"
+    monkeypatch.setattr("wm.run.remedies.ROOT", tmp_path)  # as installed
+    (tmp_path / "Makefile").touch()  # of somebody else
+    assert command("dream") == "`make dream` in a clone of the repository"
+    assert made_by("vae") == "make it with `make vae` in a clone of the repository"
+    assert redo("vae") == "redo it with `make vae ARGS=--restart` in a clone of the repository"
+    assert install("ray") == 'install it with `pip install "world-models[ray]"`'

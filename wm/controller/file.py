@@ -13,6 +13,7 @@ from wm.config.names import RUN_FORMAT
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
+from wm.run.remedies import command, made_by
 
 META = {"config": dict, "generations": int, "env_steps": int, "kind": str, "sizes": dict, "memory": str}
 """Types of the fields of a controller's meta that are read again, where they exist."""
@@ -31,8 +32,8 @@ def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """
     stage = path.stem.split("-")[0]
     if not path.exists():
-        raise UserError(f"{path} is missing: make it with `make {stage}`.")
-    redo = f"remove it and run `make {stage}`, which rebuilds it from the checkpoint if there is one"
+        raise UserError(f"{path} is missing: {made_by(stage)}.")
+    redo = f"remove it and run {command(stage)}, which rebuilds it from the checkpoint if there is one"
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:

@@ -13,6 +13,7 @@ from wm.contracts import Layout
 from wm.controller.hidden import Hidden
 from wm.controller.linear import Linear
 from wm.run.errors import UserError
+from wm.run.remedies import redo
 
 KINDS: dict[str, Callable[..., Layout]] = {each.kind: each for each in (Linear, Hidden)}
 """By name; each makes a layout of its sizes."""
@@ -65,9 +66,7 @@ def layout_of(path: Path, meta: Mapping[str, Any], theta: NDArray[np.floating], 
     except KeyError as error:
         raise UserError(f"{path} holds a C of the kind {kind!r}, which this version does not have.") from error
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} does not fit V and M in its folder: redo it with `make {stage} ARGS=--restart`."
-        ) from error
+        raise UserError(f"{path} does not fit V and M in its folder: {redo(stage)}.") from error
     return layout
 
 

@@ -16,7 +16,8 @@ from wm.dream.starts import rounded, warm_up
 from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
-from wm.run.folder import Run, made_by
+from wm.run.folder import Run
+from wm.run.remedies import command
 from wm.store.latents import LatentEpisode
 from wm.store.starts import Starts
 
@@ -56,8 +57,8 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
         if meta["made_from"].get("vae.pt") != networks.made_from["vae.pt"]:
             raise UserError(
                 f"--ensemble {folder}: its {path.name} was trained on another vae.pt than that of {run.folder}: "
-                f"copy that vae.pt there and train M on it with `{made_by(kind)} ARGS=--restart`, or leave the "
-                "folder out."
+                f"copy that vae.pt there and train M on it with {command(kind, 'ARGS=--restart')}, or leave "
+                "the folder out."
             )
         unlike = [name for name in ("actions", "features") if getattr(model, name) != getattr(networks.memory, name)]
         if unlike:

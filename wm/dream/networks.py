@@ -14,8 +14,9 @@ from wm.envs.task import Task
 from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
-from wm.run.folder import Run, made_by
+from wm.run.folder import Run
 from wm.run.provenance import check_made_from
+from wm.run.remedies import command
 from wm.store.latents import Latents
 from wm.vision.kinds import load_vision
 
@@ -61,7 +62,7 @@ def load_networks(run: Run, memory: str = "mdnrnn") -> Networks:
         or not isinstance(earlier, list | tuple)
         or not all(isinstance(count, int) for count in earlier)
     ):
-        raise UserError(f"{path} does not record M's validation split: redo it with `{made_by(memory)}`.")
+        raise UserError(f"{path} does not record M's validation split: redo it with {command(memory)}.")
     return Networks(task, vision, network, float(validation), made_from, tuple(earlier))
 
 

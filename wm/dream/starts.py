@@ -11,6 +11,7 @@ from wm.dream.networks import Networks, split_latents
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.provenance import check_made_from
+from wm.run.remedies import command
 from wm.store.latents import LatentEpisode, Latents
 from wm.store.starts import Starts, load_starts
 
@@ -33,7 +34,9 @@ def given_starts(run: Run, networks: Networks) -> Starts:
     check_made_from(path, starts.made_from, networks.made_from, stage="dream")
     state = networks.memory.acting()().initial()
     if {name: part.shape[1:] for name, part in starts.state.items()} != {n: part.shape for n, part in state.items()}:
-        raise UserError(f"{path} is damaged (it holds no state of this M): remove it and remake it with `make dream`.")
+        raise UserError(
+            f"{path} is damaged (it holds no state of this M): remove it and remake it with {command('dream')}."
+        )
     return starts
 
 

@@ -23,6 +23,7 @@ from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.provenance import check_made_from
 from wm.run.published import find_run
+from wm.run.remedies import made_by, redo
 
 CONTROLLERS = ("controller", "dream", "dream-latest")
 """Names of the controllers in a run folder (<name>.npz): of real rollouts, of the dream (best mean, last mean)."""
@@ -109,12 +110,12 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
     path, stage = run.folder / f"{controller}.npz", controller.split("-")[0]
     others = [name for name in CONTROLLERS if (run.folder / f"{name}.npz").exists()]
     if others and not path.exists():
-        way = f"make it with `make {stage}`, or choose the existing controller {others[0]!r}"
+        way = f"{made_by(stage)}, or choose the existing controller {others[0]!r}"
         raise UserError(f"{path} is missing: {way}.")
     theta, meta = load_controller(path)
     precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
     if precision not in get_args(Precision):
-        raise UserError(f"{path} has the unknown precision {precision!r}: redo it with `make {stage} ARGS=--restart`.")
+        raise UserError(f"{path} has the unknown precision {precision!r}: {redo(stage)}.")
     models = load_models(run, precision, meta.get("memory", "mdnrnn"))  # older files do not say it
     check_made_from(path, meta["made_from"], models.made_from, stage)
     layout = layout_of(path, meta, theta, models.features, models.task.action.size)

@@ -22,6 +22,7 @@ from typing import Any
 from wm.driving.workers import MOST_DEATHS, Result, Task, Work, Worker, WorkersDied, spawning
 from wm.run.errors import MachineError, UserError
 from wm.run.provenance import source_hash, versions
+from wm.run.remedies import install
 from wm.run.signals import held
 
 IN_FLIGHT = 2
@@ -42,8 +43,6 @@ PATIENCE = 300.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5"}
 """Environment of Ray: no telemetry, and a client that does not try for half a minute to find a dead head again."""
 
-INSTALL = ".venv/bin/python -m pip install 'ray>=2.60'"
-
 
 def import_ray() -> Any:
     """The package `ray`; UserError with the command that installs it."""
@@ -51,7 +50,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f"--workers ray needs Ray, which is not installed: install it with `{INSTALL}`.") from error
+        raise UserError(f"--workers ray needs Ray, which is not installed: {install('ray')}.") from error
     return ray
 
 

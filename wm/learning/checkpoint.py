@@ -17,6 +17,7 @@ from wm.run.artifact import fill, load_artifact, read_tensors, write_tensors
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.provenance import check_made_from
+from wm.run.remedies import command
 from wm.run.signals import held
 
 Weights = dict[str, Tensor]
@@ -99,11 +100,11 @@ def is_finished(run: Run, stage: str, path: Path, config: TrainConfig, made_from
     check_made_from(path, artifact["made_from"], made_from)
     updates = artifact["config"].get("updates", 0)
     if not isinstance(updates, int):
-        raise UserError(f"{path} does not record its updates: redo it with `make {stage} ARGS=--restart`.")
+        raise UserError(f"{path} does not record its updates: redo it with {command(stage, 'ARGS=--restart')}.")
     if updates < config.updates and not checkpoint_path(run, stage).exists():
         raise UserError(
             f"{path} cannot be resumed from update {updates}, since {checkpoint_path(run, stage)} is missing: "
-            f"restore it, or redo the stage with `make {stage} ARGS=--restart`."
+            f"restore it, or redo the stage with {command(stage, 'ARGS=--restart')}."
         )
     return bool(updates >= config.updates)
 
@@ -151,7 +152,7 @@ def resume(
     made_from: Mapping[str, str],
 ) -> tuple[TrainState, dict[str, str]]:
     """Loads a checkpoint into model and optimiser; returns its state and the hashes of all its inputs."""
-    remedy = f"redo the stage with `make {stage} ARGS=--restart`"
+    remedy = f"redo the stage with {command(stage, 'ARGS=--restart')}"
     checkpoint = read_tensors(path, remedy)
     if checkpoint.get("kind") != f"{stage} checkpoint" or checkpoint.get("format") != RUN_FORMAT:
         raise UserError(f"{path} is not a {stage} checkpoint of format {RUN_FORMAT}: {remedy}.")

@@ -28,6 +28,7 @@ from wm.run.folder import Run
 from wm.run.metrics import Metrics, read_metrics
 from wm.run.progress import Progress
 from wm.run.provenance import check_made_from
+from wm.run.remedies import command
 
 Array = NDArray[np.float64]
 
@@ -154,7 +155,7 @@ def selections(run: Run, stage: str) -> list[dict[str, Any]]:
     if not found:
         raise UserError(
             f"{run.metrics} lacks the lines of stage {stage}: restore it, or redo the stage with "
-            f"`make {stage} ARGS=--restart`."
+            f"{command(stage, 'ARGS=--restart')}."
         )
     return found
 

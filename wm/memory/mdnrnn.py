@@ -25,6 +25,7 @@ from wm.contracts import Memory, Noise, Pays
 from wm.memory.cell import LSTMCell, weight_shapes
 from wm.run.artifact import fill, load_artifact, save_artifact
 from wm.run.errors import UserError
+from wm.run.remedies import redo
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -404,7 +405,7 @@ def load_mdnrnn(path: Path) -> tuple[MDNRNN, dict[str, Any]]:
     """
     meta = load_artifact(path, "mdnrnn")
     weights, config = meta.pop("model"), meta["config"]
-    damaged = UserError(f"{path} is damaged (its config is not valid): redo it with `make mdnrnn ARGS=--restart`.")
+    damaged = UserError(f"{path} is damaged (its config is not valid): {redo('mdnrnn')}.")
     sizes = {name: config.get(name) for name in ("z", "actions", "hidden", "mixtures")}
     if not all(isinstance(size, int) and 1 <= size <= 65536 for size in sizes.values()):
         raise damaged

@@ -18,6 +18,7 @@ from wm.config.names import RUN_FORMAT
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read
 from wm.run.files import atomic
+from wm.run.remedies import made_by, redo
 
 
 def save_artifact(
@@ -50,16 +51,13 @@ def load_artifact(path: Path, kind: str) -> dict[str, Any]:
         UserError: It is missing, damaged, foreign, of another kind or format, or holds infinities or NaN.
     """
     if not path.exists():
-        raise UserError(f"{path} is missing: make it with `make {kind}`.")
-    artifact = read_tensors(path, f"redo it with `make {kind} ARGS=--restart`")
-    damaged = UserError(f"{path} is damaged or not a {kind}: redo it with `make {kind} ARGS=--restart`.")
+        raise UserError(f"{path} is missing: {made_by(kind)}.")
+    artifact = read_tensors(path, redo(kind))
+    damaged = UserError(f"{path} is damaged or not a {kind}: {redo(kind)}.")
     if artifact.get("kind") != kind:
         raise damaged
     if artifact.get("format") != RUN_FORMAT:
-        raise UserError(
-            f"{path} is not of format {RUN_FORMAT}, which this version reads: "
-            f"redo it with `make {kind} ARGS=--restart`."
-        )
+        raise UserError(f"{path} is not of format {RUN_FORMAT}, which this version reads: {redo(kind)}.")
     if not all(isinstance(artifact.get(name), dict) for name in ("config", "model", "made_from")):
         raise damaged
     for value in artifact["model"].values():
@@ -101,6 +99,5 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, kind: str,
     shapes = ({name: value.shape for name, value in part.items()} for part in (wanted, weights))
     unlike = sorted({name for name, _ in set.symmetric_difference(*(set(part.items()) for part in shapes))})
     if unlike:
-        remedy = remedy or f"redo it with `make {kind} ARGS=--restart`"
-        raise UserError(f"{path} does not fit this {kind} ({unlike[0]} differs): {remedy}.")
+        raise UserError(f"{path} does not fit this {kind} ({unlike[0]} differs): {remedy or redo(kind)}.")
     model.load_state_dict(dict(weights))

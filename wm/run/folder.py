@@ -55,11 +55,6 @@ LOCKS: list[int] = []
 while that stage works, even if only the caller is killed."""
 
 
-def made_by(memory: str) -> str:
-    """The command that trains M of a kind."""
-    return "make mdnrnn" if memory == "mdnrnn" else f"make memory M={memory}"
-
-
 class Run:
     """A run folder. The paths are fixed; nothing is created before something is written."""
 

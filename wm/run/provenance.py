@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
+from wm.run.remedies import redo
 
 PACKAGES = ("torch", "gymnasium", "box2d", "cma", "numpy", "h5py", "opencv-python-headless", "onnxruntime")
 """Packages whose versions are recorded in the manifest and with every score."""
@@ -99,5 +100,5 @@ def check_made_from(
         if recorded.get(name) != value:
             raise UserError(
                 f"{path} was made from another {name} than the current one: "
-                f"redo it with `make {stage or path.stem} ARGS=--restart`, or restore the {name} that it was made from."
+                f"{redo(stage or path.stem)}, or restore the {name} that it was made from."
             )

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from wm.run.errors import UserError
 from wm.run.files import atomic
+from wm.run.remedies import made_by, redo
 from wm.store.columns import Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "latents"
-REMEDY = "redo it with `make mdnrnn ARGS=--restart`"
+REMEDY = redo("mdnrnn")
 ROW = np.dtype([("index", "i8"), ("length", "i8"), ("terminated", "?")])
 
 COLUMNS = {"frame/mu": (1, "f4"), "frame/logvar": (1, "f4"), "step/actions": (1, "f4"), "step/rewards": (0, "f4")}
@@ -121,7 +122,7 @@ class Latents:
     def __init__(self, path: Path) -> None:
         """Opens the file; UserError when it is missing, damaged or foreign."""
         if not path.exists():
-            raise UserError(f"{path} is missing: make it with `make mdnrnn`.")
+            raise UserError(f"{path} is missing: {made_by('mdnrnn')}.")
         self._file = ColumnFile(path, KIND, ROW, REMEDY)
         self._file.check_columns(COLUMNS)
         self.table: Array = self._file.table

@@ -13,11 +13,12 @@ import numpy as np
 from wm.config.earlier import MEASURE
 from wm.run.errors import DamageError, UserError
 from wm.run.files import atomic, share
+from wm.run.remedies import command
 from wm.store.columns import COMPRESSION, Array, ColumnFile, ColumnWriter, split
 from wm.store.episode import Episode
 
 KIND = "rollouts"
-REMEDY = "run `make collect`, which sets it aside and collects its episodes again"
+REMEDY = f"run {command('collect')}, which sets it aside and collects its episodes again"
 FOREIGN = "move it away, or choose another RUN or RUNS"
 """Remedy for a complete file that does not belong in the folder; it is never moved automatically."""
 ROW = np.dtype(
@@ -126,7 +127,7 @@ class Rollouts:
         """
         paths = sorted(folder.glob("[!.]*.h5")) if folder.is_dir() else []
         if not paths:
-            raise UserError(f"{folder} holds no rollouts: make them with `make collect`.")
+            raise UserError(f"{folder} holds no rollouts: make them with {command('collect')}.")
         self._shards: list[ColumnFile] = []
         self._open = OrderedDict[int, None]()
         for path in paths:

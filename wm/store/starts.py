@@ -18,6 +18,7 @@ from wm.contracts import Pays
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
+from wm.run.remedies import command, made_by
 
 Floats = NDArray[np.float32]
 
@@ -76,9 +77,9 @@ def _packed(starts: Starts) -> bytes:
 
 def load_starts(path: Path) -> Starts:
     """Reads a file of `save_starts`; UserError when it is missing or damaged."""
-    remedy = "remove it and remake it with `make dream`"
+    remedy = f"remove it and remake it with {command('dream')}"
     if not path.exists():
-        raise UserError(f"{path} is missing: make it with `make dream`.")
+        raise UserError(f"{path} is missing: {made_by('dream')}.")
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as file:

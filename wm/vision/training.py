@@ -16,6 +16,7 @@ from wm.config.vmc import VAEConfig
 from wm.contracts import Lesson
 from wm.run.device import autocast, derived_seed
 from wm.run.errors import UserError
+from wm.run.remedies import redo
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts
 from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
@@ -136,6 +137,6 @@ def _ranges(path: Path, meta: Mapping[str, Any]) -> list[float]:
     ):
         raise UserError(
             f"{path} has no valid activation ranges for int8 ({ranges!r}): "
-            "redo it with `make vae ARGS=--restart`, or act with --precision float32."
+            f"{redo('vae')}, or act with --precision float32."
         )
     return ranges

@@ -18,6 +18,7 @@ from torch.nn.functional import relu
 from wm.contracts import Posterior
 from wm.run.artifact import fill, load_artifact, save_artifact
 from wm.run.errors import UserError
+from wm.run.remedies import redo
 
 PARAMETERS = 4_348_547
 """Parameters of V with z 32, as the paper's table counts them."""
@@ -158,7 +159,7 @@ def load_vae(path: Path) -> tuple[VAE, dict[str, Any]]:
     weights = meta.pop("model")
     z = meta["config"].get("z")
     if not isinstance(z, int) or not 1 <= z <= 4096:
-        raise UserError(f"{path} is damaged (z is {z!r}): redo it with `make vae ARGS=--restart`.")
+        raise UserError(f"{path} is damaged (z is {z!r}): {redo('vae')}.")
     with torch.random.fork_rng(devices=[]):  # initial weights must not change the caller's random state
         model = VAE(z)
     fill(model, weights, path, "vae")
