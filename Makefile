@@ -96,7 +96,7 @@ KINDS = $(if $(M),--memory $(M)) $(if $(C),--controller $(C))
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Kinds: V=conv M=mdnrnn C=linear|hidden"
-	@echo "Variables: ENV=$(ENV) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= SEED= VIEW= EPISODE= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
+	@echo "Variables: ENV=$(ENV) V=$(V) M=$(M) C=$(C) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= SEED= VIEW= EPISODE= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
 
 setup: $(VENV) $(EXTRAS:%=.venv/.extra-%) ## create .venv from requirements.txt (every target does this when needed)
 

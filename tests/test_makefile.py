@@ -14,7 +14,7 @@ from wm.config.names import default_run
 
 TARGETS = [
     *("help", "setup"),
-    *("collect", "vae", "mdnrnn", "controller", "dream", "iterate"),
+    *("collect", "vae", "memory", "mdnrnn", "controller", "dream", "iterate"),
     *("evaluate", "probe", "replay", "report", "play", "publish", "curves", "ablate"),
     *("test", "test-faults", "lint", "bench"),
 ]
@@ -74,8 +74,9 @@ def test_every_command_is_a_module_that_is_there(made: str) -> None:
     stages = [name for name in TARGETS if name not in ("help", "setup", "test", "test-faults", "lint", "bench")]
     for target in stages:
         (command,) = commands(target, made)
-        assert command.split()[0] == target
-        assert (ROOT / "stages" / f"{target}.py").exists()
+        module = "memory" if target == "mdnrnn" else target
+        assert command.split()[0] == module
+        assert (ROOT / "stages" / f"{module}.py").exists()
 
 
 @pytest.mark.parametrize("target", ["dream", "controller"])
@@ -86,12 +87,12 @@ def test_what_is_evolved_on_another_run_needs_none_of_its_own(runs: str, tmp_pat
 
 def test_the_controller_first_makes_what_is_missing(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
-    assert commands("controller", runs) == [f"{name} {common}" for name in ("collect", "vae", "mdnrnn", "controller")]
+    assert commands("controller", runs) == [f"{name} {common}" for name in ("collect", "vae", "memory", "controller")]
 
 
 def test_the_dream_needs_m_but_no_controller(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
-    wanted = [f"{name} {common}" for name in ("collect", "vae", "mdnrnn", "dream")]
+    wanted = [f"{name} {common}" for name in ("collect", "vae", "memory", "dream")]
     assert commands("dream", runs) == wanted
     assert commands("dream", runs, "GENERATIONS=8")[-1] == f"dream {common} --generations 8"
 
@@ -99,7 +100,7 @@ def test_the_dream_needs_m_but_no_controller(runs: str, tmp_path: Path) -> None:
 def test_what_is_there_is_not_made_again(made: str, tmp_path: Path) -> None:
     assert commands("controller", made) == [f"controller {sizes(tmp_path)}"]
     (tmp_path / "carracing" / "mdnrnn.pt").unlink()
-    assert commands("controller", made) == [f"{name} {sizes(tmp_path)}" for name in ("mdnrnn", "controller")]
+    assert commands("controller", made) == [f"{name} {sizes(tmp_path)}" for name in ("memory", "controller")]
     assert commands("vae", made) == [f"vae {sizes(tmp_path)}"]  # asked for by name: the stage says it is finished
 
 
@@ -158,7 +159,7 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     assert commands("controller", runs, *given) == [
         f"collect {common} --episodes 7",
         f"vae {common}",
-        f"mdnrnn {common}",
+        f"memory {common}",
         f"controller {common} --generations 8 --restart",  # ARGS only for what was asked for
     ]
     assert commands("iterate", runs, "ROUNDS=4", *given) == [
@@ -175,6 +176,25 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
     ]
     assert commands("play", runs, *given[2:4], "WORLD=real") == [f"play {folder} --world real --episode 9 --car fast"]
     assert commands("publish", runs, *given) == [f"publish {folder} --restart"]
+
+
+def test_words_choose_the_kinds(runs: str, tmp_path: Path) -> None:
+    common = sizes(tmp_path)
+    assert commands("dream", runs, "V=v", "M=m", "C=c") == [
+        f"collect {common}",
+        f"vae {common} --vision v",
+        f"memory {common} --memory m",
+        f"dream {common} --memory m --controller c",
+    ]
+    assert commands("mdnrnn", runs, "M=m")[-1] == f"memory {common} --memory mdnrnn"
+    assert commands("controller", runs, "C=c")[-1] == f"controller {common} --controller c"
+
+
+@pytest.mark.parametrize("given", ["a;b", "a b", "$(x)", "#x", "a/b", "a.b"])
+@pytest.mark.parametrize("word", ["V", "M", "C"])
+def test_an_odd_kind_is_refused_at_once(word: str, given: str) -> None:
+    said = make("-n", "dream", f"{word}={given}", code=2)
+    assert "is no name of a kind" in said and "venv" not in said
 
 
 def test_the_seed_goes_to_every_stage_but_is_no_track(runs: str, tmp_path: Path) -> None:
@@ -253,7 +273,7 @@ def test_a_committed_run_is_read_in_place_and_written_elsewhere(runs: str, tmp_p
 
 
 @pytest.mark.parametrize("run", COMMITTED)
-@pytest.mark.parametrize("target", ["collect", "vae", "mdnrnn", "controller", "dream", "iterate"])
+@pytest.mark.parametrize("target", ["collect", "vae", "memory", "mdnrnn", "controller", "dream", "iterate"])
 def test_a_committed_run_is_not_trained(runs: str, target: str, run: str) -> None:
     output = make("-n", target, runs, f"RUN={run}", code=2)
     assert f"RUN={run} is a committed run and cannot be trained further: choose another RUN" in output

@@ -13,7 +13,7 @@ STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluat
 
 
 def target(stage: str) -> str:
-    """The target of a stage, with its kinds: the stage of another M is named after it, that of a dream after M and C."""
+    """The target of a stage, with its kinds: the stage of another M is named after it, that of a dream after both."""
     if stage in STAGES:
         return stage
     if stage.startswith("dream-"):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from wm.driving.probe import HEADER, PROBE, describe, rows
 from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
-from wm.run.folder import made_by
 from wm.run.json_files import read_json
 from wm.run.metrics import best_validation
+from wm.run.remedies import target
 from wm.show.report.blocks import SETTLE, Section, Table, add_lines, add_picture, began, losses
 from wm.show.report.dream import command, pair
 from wm.show.report.reader import RunReader
@@ -27,7 +27,7 @@ def memory(plotter: Plotter, readers: Sequence[RunReader], name: str, at: int) -
     """
     main, kind = readers[0], find_kind(name)
     section = Section(f"memory-{name}" if at else "memory", f"M, {kind.title}")
-    if not began(section, readers, name, main.run.memory(name), made_by(name)):
+    if not began(section, readers, name, main.run.memory(name), f"make {target(name)}"):
         return section
     best, charts = best_validation(main.metrics(name)), kind.charts(main.config(name))
     rows = []

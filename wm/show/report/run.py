@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wm.run.folder import made_by
+from wm.run.remedies import target
 from wm.show.report.blocks import Section, Table, date, duration
 from wm.show.report.reader import RunReader
 from wm.show.report.score import describe_score
@@ -21,9 +21,7 @@ def overview(readers: Sequence[RunReader]) -> Section:
     for stage in stages:
         record = main.stages.get(stage)
         if record is None:
-            rows.append(
-                [stage, f"not yet: `{made_by(stage) if stage in main.memories else f'make {stage}'}`", *[""] * 6]
-            )
+            rows.append([stage, f"not yet: `make {target(stage)}`", *[""] * 6])
             continue
         rows.append(
             [
