@@ -99,9 +99,9 @@ def main(argv: list[str]) -> None:
             note_new_work()
         for name in config.rows:
             table[name] = make_row(args, run, config, name)
-            table = {known: table[known] for known in ROWS if known in table}
+            table = {known: table[known] for known in ROWS if known in table} | table  # those of earlier versions last
             write_json(run.ablations, {"rows": table})
-            print_table(table)
+            print_table(table, task_of(run).lost)
 
 
 def make_row(args: Common, run: Run, config: AblateArgs, name: str) -> dict[str, Any]:
@@ -158,10 +158,10 @@ def share_unchanged_files(run: Run, this: Run, row: Row) -> None:
                 raise UserError(f"{mine} differs from that of {run.folder}: redo the row with ARGS=--restart.")
 
 
-def print_table(rows: dict[str, dict[str, Any]]) -> None:
-    """Prints the table."""
+def print_table(rows: dict[str, dict[str, Any]], lost: float) -> None:
+    """Prints the table; episodes with a return below `lost` are counted."""
     wide = max(len(row["says"]) for row in rows.values())
-    print(f"{'':{wide}}  weights  million steps       score  median  below 700")
+    print(f"{'':{wide}}  weights  million steps       score  median  below {lost:g}")
     for row in rows.values():
         print(
             f"{row['says']:{wide}}  {row['weights']:7,}  {row['env_steps'] / 1e6:13.2f}  "
