@@ -30,7 +30,7 @@ MADE_FROM = {"rollouts": "a" * 64, "vae.pt": "b" * 64}
 
 
 def append(writer: LatentsWriter, index: int, steps: int) -> None:
-    """An episode whose every number names its episode and step: 1000 index + step."""
+    """An episode whose every number names its episode and step: 1000 index + step. Its own actions are choices."""
     name = 1000.0 * index + np.arange(steps + 1, dtype=np.float32)
     episode = Episode(
         index=index,
@@ -39,13 +39,13 @@ def append(writer: LatentsWriter, index: int, steps: int) -> None:
         env_id="Some/Env-v0",
         env_version="1.4.0",
         observations=np.zeros((steps + 1, 1), np.uint8),
-        actions=np.stack([name[:-1] + 0.25, name[:-1] + 0.5], 1),
+        actions=np.zeros(steps, np.int64),
         rewards=name[:-1] + np.float32(0.75),
         terminated=index % 2 == 0,
         truncated=index % 2 == 1,
     )
     mu: NDArray[np.float32] = np.stack([name, -name, name], 1)
-    writer.append(episode, mu, mu * np.float32(0.5))
+    writer.append(episode, np.stack([name[:-1] + 0.25, name[:-1] + 0.5], 1), mu, mu * np.float32(0.5))
 
 
 @pytest.fixture(scope="module")

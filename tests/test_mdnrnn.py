@@ -33,7 +33,7 @@ from wm.run.artifact import save_artifact
 from wm.run.device import has_fast_bf16
 from wm.run.errors import UserError
 
-CONFIG = {"z": 4, "actions": 2, "hidden": 8, "mixtures": 3, "reward": "tile", "logsigma_floor": -7.0}
+CONFIG = {"z": 4, "actions": 2, "hidden": 8, "mixtures": 3, "reward": "pulse", "logsigma_floor": -7.0}
 
 
 def small(**changes: object) -> MDNRNN:
@@ -148,7 +148,7 @@ def test_shapes_with_ones(b: int, t: int, z: int, k: int) -> None:
     assert prediction.reward.shape == prediction.terminated.shape == (b, t)
     assert h.shape == c.shape == (1, b, 8)
     assert sample(prediction, 1.0, torch.Generator()).shape == (b, t, z)
-    losses = step_losses(prediction, torch.zeros(b, t, z), torch.ones(b, t), torch.ones(b, t).bool(), "tile")
+    losses = step_losses(prediction, torch.zeros(b, t, z), torch.ones(b, t), torch.ones(b, t).bool(), "pulse")
     assert all(loss.shape == (b, t) for loss in losses)
     torch.testing.assert_close(prediction.logmix.exp().sum(-1), torch.ones(b, t, z))
 
@@ -198,7 +198,7 @@ def test_autocast_leaves_the_loss_in_float32(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_unknown_reward_head_is_refused() -> None:
     with pytest.raises(ValueError, match="neither"):
-        small(reward="pulse")
+        small(reward="points")
 
 
 # --- the loss over clips ---------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ Clip = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def clip(b: int, t: int, seed: int = 0) -> Clip:
     """Clips mu, logvar, a, r, terminated of a toy world in which step t is answered by what only a_t decides.
 
-    z_{t+1} = 0.5 a_t, r_t pays a tile for a_t[0] > 0, and the episode terminates for a_t[1] > 0. The actions are
+    z_{t+1} = 0.5 a_t, r_t is a pulse for a_t[0] > 0, and the episode terminates for a_t[1] > 0. The actions are
     independent of one another, so a loss that compared with z_t, with r or terminated of another step, or that
     fed the action of another step, could not be brought down that far.
     """
@@ -225,7 +225,7 @@ def run_clip(model: MDNRNN, mu: Tensor, logvar: Tensor, a: Tensor, r: Tensor, te
     return clip_losses(model, mu, logvar, a, r, terminated, torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("reward", ["tile", "value"])
+@pytest.mark.parametrize("reward", ["pulse", "value"])
 def test_alignment_on_a_toy_world(reward: str) -> None:
     model = small(hidden=32, mixtures=2, reward=reward)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -245,10 +245,10 @@ def test_alignment_on_a_toy_world(reward: str) -> None:
     assert (mean - mu[:, 1:]).abs().mean() < 0.1
     constant = math.log(2)
     assert losses.terminated.mean() < 0.3 * constant
-    assert losses.reward.mean() < (0.3 * constant if reward == "tile" else 0.3 * r.var())
+    assert losses.reward.mean() < (0.3 * constant if reward == "pulse" else 0.3 * r.var())
     sure = a.abs().amin(-1) > 0.3  # well away from the two thresholds
     assert torch.equal(prediction.terminated[sure] > 0, terminated[sure])
-    threshold = 0.0 if reward == "tile" else 1.5
+    threshold = 0.0 if reward == "pulse" else 1.5
     assert torch.equal(prediction.reward[sure] > threshold, r[sure] > 0)
 
 
@@ -437,7 +437,7 @@ def test_factors_of_dropout_keep_the_mean() -> None:
     t=st.integers(1, 12),
     real=st.integers(1, 12),
     horizons=st.lists(st.integers(1, 13), max_size=3),
-    reward=st.sampled_from(["tile", "value"]),
+    reward=st.sampled_from(["pulse", "value"]),
     seed=st.integers(0, 1000),
 )
 def test_outlook_targets_against_a_plain_loop(t: int, real: int, horizons: list[int], reward: str, seed: int) -> None:
@@ -453,7 +453,7 @@ def test_outlook_targets_against_a_plain_loop(t: int, real: int, horizons: list[
                 after = steps[i + 1 : i + 1 + n]
                 assert bool(known[b, i, k]) == (len(after) == n)
                 if len(after) == n:
-                    wanted = sum(x > 0 for x in after) if reward == "tile" else sum(after)
+                    wanted = sum(x > 0 for x in after) if reward == "pulse" else sum(after)
                     assert targets[b, i, k].item() == pytest.approx(wanted / n, abs=1e-4)
 
 
@@ -492,7 +492,7 @@ def test_saved_and_loaded(tmp_path: Path, half: bool) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"hidden": 9}, {"mixtures": 0}, {"z": "4"}, {"reward": "pulse"}, {"logsigma_floor": None}, {"outlook": 3}],
+    [{"hidden": 9}, {"mixtures": 0}, {"z": "4"}, {"reward": "points"}, {"logsigma_floor": None}, {"outlook": 3}],
 )
 def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     save_mdnrnn(tmp_path / "mdnrnn.pt", small().state_dict(), {**CONFIG, **changes}, {})

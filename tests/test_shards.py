@@ -40,7 +40,7 @@ def drawn(index: int, steps: int | None = None) -> Episode:
         rewards=rng.normal(size=steps).astype(np.float32),
         terminated=bool(index % 3 == 0),
         truncated=bool(index % 3 == 1),
-        on_road=float(rng.random()),
+        measure=float(rng.random()),
     )
 
 
@@ -51,7 +51,7 @@ def assert_same(found: Episode, wanted: Episode) -> None:
         np.testing.assert_array_equal(a, b)
     parts = [{k: v for k, v in vars(e).items() if not isinstance(v, np.ndarray | float)} for e in (found, wanted)]
     assert parts[0] == parts[1]
-    np.testing.assert_equal(found.on_road, wanted.on_road)
+    np.testing.assert_equal(found.measure, wanted.measure)
     assert found.digest() == wanted.digest()
 
 
@@ -95,7 +95,7 @@ def alike(draw: st.DrawFn) -> list[Episode]:
                 rewards=draw(arrays("f4", (steps,))),
                 terminated=draw(st.booleans()),
                 truncated=draw(st.booleans()),
-                on_road=draw(st.floats(0, 1)),
+                measure=draw(st.floats(0, 1)),
             )
         )
     return episodes

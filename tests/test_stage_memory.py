@@ -1,4 +1,4 @@
-"""The stage mdnrnn, run in this process on a toy world: what it writes, aligns, refuses, and how it resumes."""
+"""The stage memory with the MDN-RNN, in this process on a toy world: what it writes, aligns, refuses; resuming."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import stages.mdnrnn
-from stages.mdnrnn import main
+import stages.memory
+import wm.memory.training
+from stages.memory import main
 from wm.config.vmc import MDNRNNConfig
 from wm.dream.networks import load_networks, split_latents
 from wm.driving.loading import load_models
@@ -90,7 +91,7 @@ def stage(run: Run, *arguments: str, picture: bool = False) -> None:
     """Runs the stage in this process; its picture, the slowest part of so short a run, only where it is wanted."""
     with pytest.MonkeyPatch.context() as patch:
         if not picture:
-            patch.setattr(stages.mdnrnn, "plot_clip", lambda *_: None)
+            patch.setattr(stages.memory, "plot_clip", lambda *_: None)
         main(["--run", str(run.folder), *SMALL, *arguments])
 
 
@@ -107,7 +108,7 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "nats per dimension" in said
     model, meta = load_mdnrnn(run.mdnrnn)
-    assert (model.z, model.actions, model.hidden, model.mixtures, model.reward) == (4, 3, 24, 5, "tile")
+    assert (model.z, model.actions, model.hidden, model.mixtures, model.reward) == (4, 3, 24, 5, "pulse")
     assert meta["made_from"] == {"rollouts": Rollouts(run.rollouts).fingerprint(), "vae.pt": file_hash(run.vae)}
     assert load_models(run, "float32").features == 28
     assert (run.plots / "predictions.png").read_bytes().startswith(b"\x89PNG")
@@ -170,7 +171,7 @@ def test_latents_are_vs_and_aligned_with_the_record(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reward", ["tile", "value"])
+@pytest.mark.parametrize("reward", ["pulse", "value"])
 def test_it_learns_what_an_action_does(run: Run, reward: str) -> None:
     """From files to losses: a shift of one step anywhere on the way would leave M at the constants."""
     stage(run, "--updates", "400", "--lr", "0.01", "--reward", reward, "--batch", "16", "--validate-every", "100")
@@ -183,7 +184,7 @@ def test_it_learns_what_an_action_does(run: Run, reward: str) -> None:
 # --- baselines -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reward", ["tile", "value"])
+@pytest.mark.parametrize("reward", ["pulse", "value"])
 def test_baselines_are_the_ones_they_say(run: Run, reward: str) -> None:
     stage(run, "--updates", "1")
     latents = Latents(run.latents)
@@ -195,7 +196,7 @@ def test_baselines_are_the_ones_they_say(run: Run, reward: str) -> None:
     r = np.concatenate([episode.rewards for episode in episodes])
     np.testing.assert_allclose(constants.z_mu.numpy(), mu.mean(0), atol=1e-4)
     np.testing.assert_allclose(constants.z_logsigma.exp().numpy(), np.sqrt(mu.var(0) + np.exp(-6)), rtol=1e-3)
-    wanted = ((r > 0).sum() + 1) / (len(r) + 2) if reward == "tile" else r.mean()
+    wanted = ((r > 0).sum() + 1) / (len(r) + 2) if reward == "pulse" else r.mean()
     assert constants.reward == pytest.approx(wanted, rel=1e-5)
     ends = sum(bool(episode.terminated[-1]) for episode in episodes)
     assert constants.terminated == pytest.approx((ends + 1) / (len(r) + 2))
@@ -211,7 +212,7 @@ def test_baselines_are_the_ones_they_say(run: Run, reward: str) -> None:
     assert found == again
     real = clips.r[clips.mask]
     p = constants.reward
-    each = -np.log(np.where(real > 0, p, 1 - p)) if reward == "tile" else (real - p) ** 2
+    each = -np.log(np.where(real > 0, p, 1 - p)) if reward == "pulse" else (real - p) ** 2
     assert found["reward_constant"] == pytest.approx(each.mean(), rel=1e-4)
     squares = (clips.mu[:, 1:] ** 2 + np.exp(clips.logvar[:, 1:]))[clips.mask].mean()
     assert found["nll_unit"] == pytest.approx(0.5 * (squares + np.log(2 * np.pi)), rel=0.05)
@@ -248,7 +249,7 @@ def test_dropout_is_in_the_loss_and_not_in_validation(run: Run) -> None:
         config = MDNRNNConfig(batch=3, length=10, dropout=dropout)
         constants = constant_predictors(latents, training, config)
         with torch.no_grad():
-            total, _ = stages.mdnrnn.batch_loss(
+            total, _ = wm.memory.training.batch_loss(
                 model, clips, torch.Generator().manual_seed(0), config=config, device=cpu
             )
             metrics.append(validate(model, clips=clips, constants=constants, config=config, seed=0, device=cpu))
@@ -270,13 +271,13 @@ def test_it_begins_with_given_weights(run: Run, source: Path, tmp_path: Path, mo
     stage(run, "--updates", "2")
     shutil.copy(run.mdnrnn, start)
     given, found = weights(run), []
-    original = stages.mdnrnn.batch_loss
+    original = wm.memory.training.batch_loss
 
     def first_only(model: MDNRNN, *rest, **more):  # type: ignore[no-untyped-def]
         found.append(torch.cat([value.flatten() for value in model.state_dict().values()]).cpu().clone())
         return original(model, *rest, **more)
 
-    monkeypatch.setattr(stages.mdnrnn, "batch_loss", first_only)
+    monkeypatch.setattr(wm.memory.training, "batch_loss", first_only)
     other = Run(shutil.copytree(source, tmp_path / "other"))
     write_shard(other.rollouts / "c.h5", [toy_episode(8, 20), toy_episode(9, 20)])
     write_vae(other)
@@ -309,7 +310,7 @@ def test_resume_is_exact(run: Run, source: Path, tmp_path: Path, monkeypatch: py
     stage(whole, *options)
 
     calls = 0
-    original = stages.mdnrnn.batch_loss
+    original = wm.memory.training.batch_loss
 
     def interrupted(*args, **kwargs):  # type: ignore[no-untyped-def]
         nonlocal calls
@@ -319,7 +320,7 @@ def test_resume_is_exact(run: Run, source: Path, tmp_path: Path, monkeypatch: py
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.mdnrnn, "batch_loss", interrupted)
+        patch.setattr(wm.memory.training, "batch_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stage(run, *options)
     assert not run.mdnrnn.exists()
