@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from wm.config.presets import FAST_ENV, STOCK_ENV
 from wm.driving.collection import make_collector
 from wm.driving.workers import make_workers
+from wm.envs.car_racing.task import CAR_RACING
+from wm.envs.task import Task
 from wm.store.shards import save_shard
 
 WORKERS = 2
@@ -23,9 +26,14 @@ EPISODES = {STOCK_ENV: 2, FAST_ENV: 24}
 POLICIES = ("brownian", "random_network", "mixture")
 
 
+def task_on(env_id: str) -> Task:
+    """CarRacing on this environment."""
+    return replace(CAR_RACING, train_id=env_id, train_options=CAR_RACING.train_options if env_id == FAST_ENV else {})
+
+
 def rate(env_id: str, policy: str, folder: Path) -> float:
     """Steps/s of collecting, with the workers started and warm."""
-    with make_workers(WORKERS, make_collector, env_id, policy, STEPS, 0) as workers:
+    with make_workers(WORKERS, make_collector, task_on(env_id), policy, STEPS, 0) as workers:
         # First episodes of other indices: each worker makes its environment, and loads what it needs.
         list(workers.run([[1000 + i] for i in range(2 * WORKERS)]))
         tasks = [[i] for i in range(EPISODES[env_id])]

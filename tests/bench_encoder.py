@@ -133,7 +133,7 @@ def training(rounds: int = 3, updates: int = 4) -> None:
         model.to(memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         generator = torch.Generator()
-        with patch("stages.vae.autocast", lambda _, on=bf16: torch.autocast("cpu", torch.bfloat16, enabled=on)):
+        with patch("wm.vision.training.autocast", lambda _, on=bf16: torch.autocast("cpu", torch.bfloat16, enabled=on)):
             for update in range(updates + 1):
                 if update == 1:
                     start = time.perf_counter()  # the first update prepares kernels

@@ -21,7 +21,7 @@ import tyro
 from tests.soak import children, resident
 from tests.test_shards import drawn
 from wm.config.presets import LAPTOP
-from wm.controller.linear import parameter_count
+from wm.controller.linear import Linear
 from wm.learning.strategies import make_es
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts, write_shard
@@ -76,7 +76,7 @@ def store(episodes: int) -> None:
 
 def population(popsize: int) -> None:
     """Asks and tells a few generations."""
-    start = np.zeros(parameter_count(288))
+    start = np.zeros(Linear(3).count(288))
     sizes = replace(LAPTOP.controller, popsize=popsize)
     es = make_es(
         "cmaes",

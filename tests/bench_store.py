@@ -141,7 +141,7 @@ def clips(folder: Path) -> None:
                 terminated=False,
                 truncated=True,
             )
-            writer.append(episode, *(rng.standard_normal((2, steps + 1, 32), np.float32)))
+            writer.append(episode, episode.actions, *(rng.standard_normal((2, steps + 1, 32), np.float32)))
     stream = clip_batches(Latents(folder / "latents.h5"), np.arange(episodes), batch=32, length=100, seed=0, start=0)
     cold = seconds(lambda: [next(stream) for _ in range(batches)]) / batches
     warm = seconds(lambda: [next(stream) for _ in range(batches)]) / batches

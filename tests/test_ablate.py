@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import stages.ablate
-from stages.ablate import ROWS, main
+from stages.ablate import ROWS, Row, main
 from tests.here import COMMON, given
 from wm.controller.file import save_controller
 from wm.run.checksums import file_hash
@@ -36,9 +36,10 @@ class Pretended:
         name = run.folder.name
         assert options == {"run": run.folder, **COMMON}
         self.calls.append((name, stage, list(arguments)))
-        if stage in ("vae", "mdnrnn"):
-            assert not (run.folder / f"{stage}.pt").exists()
-            (run.folder / f"{stage}.pt").write_text(f"{stage} of {name}")
+        if stage in ("vae", "memory"):
+            artifact = run.vae if stage == "vae" else run.mdnrnn
+            assert not artifact.exists()
+            artifact.write_text(f"{stage} of {name}")
         elif stage == "controller":
             assert run.vae.exists()
             assert run.mdnrnn.exists()
@@ -70,6 +71,13 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.fixture
+def own_v(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row with a V of its own beside the others."""
+    row = Row("another V", vae=("--start", "{run}/vae.pt", "--kl-weight", "5"), mdnrnn=())
+    monkeypatch.setitem(ROWS, "own-v", row)
+
+
 def ablate(run: Run, *arguments: str) -> None:
     main(["--run", str(run.folder), *given(COMMON), *arguments])
 
@@ -78,24 +86,26 @@ def row_of(run: Run, name: str) -> Run:
     return Run(run.folder / "ablations" / name)
 
 
+@pytest.mark.usefixtures("own_v")
 def test_a_row_calls_the_stages_of_what_it_changes(run: Run, pretended: Pretended) -> None:
-    ablate(run, "--steps", "50", "--episodes", "4")
+    ablate(run, "--rows", *ROWS, "--steps", "50", "--episodes", "4")
     called = {name: [stage for row, stage, _ in pretended.calls if row == name] for name in ROWS}
     last = ["controller", "evaluate"]
-    trained = {"no-outlook": ["mdnrnn"], "untrained-m": ["mdnrnn"], "road": ["vae", "mdnrnn"]}
+    trained = {"no-outlook": ["memory"], "untrained-m": ["memory"], "own-v": ["vae", "memory"]}
     assert called == {name: [*trained.get(name, []), *last] for name in ROWS}
     budget = ["--env-steps", "50", "--generations", "1000000000", "--select-every", "5", "--select-tracks", "32"]
     for name, stage, arguments in pretended.calls:
         if stage == "controller":
             assert arguments == [*budget, *ROWS[name].controller]
         elif stage == "vae":
-            assert arguments == ["--start", f"{run.folder}/vae.pt", "--updates", "1000", "--road-weight", "5"]
+            assert arguments == ["--start", f"{run.folder}/vae.pt", "--kl-weight", "5"]
         elif stage == "evaluate":
             assert arguments == ["--episodes", "4"]
 
 
+@pytest.mark.usefixtures("own_v")
 def test_what_a_row_does_not_change_is_that_of_the_run(run: Run, pretended: Pretended) -> None:
-    ablate(run)
+    ablate(run, "--rows", *ROWS)
     for name, row in ROWS.items():
         this = row_of(run, name)
         for mine, theirs, own in (
@@ -119,9 +129,21 @@ def test_the_table(run: Run, pretended: Pretended, capsys: pytest.CaptureFixture
     assert rows["full"]["lost"] == 1
     assert rows["v"]["env_steps"] == 7
     assert rows["v"]["options"]["controller"] == ["--inputs", "z"]
-    last = capsys.readouterr().out.splitlines()[-2:]
-    assert last[0].split("linear")[1].split() == ["38", "0.00", "800", "±", "173", "895", "1", "of", "4"]
-    assert last[1].startswith("V only, linear")
+    *_, head, first, second = capsys.readouterr().out.splitlines()
+    assert head.endswith("below 700")
+    assert first.split("linear")[1].split() == ["38", "0.00", "800", "±", "173", "895", "1", "of", "4"]
+    assert second.startswith("V only, linear")
+
+
+def test_rows_of_earlier_versions_stay(run: Run, pretended: Pretended, capsys: pytest.CaptureFixture[str]) -> None:
+    ablate(run, "--rows", "full")
+    row = read_json(run.ablations)["rows"]["full"]
+    write_json(run.ablations, {"rows": {"road": {**row, "says": "V with road pixels weighted"}}})
+    ablate(run, "--rows", "full")
+    rows = read_json(run.ablations)["rows"]
+    assert list(rows) == ["full", "road"]
+    assert rows["road"]["mean"] == row["mean"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("V with road pixels weighted")
 
 
 def test_an_interrupted_row_goes_on(run: Run, pretended: Pretended) -> None:

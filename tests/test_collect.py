@@ -21,14 +21,18 @@ import numpy as np
 import pytest
 
 from stages.collect import load_driver, main
+from wm.config.earlier import MEASURE
 from wm.config.presets import FAST_ENV
 from wm.config.seeds import COLLECT_SEEDS, DRIVEN_FROM, track_seeds
 from wm.config.vmc import CollectConfig
 from wm.controller.file import load_controller, save_controller
-from wm.controller.hidden import hidden_count
+from wm.controller.hidden import Hidden
 from wm.driving.collection import make_collector, mismatch, record_episode, set_aside_damaged
 from wm.driving.loading import load_agent
 from wm.envs import make_env
+from wm.envs.action import Action
+from wm.envs.car_racing.task import CAR_RACING
+from wm.envs.task import Task
 from wm.run.errors import MachineError, UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_json
@@ -37,10 +41,11 @@ from wm.store.shards import Rollouts, save_shard, write_shard
 from wm.store.starts import load_starts
 
 ROOT = Path(__file__).parent.parent
+CARTPOLE = Task("CartPole-v1", "CartPole", Action(("left", "right")), (4,), lambda observation: observation)
 
 
 def cartpole(folder: Path, groups: list[list[int]], seed: int = 0) -> Rollouts:
-    work = make_collector("CartPole-v1", "uniform", 50, seed)
+    work = make_collector(CARTPOLE, "uniform", 50, seed)
     for group in groups:
         save_shard(folder / f"{group[0]}.h5", work(group).shard)
     return Rollouts(folder)
@@ -81,7 +86,7 @@ def test_cartpole_is_collected_too_however_it_is_shared_out(tmp_path: Path) -> N
     assert episode.observations.shape == (episode.length + 1, 4)
     assert episode.actions.shape == (episode.length,)
     assert episode.terminated != episode.truncated
-    assert np.isnan(episode.on_road)
+    assert np.isnan(episode.measure)
 
 
 def test_an_episode_can_be_played_again_from_its_record(tmp_path: Path) -> None:
@@ -113,12 +118,13 @@ def test_share_of_steps_on_the_road() -> None:
 
     env = make_env(FAST_ENV)
     rng = np.random.default_rng(0)
+    limits: dict[str, Any] = {"measure": CAR_RACING.measure, "index": 0, "seed": 0}
     stands, leaves = (
-        record_episode(env, Straight(gas), "straight", index=0, seed=0, max_steps=steps, rng=rng)
+        record_episode(env, Straight(gas), "straight", **limits, max_steps=steps, rng=rng)
         for gas, steps in ((0.0, 10), (1.0, 250))
     )
-    assert stands.on_road == 1.0
-    assert 0.1 < leaves.on_road < 0.9
+    assert stands.measure == 1.0
+    assert 0.1 < leaves.measure < 0.9
     assert stands.observations.shape == (11, 64, 64, 3)
     assert stands.observations.dtype == np.uint8
     assert stands.truncated
@@ -137,7 +143,9 @@ def test_leaves_shards_a_summary_and_a_picture(whole: Run) -> None:
     assert summary["frames"] == int((rollouts.table["length"] + 1).sum())
     assert summary["return_mean"] == pytest.approx(rollouts.table["ret"].mean())
     assert summary["policies"] == {"brownian": 4}
-    assert 0 <= summary["on_road"] <= 1
+    assert list(summary["measures"]) == ["on the road"]
+    wanted = np.average(rollouts.table[MEASURE], weights=rollouts.table["length"])
+    assert summary["measures"]["on the road"] == pytest.approx(wanted)
     assert summary["bytes"] == sum(path.stat().st_size for path in whole.rollouts.glob("*.h5"))
     assert summary["fingerprint"] == rollouts.fingerprint()
     assert sum(summary["returns"]["counts"]) == 4
@@ -328,8 +336,8 @@ def test_a_hopeless_episode_is_given_up(tmp_path: Path, capsys: pytest.CaptureFi
         assert episode.length == min(last + 10, 60)
         waits = np.diff(np.flatnonzero(episode.rewards > 0))
         assert waits.max(initial=0) <= 10
-    assert mismatch(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0, cut_after=10) == ""
-    assert "these limits" in mismatch(table[table["length"].argmin()], "wm/CarRacing-v3", "brownian", 60, 0)
+    assert mismatch(table[table["length"].argmin()], CAR_RACING, "brownian", 60, 0, cut_after=10) == ""
+    assert "these limits" in mismatch(table[table["length"].argmin()], CAR_RACING, "brownian", 60, 0)
 
 
 def test_leftovers_of_a_killed_run_go(copy: Run) -> None:
@@ -398,7 +406,9 @@ def test_a_neighbour_drives_every_second_driven_episode(tmp_path: Path) -> None:
     driver = load_driver(Run(pretrained), "controller", CollectConfig(bursts=0.5, spread=0.05))
     assert (driver.bursts, driver.spread) == (0.5, 0.05)
     starts = load_starts(pretrained / "starts.npz")
-    np.testing.assert_allclose(driver.centre, np.concatenate([starts.z, starts.h], axis=1).mean(0), atol=1e-5)
+    np.testing.assert_allclose(
+        driver.centre, np.concatenate([starts.state["z"], starts.state["h"]], axis=1).mean(0), atol=1e-5
+    )
     assert driver.drawn(6, np.random.default_rng(0)) is driver.theta
     away = np.stack([driver.drawn(7, np.random.default_rng(n)) - driver.theta for n in range(50)]).astype(np.float64)
     weights, bias = away[:, :-3].reshape(50, 3, -1), away[:, -3:]
@@ -420,7 +430,7 @@ def test_neighbours_need_a_linear_controller_and_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"starts\.npz is missing: make it with `make dream`"):
         load_driver(run, "controller", CollectConfig(spread=0.1))
     assert load_driver(run, "controller", CollectConfig()).spread == 0
-    theta = np.zeros(hidden_count(288, 4), np.float32)
+    theta = np.zeros(Hidden(3, 4).count(288), np.float32)
     save_controller(run.controller, theta, load_controller(run.controller)[1])
     with pytest.raises(UserError, match="--spread needs a linear controller"):
         load_driver(run, "controller", CollectConfig(spread=0.1))

@@ -28,6 +28,7 @@ from tests.damage import damaged, malicious
 from tests.test_report import write_run
 from tests.test_shards import drawn
 from tests.toy_dream import make_toy_run, toy_mdnrnn
+from wm.config.earlier import MEASURE
 from wm.config.presets import SMOKE
 from wm.controller.file import load_controller, save_controller
 from wm.dream.networks import load_networks
@@ -136,7 +137,7 @@ KINDS = {
 def run_table(run: Run) -> Any:
     """What the digests do not cover."""
     table = Rollouts(run.rollouts).table
-    return [table["ret"].tolist(), table["on_road"].tolist()]
+    return [table["ret"].tolist(), table[MEASURE].tolist()]
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +155,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
         run.checkpoints / "controller.npz"
     )
     rng = np.random.default_rng(0)
-    z, h, c = (rng.normal(size=(6, n)).astype(np.float32) for n in (4, 8, 8))
+    state = {name: rng.normal(size=(6, size)).astype(np.float32) for name, size in (("z", 4), ("h", 8), ("c", 8))}
     numbers = np.arange(6)
-    save_starts(run.starts, Starts(z, h, c, numbers, numbers, np.array([-0.1, 3, -100], np.float32), {"vae.pt": "v"}))
+    save_starts(run.starts, Starts(state, numbers, numbers, np.array([-0.1, 3, -100], np.float32), {"vae.pt": "v"}))
     with run.stage("vae", SMOKE.vae, 0) as begin:
         begin()
     write_json(run.rollouts / "summary.json", {"episodes": 2, "return_mean": -3.25, "policies": {"brownian": 2}})
@@ -395,7 +396,10 @@ def test_an_evolution_of_other_fields_is_refused(source: Run, copy: Run, name: s
     assert "is damaged" in (refusal(kind, copy) or "")
 
 
-@pytest.mark.parametrize(("name", "odd"), [("generations", "3"), ("env_steps", [1]), ("config", [])])
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [("generations", "3"), ("env_steps", [1]), ("config", []), ("kind", 3), ("sizes", []), ("memory", {})],
+)
 def test_a_controller_of_other_fields_is_refused(copy: Run, name: str, odd: Any) -> None:
     copy.controller.unlink()
     save_controller(copy.controller, np.arange(39.0), {"made_from": {}, name: odd})
