@@ -129,7 +129,9 @@ def files(controller: str) -> Arrays:
         "vae": b"".join(value.tobytes() for value in weights.values()),
         "mdnrnn": b"".join(value.numpy().tobytes() for value in mdnrnn.state_dict().values()),
         "theta": theta.tobytes(),
-        "starts": b"".join(part.tobytes() for part in (*starts.state.values(), starts.episode, starts.step)),
+        "starts": b"".join(part.tobytes() for part in starts.state.values())
+        + starts.episode.tobytes()
+        + starts.step.tobytes(),
         "meta": repr([sorted(each["made_from"].items()) for each in (vae_meta, meta, theta_meta)]).encode(),
     }
     return {name: np.array(hashlib.sha256(value).hexdigest()) for name, value in content.items()}

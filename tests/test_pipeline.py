@@ -18,7 +18,7 @@ import wm.envs  # noqa: F401  registers wm/Dream-v0
 from tests.here import make_here, outside_of_make, run_here
 from wm.config.presets import PRESETS, SMOKE, STOCK_ENV
 from wm.controller.file import load_controller, save_controller
-from wm.controller.hidden import hidden_count
+from wm.controller.hidden import Hidden
 from wm.driving.loading import load_agent
 from wm.run.checksums import file_hash
 from wm.run.metrics import read_metrics
@@ -288,7 +288,7 @@ def test_curves_of_variants_at_an_equal_budget(run: Path, make: Make, here: Make
     assert rows[0]["curve"] != rows[1]["curve"]
     theta, _ = load_controller(run / "variants" / "pairs" / "1" / "controller.npz")
     weights = theta[: 3 * 288].reshape(3, 288)
-    assert len(theta) == hidden_count(288, 3)
+    assert len(theta) == Hidden(3, 3).count(288)
     assert weights[:, :32].all()
     assert not weights[:, 32:].any()
     assert (run / "plots" / "curves.png").stat().st_size > 0

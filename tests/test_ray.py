@@ -1,6 +1,6 @@
 """Ray: a cluster gives what the inline reference gives, whatever happens to its nodes, and no run hangs.
 
-Ray is an extra: `.venv/bin/python -m pip install 'ray>=2.60'`.
+Ray is an extra; `make test` installs it.
 """
 
 import os
@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wm.config.names import FAST_ENV
 from wm.driving.collection import make_collector
-from wm.driving.ray_workers import INSTALL, RayWorkers
+from wm.driving.ray_workers import RayWorkers
 from wm.driving.workers import Inline, WorkersDied, make_workers
+from wm.envs.car_racing.task import CAR_RACING
 from wm.run.errors import MachineError, UserError
+from wm.run.remedies import install
 from wm.run.signals import EXIT_CODE, INTERRUPTED
 
-pytest.importorskip("ray", reason=f"Ray is not installed: {INSTALL}")
+pytest.importorskip("ray", reason=f"Ray is not installed: {install('ray')}")
 
 ROOT = Path(__file__).parent.parent
 
@@ -254,5 +255,5 @@ def test_ctrl_c_ends_a_stage_and_its_cluster(tmp_path: Path) -> None:
     assert "ray" not in said.replace(str(tmp_path), "").lower()  # its logs are elsewhere
     assert session(process.pid) == []
     shard = min((tmp_path / "rollouts").glob("[!.]*.h5"))
-    inline = make_collector(FAST_ENV, "brownian", 30, 0)
+    inline = make_collector(CAR_RACING, "brownian", 30, 0)
     assert shard.read_bytes() == inline([int(shard.stem.split("-")[0])]).shard
