@@ -175,10 +175,10 @@ ablate: $(VENV) | $(MEMORY) ## score variants without a part: V only, untrained 
 # Files side by side, one process a core. ARGS=-n0 runs them one after another, as plain pytest does.
 SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 
-test: $(VENV) ## run the tests but the fault tests (10 minutes on two cores)
+test: $(VENV) .venv/.extra-ray ## run the tests but the fault tests (10 minutes on two cores)
 	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
-test-faults: $(VENV) ## run the fault injection tests: kills, full disks, damage (over an hour on two cores)
+test-faults: $(VENV) .venv/.extra-ray ## run the fault injection tests: kills, full disks, damage (over an hour on two cores)
 	$(PY) -m pytest -m faults -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV) ## ruff and mypy

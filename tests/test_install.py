@@ -79,10 +79,10 @@ class Environment:
     def __init__(self, folder: Path) -> None:
         self.source, self.folder = folder / "source", folder / "elsewhere"
         self.source.mkdir()
-        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, self.source)
-        for name in ("wm", "stages", "tests", "data/pretrained"):
-            unneeded = shutil.ignore_patterns("__pycache__", "plots", "samples")
+        for name, large in (("wm", ""), ("stages", ""), ("tests", "samples"), ("data/pretrained", "plots")):
+            unneeded = shutil.ignore_patterns("__pycache__", large)
             shutil.copytree(ROOT / name, self.source / name, ignore=unneeded)
         (self.folder / "pretrained").mkdir(parents=True)
         subprocess.run(["git", "init", "--quiet", str(self.folder)], check=True)
@@ -178,3 +178,9 @@ def test_an_editable_installation_reads_the_checkout(tmp_path: Path) -> None:
     program = "from wm.run.published import find_run; found = {'run': find_run('pretrained').folder}"
     found = own.says(f"{program}\nfound['strangers'] = {STRANGERS}")
     assert found == {"run": str(own.source / "data" / "pretrained"), "strangers": []}
+
+
+def test_every_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "wm").rglob("__init__.py")}
+    assert sorted(listed) == sorted({*there, "wm.pretrained"})

@@ -398,7 +398,7 @@ def test_an_extra_is_installed_once_and_only_when_a_command_needs_it(checkout: P
 
 
 def test_the_pin_of_an_extra_is_found() -> None:
-    said = make("-n", "setup", "EXTRAS=ray")
+    said = make("-n", "-B", "setup", "EXTRAS=ray")
     (command,) = re.findall("sed -n .* requirements.txt", said)
     pins = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert re.fullmatch(r"ray==[\d.]+\n", pins)
