@@ -54,14 +54,17 @@ class Action:
         return len(self.names)
 
     @cached_property
-    def stretch(self) -> list[tuple[int, float, float]]:
-        """(value, factor, shift) of each value whose bounds are not the natural ones of its head."""
+    def stretch(self) -> list[tuple[int, float, float, float, float]]:
+        """(value, factor, shift, low, high) of each value whose bounds are not the natural ones of its head.
+
+        Rounding can carry a stretched value past its bounds, so that it is clipped.
+        """
         found = []
         for i, (head, low, high) in enumerate(zip(self.heads, self.low, self.high, strict=True)):
             least, most = NATURAL[head]
             if (low, high) != (least, most):
                 factor = (high - low) / (most - least)
-                found.append((i, factor, low - least * factor))
+                found.append((i, factor, low - least * factor, low, high))
         return found
 
     # The three readings of raw outputs.
@@ -76,8 +79,9 @@ class Action:
                 a[..., i] = (a[..., i] + 1) / 2
             elif head == "relu":
                 a[..., i] = np.maximum(a[..., i], 0)
-        for i, factor, shift in self.stretch:
-            a[..., i] = a[..., i] * np.float32(factor) + np.float32(shift)
+        for i, factor, shift, low, high in self.stretch:
+            stretched = a[..., i] * np.float32(factor) + np.float32(shift)
+            a[..., i] = np.clip(stretched, np.float32(low), np.float32(high))
         return a
 
     def squash_tensor(self, raw: Tensor) -> Tensor:
@@ -92,8 +96,8 @@ class Action:
                 raw[..., i].add_(1).mul_(0.5)
             elif head == "relu":
                 raw[..., i].clamp_(min=0)
-        for i, factor, shift in self.stretch:
-            raw[..., i].mul_(factor).add_(shift)
+        for i, factor, shift, low, high in self.stretch:
+            raw[..., i].mul_(factor).add_(shift).clamp_(low, high)
         return raw
 
     def squash_graph(self, graph: Any, raw: str, name: str) -> str:
@@ -109,9 +113,11 @@ class Action:
                 values[i] = graph.add("Mul", values[i], graph.constant("half", 0.5))
             elif head == "relu":
                 values[i] = graph.add("Relu", values[i])
-        for i, factor, shift in self.stretch:
+        for i, factor, shift, low, high in self.stretch:
             values[i] = graph.add("Mul", values[i], graph.constant(f"factor_{i}", float(factor)))
             values[i] = graph.add("Add", values[i], graph.constant(f"shift_{i}", float(shift)))
+            bounds = (graph.constant(f"low_{i}", float(low)), graph.constant(f"high_{i}", float(high)))
+            values[i] = graph.add("Clip", values[i], *bounds)
         return str(graph.add("Concat", *values, axis=-1, name=name))
 
     # The border to the environment.
@@ -133,10 +139,12 @@ class Action:
             ValueError: They are of another shape, not finite, or no choices of a discrete space.
         """
         if not self.heads:
-            chosen = np.asarray(actions) - self.first
-            if chosen.dtype.kind not in "iu" or (chosen < 0).any() or (chosen >= self.size).any():
-                raise ValueError(f"actions are {actions}, not choices {self.first} to {self.first + self.size - 1}")
-            return np.eye(self.size, dtype=np.float32)[chosen]
+            given = np.asarray(actions)
+            if given.dtype.kind in "iu":
+                chosen = given.astype(np.int64) - self.first
+                if ((chosen >= 0) & (chosen < self.size)).all():
+                    return np.eye(self.size, dtype=np.float32)[chosen]
+            raise ValueError(f"actions are {actions}, not choices {self.first} to {self.first + self.size - 1}")
         a = np.asarray(actions, np.float32)
         if a.ndim < 1 or a.shape[-1] != self.size:
             raise ValueError(f"actions are of shape {a.shape}, not {(*a.shape[:-1], self.size)}")
