@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import wm.controller.linear
+import wm.controller.file
 from wm.config.presets import FAST_ENV, LAPTOP, PRESETS, SMOKE, STOCK_ENV
 from wm.config.vmc import Config, ControllerConfig
 from wm.controller.file import load_controller, save_controller
@@ -233,17 +233,19 @@ def test_bad_values_are_refused_in_one_sentence(argv: list[str], sentence: str) 
         parse(controller, "", ["--run", "x", *argv])
 
 
-@pytest.mark.parametrize("name", ["collect", "vae", "mdnrnn", "controller", "evaluate"])
+@pytest.mark.parametrize(
+    ("stage", "name"), [*((name, name) for name in ("collect", "vae", "controller", "evaluate")), ("memory", "mdnrnn")]
+)
 def test_help_shows_every_field_with_its_default(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stage: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", [f"/elsewhere/stages/{name}.py", "--help"])
+    monkeypatch.setattr("sys.argv", [f"/elsewhere/stages/{stage}.py", "--help"])
     with pytest.raises(SystemExit) as left:
         parse(lambda preset: getattr(preset, name), "What it does.", ["--help", "--preset", "smoke"])
     assert left.value.code == 0
     shown = "".join(capsys.readouterr().out.split())  # without the line breaks and frames that tyro puts in
     shown = shown.replace("│", "")
-    assert shown.startswith(f"usage:python-mstages.{name}[")
+    assert shown.startswith(f"usage:python-mstages.{stage}[")
     assert "/elsewhere" not in shown
     assert "Whatitdoes." in shown
     config = getattr(PRESETS[STOCK_ENV]["smoke"], name)
@@ -310,7 +312,7 @@ def test_a_signal_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.Mo
         raise Interrupted
 
     save_controller(tmp_path / "controller.npz", np.zeros(3), {"made_from": {}})
-    monkeypatch.setattr(wm.controller.linear, "check_archive", interrupted)
+    monkeypatch.setattr(wm.controller.file, "check_archive", interrupted)
     with pytest.raises(Interrupted):
         load_controller(tmp_path / "controller.npz")
 

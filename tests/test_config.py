@@ -112,6 +112,16 @@ def test_work_done_with_an_option_that_is_no_more_has_changed() -> None:
     assert list(changed_fields({**old, "go_on": True}, SMOKE.iterate)) == ["go_on was True, is no longer supported"]
 
 
+def test_old_work_with_names_and_options_of_its_time_goes_on() -> None:
+    old = {**asdict(SMOKE.mdnrnn), "reward": "tile"}
+    assert list(changed_fields(old, SMOKE.mdnrnn)) == []
+    assert list(changed_fields(old, replace(SMOKE.mdnrnn, reward="value"))) == ["reward was pulse, is value"]
+    for config, name, default in ((SMOKE.vae, "road_weight", 1.0), (SMOKE.probe, "off_road", 12.0)):
+        old = asdict(config)
+        assert list(changed_fields({**old, name: default}, config)) == []
+        assert list(changed_fields({**old, name: 5.0}, config)) == [f"{name} was 5.0, is no longer supported"]
+
+
 def test_a_field_that_old_work_lacks_had_its_default() -> None:
     old = {name: value for name, value in asdict(SMOKE.controller).items() if name != "whiten"}
     default = type(SMOKE.controller).whiten

@@ -38,14 +38,14 @@ SPAWNED = "from multiprocessing.spawn import spawn_main"
 
 pytestmark = pytest.mark.timeout(7200)
 
-CHAIN = ("collect", "vae", "mdnrnn", "controller", "dream", "evaluate", "probe", "report")
+CHAIN = ("collect", "vae", "memory", "controller", "dream", "evaluate", "probe", "report")
 """Stages of which each works in the folder that the one before leaves."""
 CALLING = ("iterate", "ablate")
 """Stages that call others, as processes of their own."""
 STAGES = (*CHAIN, *CALLING)
 BEFORE: dict[str, str | None] = {
     **dict(zip(CHAIN, (None, *CHAIN), strict=False)),
-    **{"iterate": None, "ablate": "mdnrnn", "curves": "mdnrnn", "replay": "controller"},
+    **{"iterate": None, "ablate": "memory", "curves": "memory", "replay": "controller"},
 }
 """In whose folder a stage begins."""
 POOLED = ("collect", "controller", "dream", "evaluate", "probe")
@@ -55,7 +55,7 @@ EVOLUTION = "--generations 3 --popsize 4 --max-steps 40 --select-every 2 --selec
 OPTIONS = {
     "collect": "--episodes 6 --episodes-per-shard 1 --max-steps 80 --policy brownian",
     "vae": "--updates 12 --validate-every 4 --batch 8 --validation-frames 16 --shuffle-frames 64",
-    "mdnrnn": "--updates 12 --validate-every 4 --batch 4 --length 16 --hidden 16 --validation-clips 8",
+    "memory": "--updates 12 --validate-every 4 --batch 4 --length 16 --hidden 16 --validation-clips 8",
     "controller": f"{EVOLUTION} --tracks 1",
     "dream": f"{EVOLUTION} --start-after 20 --horizon 12 --starts 8 --noise recorded --value 10",
     "evaluate": "--episodes 4 --max-steps 40 --fast",
@@ -104,7 +104,7 @@ def tell(full: bool, record_property: Callable[[str, object], None]) -> Callable
 
 
 def command(stage: str, folder: Path, workers: int = 2) -> list[str]:
-    start = ["-c", SAVING.format(stage=stage)] if stage in ("vae", "mdnrnn") else ["-m", f"stages.{stage}"]
+    start = ["-c", SAVING.format(stage=stage)] if stage in ("vae", "memory") else ["-m", f"stages.{stage}"]
     where = [
         "--run",
         str(folder),
@@ -160,13 +160,18 @@ def has_imported(process: subprocess.Popen[str]) -> bool:
     return "multiarray" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
+def named(stage: str) -> str:
+    """What manifest, metrics and artifact call a stage: stage memory has the name of the kind of M."""
+    return "mdnrnn" if stage == "memory" else stage
+
+
 def has_begun(stage: str, folder: Path) -> bool:
     manifest = folder / "manifest.json"
     if stage == "ablate":
         return (folder / "ablations").exists()
     if stage == "report" or not manifest.exists():
         return stage == "report"
-    record = json.loads(manifest.read_text())["stages"].get(stage)
+    record = json.loads(manifest.read_text())["stages"].get(named(stage))
     return record is not None and record["ended"] is None
 
 
@@ -204,9 +209,9 @@ def contents(stage: str, folder: Path) -> Any:
         summary = read_json(run.rollouts / "summary.json")
         # What goes into which shard, and so their bytes, depends on where a kill left gaps.
         return Rollouts(run.rollouts).fingerprint(), {**summary, "bytes": 0}, rows_without(run, stage, "bytes")
-    if stage in ("vae", "mdnrnn"):
-        artifact = getattr(run, stage)
-        found: list[Any] = [plain(load_artifact(artifact, stage)), rows(run, stage)]
+    if stage in ("vae", "memory"):
+        found: list[Any] = [plain(load_artifact(run.folder / f"{named(stage)}.pt", named(stage)))]
+        found += [rows(run, named(stage))]
         return found if stage == "vae" else [*found, plain(read_latents(run))]
     if stage in ("controller", "dream"):
         theta, meta = load_controller(getattr(run, stage))
@@ -223,7 +228,7 @@ def contents(stage: str, folder: Path) -> Any:
         assert {name: file_hash(folder / name) for name in best["files"]} == best["files"]
         inner = [contents(inner, folder / "rounds" / str(row["round"])) for row in rounds for inner in CHAIN[:2]]
         # Of a round that another one was built on the latents are gone; its networks are.
-        last = contents("mdnrnn", folder / "rounds" / str(len(rounds) - 1))
+        last = contents("memory", folder / "rounds" / str(len(rounds) - 1))
         return [[without(row, "minutes", *WHEN) for row in rounds], inner, last]
     if stage == "ablate":
         table = read_json(run.ablations)["rows"]

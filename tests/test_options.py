@@ -12,35 +12,51 @@ import pytest
 from tests.here import ROOT
 from wm.config.bounds import bounds_of
 from wm.config.presets import PRESETS
+from wm.contracts import MemoryKind, VisionKind
+from wm.memory import kinds as memory_kinds
 from wm.run.command_line import check_bounds
 from wm.run.errors import UserError, writing
+from wm.vision import kinds as vision_kinds
 
 STAGES = (
-    *("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluate", "probe"),
+    *("collect", "vae", "memory", "controller", "dream", "iterate", "evaluate", "probe"),
     *("replay", "report", "play", "publish", "curves", "ablate"),
 )
 ABSURD = ("-1", "0", "nan", "inf", "-inf", "1e400", "-0.5", "1" * 30, "", "many", "0x10", "1,5", "None", "../..", "é")
 
 
-def options(stage: str) -> Any:
-    """The dataclass whose fields are a stage's options."""
+CONFIGS = {"vae": vision_kinds.KINDS["conv"].config, "memory": memory_kinds.KINDS["mdnrnn"].config}
+"""Of the kinds that these stages train unless told otherwise."""
+
+
+def options(stage: str) -> list[Field[Any]]:
+    """The fields that are a stage's options."""
     module = importlib.import_module(f"stages.{stage}")
     found = [
         value
         for name, value in vars(module).items()
         if is_dataclass(value) and name.lower() in (f"{stage}args", f"{stage}config")
     ]
-    return max(found, key=lambda kind: len(fields(kind)))
+    own = max(found, key=lambda kind: len(fields(kind)))
+    return [*fields(own), *(fields(CONFIGS[stage]) if stage in CONFIGS else ())]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_number_has_bounds_that_hold_its_defaults(stage: str) -> None:
-    for f in fields(options(stage)):
+    for f in options(stage):
         if f.type in ("int", "float", "tuple[int, ...]"):
             assert bounds_of(f), f"--{f.name} of stage {stage} has no bounds"
     for preset in next(iter(PRESETS.values())).values():
         for config in vars(preset).values():
             check_bounds(config)
+
+
+@pytest.mark.parametrize("kind", [*vision_kinds.KINDS.values(), *memory_kinds.KINDS.values()], ids=lambda k: k.name)
+def test_every_number_of_a_kind_has_bounds_that_hold_its_defaults(kind: VisionKind | MemoryKind) -> None:
+    for f in fields(kind.config):
+        if f.type in ("int", "float", "tuple[int, ...]"):
+            assert bounds_of(f), f"{f.name} of {kind.title} has no bounds"
+    check_bounds(kind.config())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -57,7 +73,7 @@ def test_absurd_values_are_refused_in_a_sentence(
     monkeypatch.chdir(tmp_path)
     main = importlib.import_module(f"stages.{stage}").main
     where = ["--run", str(tmp_path / "run"), "--preset", "smoke", "--workers", "0"]
-    for i, f in enumerate(fields(options(stage))):
+    for i, f in enumerate(options(stage)):
         option = f"--{f.name.replace('_', '-')}"
         for value in ABSURD[i % every :: every]:
             if f.type in ("bool", "str") or "Path" in str(f.type) or is_in_bounds(f, value):
@@ -124,6 +140,20 @@ def test_what_was_a_track_is_an_episode(stage: str, old: str) -> None:
     main = importlib.import_module(f"stages.{stage}").main
     with pytest.raises(UserError, match=r"^--track has another name: give --episode\.$"):
         main(["--run", "x", *old.split()])
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "sentence"),
+    [
+        ("vae", "--vision", r"there is no V 'odd': choose one of conv\b"),
+        ("memory", "--memory", r"there is no M 'odd': choose one of mdnrnn\b"),
+    ],
+)
+def test_a_kind_that_there_is_not(tmp_path: Path, stage: str, option: str, sentence: str) -> None:
+    main = importlib.import_module(f"stages.{stage}").main
+    with pytest.raises(UserError, match=sentence):
+        main(["--run", str(tmp_path / "run"), option, "odd"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_name_of_a_variant_stays_in_its_folder(tmp_path: Path) -> None:
