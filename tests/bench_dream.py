@@ -16,14 +16,16 @@ import numpy as np
 import torch
 
 from wm.config.presets import LAPTOP
-from wm.controller.linear import parameter_count
+from wm.controller.linear import Linear
 from wm.dream.env import DreamVectorEnv
-from wm.dream.population import Population, squash
-from wm.dream.world import World
-from wm.memory.fused import make_dreamer
+from wm.dream.networks import Networks
+from wm.dream.population import Population
+from wm.dream.world import make_world
+from wm.envs.car_racing.task import CAR_RACING
 from wm.memory.mdnrnn import MDNRNN, sample
 from wm.run.device import has_fast_bf16, seeded
 from wm.store.starts import Starts
+from wm.vision.vae import VAE
 
 THREADS = 2
 ROUNDS = 5
@@ -31,14 +33,16 @@ CANDIDATES, DREAMS, HORIZON = 64, 16, 100
 """Batches of 1,024."""
 ENVS = (1, 64, 1024)
 Z, HIDDEN = 32, 256
+LINEAR = Linear(CAR_RACING.action.size)
 
 
 def make_starts(count: int) -> Starts:
     """Made-up starts of the real sizes."""
     rng = np.random.default_rng(0)
-    z, h, c = (rng.normal(0, 0.3, (count, size)).astype(np.float32) for size in (Z, HIDDEN, HIDDEN))
+    sizes = {"z": Z, "h": HIDDEN, "c": HIDDEN}
+    state = {name: rng.normal(0, 0.3, (count, size)).astype(np.float32) for name, size in sizes.items()}
     numbers = np.zeros(count, np.int64)
-    return Starts(z, h, c, numbers, numbers, np.array([-0.1, 3.4, -100], np.float32), {})
+    return Starts(state, numbers, numbers, np.array([-0.1, 3.4, -100], np.float32), {})
 
 
 @torch.inference_mode()
@@ -47,13 +51,14 @@ def plain(model: MDNRNN, starts: Starts, thetas: np.ndarray) -> None:
     weights = torch.from_numpy(thetas).float()
     matrix, bias = weights[:, :-3].unflatten(1, (3, Z + HIDDEN)), weights[:, -3:]
     rows = CANDIDATES * DREAMS
-    z, h, c = (torch.from_numpy(part[:DREAMS]).repeat(CANDIDATES, 1) for part in (starts.z, starts.h, starts.c))
+    z, h, c = (torch.from_numpy(starts.state[name][:DREAMS]).repeat(CANDIDATES, 1) for name in "zhc")
     state = (h[None], c[None])
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(rows)
     for _ in range(HORIZON):
         features = torch.cat([z, state[0][0]], 1).unflatten(0, (CANDIDATES, DREAMS))
-        action = squash(torch.einsum("pkf,psf->psk", matrix, features) + bias[:, None]).flatten(0, 1)
+        raw = torch.einsum("pkf,psf->psk", matrix, features) + bias[:, None]
+        action = CAR_RACING.action.squash_tensor(raw).flatten(0, 1)
         prediction, state = model(z[:, None], action[:, None], state)
         z = sample(prediction, 1.0, generator)[:, 0]
         total += prediction.reward[:, 0].sigmoid() * 3.5 - 0.1
@@ -70,7 +75,7 @@ def main() -> None:
     """Prints medians with their spread, and ratios to plain torch."""
     model = seeded(MDNRNN, 0).eval()
     starts = make_starts(64)
-    thetas = np.random.default_rng(1).normal(0, 0.1, (CANDIDATES, parameter_count(Z + HIDDEN)))
+    thetas = np.random.default_rng(1).normal(0, 0.1, (CANDIDATES, LINEAR.count(Z + HIDDEN)))
     config = replace(LAPTOP.dream, dreams=DREAMS, horizon=HORIZON, noise="drawn", value=0)
     kinds: dict[str, tuple[str, torch.dtype | None]] = {"float32": ("cpu", torch.float32)}
     if has_fast_bf16(torch.device("cpu")):
@@ -78,7 +83,7 @@ def main() -> None:
     if torch.cuda.is_available():
         kinds["on the GPU"] = ("cuda", None)
     populations = {
-        name: Population(model, starts, config, threads=THREADS, device=device, dtype=dtype)
+        name: Population(model, CAR_RACING, LINEAR, starts, config, threads=THREADS, device=device, dtype=dtype)
         for name, (device, dtype) in kinds.items()
     }
     steps = CANDIDATES * DREAMS * HORIZON
@@ -106,13 +111,7 @@ def main() -> None:
             f"ratio {median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         )
 
-    dreamer = make_dreamer(model, starts, 1.0)
-
-    @torch.inference_mode()
-    def step(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        return tuple(part.numpy() for part in dreamer.step(*map(torch.from_numpy, arrays[:6])))  # without dropout
-
-    world = World(step, lambda z: z, starts.z, starts.h, starts.c, -100.0)  # type: ignore[arg-type, return-value]
+    world = make_world(Networks(CAR_RACING, VAE().eval(), model, 0.0, {}), starts, 1.0)
     torch.set_num_threads(THREADS)
     print("the environment (float32, numpy in and out):")
     for count in ENVS:

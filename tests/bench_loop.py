@@ -19,11 +19,13 @@ import gymnasium as gym
 import numpy as np
 
 from wm.config.presets import FAST_ENV, STOCK_ENV
-from wm.controller.linear import LinearController, parameter_count
+from wm.controller.linear import Linear
 from wm.driving.agent import Agent
+from wm.driving.loading import Models
 from wm.driving.trials import Trial, make_player
 from wm.driving.workers import ProcessPool
 from wm.envs.car_racing.preprocess import preprocess
+from wm.envs.car_racing.task import CAR_RACING
 from wm.memory.cell import LSTMCell
 from wm.vision.encoder import Encoder, encoder_graph, quantised_graph
 
@@ -32,6 +34,8 @@ ROUNDS = 3
 NAIVE_TRIALS, TRIALS = 2, 24
 STEPS = 300
 """Steps a trial; a rollout of the early evolution is about as long."""
+Z, FEATURES = 32, 288
+LINEAR = Linear(CAR_RACING.action.size)
 
 Weights = Mapping[str, Any]
 
@@ -51,12 +55,12 @@ def make_naive(vae: Weights, lstm: Weights) -> Callable[[Trial], int]:
 
     @torch.inference_mode()
     def work(trial: Trial) -> int:
-        controller = LinearController(trial.theta, 288)
+        controller = LINEAR.controller(trial.theta, FEATURES)
         frame, _ = env.reset(seed=trial.seed)
         h = c = torch.zeros(1, 1, 256)
         for step in range(trial.max_steps):
             z, _ = vision.encode(as_input(torch.from_numpy(preprocess(frame))[None]))
-            action = controller(torch.cat([z[0], h[0, 0]]).numpy())
+            action = CAR_RACING.action.squash(controller(torch.cat([z[0], h[0, 0]]).numpy()))
             _, (h, c) = memory(torch.cat([z, torch.from_numpy(action)[None]], 1)[None], (h, c))
             frame, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
@@ -64,6 +68,12 @@ def make_naive(vae: Weights, lstm: Weights) -> Callable[[Trial], int]:
         return trial.max_steps
 
     return work
+
+
+def models_of(graph: bytes, lstm: Weights) -> Models:
+    """What workers are sent, of V's graph and M's weights."""
+    encoder, cell = partial(Encoder, graph), partial(LSTMCell, lstm, Z)
+    return Models(CAR_RACING, encoder, cell, LINEAR, Z, FEATURES, "mdnrnn", {})
 
 
 def main() -> None:
@@ -78,12 +88,12 @@ def main() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (50, 64, 64, 3), dtype=np.uint8)
     lstm = {f"lstm.{name}": value.numpy() for name, value in torch.nn.LSTM(35, 256).state_dict().items()}
     graphs = {"int8": quantised_graph(vae, activation_ranges(vision, noise)), "float32": encoder_graph(vae)}
-    theta = np.zeros(parameter_count(288), np.float32)
+    theta = np.zeros(LINEAR.count(FEATURES), np.float32)
 
     with ExitStack() as stack:
         pools = {"naive": stack.enter_context(ProcessPool(WORKERS, make_naive, vae, lstm))}
         for name, graph in graphs.items():
-            pools[name] = stack.enter_context(ProcessPool(WORKERS, make_player, FAST_ENV, graph, lstm))
+            pools[name] = stack.enter_context(ProcessPool(WORKERS, make_player, models_of(graph, lstm)))
 
         def rate(name: str, trials: int, track: int) -> float:
             start = time.perf_counter()
@@ -108,9 +118,9 @@ def divide(graphs: Mapping[str, bytes], lstm: Weights, steps: int = 1500) -> Non
     """Prints where the time of a step goes, in one process."""
     cv2.setNumThreads(1)
     env = gym.make(FAST_ENV, disable_env_checker=True)
-    encoder, in_float, cell = Encoder(graphs["int8"]), Encoder(graphs["float32"]), LSTMCell(lstm)
-    controller = LinearController(np.zeros(parameter_count(288), np.float32), 288)
-    agent = Agent(encoder, cell, np.zeros(parameter_count(288), np.float32))
+    encoder, in_float, cell = Encoder(graphs["int8"]), Encoder(graphs["float32"]), LSTMCell(lstm, Z)
+    controller = LINEAR.controller(np.zeros(LINEAR.count(FEATURES), np.float32), FEATURES)
+    agent = Agent(CAR_RACING, encoder, cell, controller)
     start = time.perf_counter()
     frame, _ = env.reset(seed=7_000)
     reset = time.perf_counter() - start
@@ -123,7 +133,7 @@ def divide(graphs: Mapping[str, bytes], lstm: Weights, steps: int = 1500) -> Non
         if terminated or truncated:
             env.reset(seed=7_000)
     environment = (time.perf_counter() - start) / steps
-    features = np.zeros(288, np.float32)
+    features = np.zeros(FEATURES, np.float32)
 
     def each(function: Callable[[np.ndarray], object]) -> float:
         start = time.perf_counter()
@@ -137,8 +147,8 @@ def divide(graphs: Mapping[str, bytes], lstm: Weights, steps: int = 1500) -> Non
         "environment step": environment,
         "crop and resize": each(preprocess),
         "V (int8)": each(lambda frame: encoder(small)),
-        "C (linear)": each(lambda frame: controller(features)),
-        "M (LSTM step)": each(lambda frame: cell.step(features[:32], features[:3], state)),
+        "C (linear)": each(lambda frame: CAR_RACING.action.squash(controller(features))),
+        "M (LSTM step)": each(lambda frame: cell.advance(state, features[:3])),
     }
     whole = environment + each(partial(agent.act))
     parts["the rest"] = whole - sum(parts.values())
