@@ -82,18 +82,23 @@ def publishable(run: Run) -> list[str]:
 
 
 def publish(run: Run, target: Run, names: Sequence[str]) -> None:
-    """Copies a run's files into an empty folder."""
-    vae, mdnrnn = load_artifact(run.vae, "vae"), load_artifact(run.mdnrnn, "mdnrnn")
-    starts = find_starts(run, load_networks(run), DreamConfig())
+    """Copies a run's files into an empty folder; of M the kinds that its controllers act with."""
+    made_from: dict[str, str] = {}
 
-    for artifact in (vae, mdnrnn):
-        artifact["model"] = {name: value.half() for name, value in artifact["model"].items()}
-    save_artifact(target.vae, "vae", vae["model"], vae["config"], vae["made_from"])
-    made_from = {"vae.pt": file_hash(target.vae)}
-    save_artifact(target.mdnrnn, "mdnrnn", mdnrnn["model"], mdnrnn["config"], {**mdnrnn["made_from"], **made_from})
-    made_from["mdnrnn.pt"] = file_hash(target.mdnrnn)
-    save_starts(target.starts, replace(starts, made_from=dict(made_from)))
-    made_from["starts.npz"] = file_hash(target.starts)
+    def half(path: Path, kind: str) -> None:
+        artifact = load_artifact(path, kind)
+        weights = {name: value.half() for name, value in artifact["model"].items()}
+        before = {name: made_from.get(name, was) for name, was in artifact["made_from"].items()}
+        save_artifact(target.folder / path.name, kind, weights, artifact["config"], before)
+        made_from[path.name] = file_hash(target.folder / path.name)
+
+    half(run.vae, "vae")
+    for kind in dict.fromkeys(load_acting(run, name)[0].memory for name in names):
+        starts = find_starts(run, load_networks(run, kind), DreamConfig())
+        half(run.memory(kind), kind)
+        path = target.starts_of(kind)
+        save_starts(path, replace(starts, made_from={name: made_from[name] for name in starts.made_from}))
+        made_from[path.name] = file_hash(path)
     write_json(target.manifest, run.read_manifest())
     for name in names:
         theta, meta = load_controller(run.folder / f"{name}.npz")

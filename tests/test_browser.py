@@ -234,6 +234,44 @@ def test_random_numbers(open_page: Open) -> None:
         assert np.mean(np.array(normal) ** power) == pytest.approx(moment, abs=0.12)
 
 
+def test_keys_of_other_environments(open_page: Open) -> None:
+    """Of several choices one is taken; a value moves in parts of its bounds; a pad says what it does."""
+    page = ready(open_page("?paused"))
+    found = page.evaluate(
+        """async () => {
+            const { Driver, amountOf, padName } = await import("./driver.js");
+            const driven = (about, press, steps = 1) => {
+                const driver = new Driver(about, [], document.createElement("i"), () => {});
+                press(driver);
+                let action;
+                for (let i = 0; i < steps; i++) action = driver.act();
+                return [...action];
+            };
+            const choices = {
+                actions: { names: ["stay", "hit", "rise"], low: [], high: [], discrete: true },
+                keys: { left: [0, 1, 0], up: [0, 0, 1] },
+            };
+            const wide = {
+                actions: { names: ["turn"], low: [-2], high: [1], discrete: false },
+                keys: { left: [-2], right: [2] },
+            };
+            const hold = (name) => (driver) => driver.held.set("it", name);
+            const touch = (x, y) => (driver) => (driver.touch = { x, y });
+            return {
+                choices: [() => 0, hold("left"), hold("up"), touch(0.5, 0.2), touch(0.1, 0.2), touch(0.5, 0.9)].map(
+                    (press) => driven(choices, press)),
+                wide: [driven(wide, hold("left"), 5), driven(wide, hold("left"), 20), driven(wide, hold("right"), 20)],
+                names: [padName(choices, "left"), padName(wide, "left")],
+                amounts: [amountOf(choices, "up", [0, 0, 1]), ...["left", "right"].map((key) => amountOf(wide, key, [-1]))],
+            };
+        }"""
+    )
+    assert found["choices"] == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert [round(value, 6) for (value,) in found["wide"]] == [-1, -2, 1]
+    assert found["names"] == ["hit", "left"]
+    assert found["amounts"] == [1, 0.5, 0]
+
+
 # --- what can be seen and done ----------------------------------------------------------------------------
 
 

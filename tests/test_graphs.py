@@ -11,10 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from tests.toy_dream import toy_mdnrnn
-from wm.controller.linear import LinearController
+from wm.contracts import Pays
+from wm.controller.hidden import Hidden
+from wm.controller.linear import Linear
 from wm.dream.networks import load_networks
+from wm.dream.step import dream_step
 from wm.driving.loading import load_acting
-from wm.memory.fused import FusedMDNRNN, make_dreamer
+from wm.envs.action import Action
+from wm.memory.fused import FusedMDNRNN
 from wm.memory.graph import dream_graph
 from wm.memory.mdnrnn import MDNRNN
 from wm.run.errors import UserError
@@ -28,6 +32,8 @@ from wm.vision.vae import VAE
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
 STEPS = 100
 CLOSE = 1e-4
+PAYS = Pays(-0.1, 3.2, -100.0)
+READS = (("z", 32), ("h", 256))
 
 
 def session(graph: bytes) -> onnxruntime.InferenceSession:
@@ -40,6 +46,10 @@ def session(graph: bytes) -> onnxruntime.InferenceSession:
 def run(graph: onnxruntime.InferenceSession, **inputs: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
     names = [output.name for output in graph.get_outputs()]
     return dict(zip(names, graph.run(None, inputs), strict=True))
+
+
+def tensors(**arrays: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def constants(graph: bytes) -> dict[str, torch.Tensor]:
@@ -91,7 +101,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def networks() -> tuple[VAE, MDNRNN]:
     found = load_networks(PRETRAINED)
-    return found.vae, found.mdnrnn
+    assert isinstance(found.vision, VAE)
+    assert isinstance(found.memory, MDNRNN)
+    return found.vision, found.memory
 
 
 @torch.inference_mode()
@@ -100,27 +112,29 @@ def test_a_hundred_teacher_forced_steps(networks: tuple[VAE, MDNRNN], temperatur
     """Graphs and torch are given the same z, actions and noise at each step; each keeps a state of its own."""
     starts, (vae, model) = load_starts(PRETRAINED.starts), networks
     rng = np.random.default_rng(0)
-    decoder, dream = decoder_graph(vae), dream_graph(model, miss=-0.1, hit=3.2)
+    decoder, dream = decoder_graph(vae), dream_graph(model, PAYS)
     torch_vae, torch_model = rounded_vae(decoder, model.z), rounded_mdnrnn(dream, model)
-    dreamer = FusedMDNRNN(torch_model, miss=-0.1, hit=3.2, temperature=temperature)
+    dreamer = FusedMDNRNN(torch_model, pays=PAYS, temperature=temperature)
     decode, step = session(decoder), session(dream)
 
-    state = torch_state = (starts.h[:2], starts.c[:2])
+    state = {name: starts.state[name][:2] for name in ("h", "c")}
+    torch_state = tensors(**state)
     dreamt = []
-    h, c = (torch.from_numpy(part).unsqueeze(0) for part in torch_state)
+    h, c = (part.unsqueeze(0) for part in torch_state.values())
     for t in range(STEPS):
-        z = starts.z[2 * t : 2 * t + 2]
+        z = starts.state["z"][2 * t : 2 * t + 2]
         a = rng.uniform([-1, 0, 0], 1, (2, 3)).astype(np.float32)
-        uniform, noise = rng.random((2, model.z), np.float32), rng.standard_normal((2, model.z), np.float32)
-        given = {"z": z, "a": a, "uniform": uniform, "noise": noise}
-        found = run(step, **given, h=state[0], c=state[1], temperature=np.array([temperature], np.float32))
-        state = found["next_h"], found["next_c"]
-        wanted = dreamer.step(*map(torch.from_numpy, (z, *torch_state, a, uniform, noise)))
-        torch_state = wanted.h.numpy(), wanted.c.numpy()
-        for name, value in (
-            *(("next_z", wanted.z), ("next_h", wanted.h), ("next_c", wanted.c)),
-            *(("reward", wanted.reward), ("terminated", wanted.terminated)),
-        ):
+        noise = {
+            "uniform": rng.random((2, model.z), np.float32),
+            "noise": rng.standard_normal((2, model.z), np.float32),
+        }
+        found = run(step, z=z, a=a, **noise, **state, temperature=np.array([temperature], np.float32))
+        state = {name: found[f"next_{name}"] for name in state}
+        seen = {"z": torch.from_numpy(z), **torch_state}
+        following, reward, terminated = dream_step(dreamer, seen, torch.from_numpy(a), tensors(**noise))
+        torch_state = {name: following[name] for name in torch_state}
+        wanted = {**{f"next_{name}": part for name, part in following.items()}, "reward": reward}
+        for name, value in {**wanted, "terminated": terminated}.items():
             np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=CLOSE, err_msg=f"{name} at step {t}")
         prediction, (h, c) = torch_model(*(torch.from_numpy(part).unsqueeze(1) for part in (z, a)), (h, c))
         weights = (prediction.logmix[:, 0] / temperature).softmax(-1).transpose(1, 2)
@@ -137,63 +151,68 @@ def test_a_hundred_teacher_forced_steps(networks: tuple[VAE, MDNRNN], temperatur
 def test_rounding_changes_nothing_that_could_be_seen(networks: tuple[VAE, MDNRNN]) -> None:
     vae, model = networks
     starts = load_starts(PRETRAINED.starts)
-    z = torch.from_numpy(starts.z[:32])
-    x = run(session(decoder_graph(vae)), z=starts.z[:32])["x"]
-    assert np.abs(x - vae.decode(z).numpy()).max() < 1 / 255
-    dreamer = make_dreamer(model, starts, temperature=1.0)
-    a, even, none = (
-        np.full((32, 3), 0.3, np.float32),
-        np.full((32, 32), 0.5, np.float32),
-        np.zeros((32, 32), np.float32),
-    )
-    wanted = dreamer.step(z, *map(torch.from_numpy, (starts.h[:32], starts.c[:32], a, even, none)))
-    miss, hit, _ = starts.rewards.tolist()
-    found = run(
-        session(dream_graph(model, miss=miss, hit=hit)),
-        **{"z": starts.z[:32], "h": starts.h[:32], "c": starts.c[:32], "a": a, "uniform": even, "noise": none},
-        temperature=np.ones(1, np.float32),
-    )
-    assert np.median(np.abs(found["next_z"] - wanted.z.numpy())) < 1e-3
-    assert np.abs(found["next_h"] - wanted.h.numpy()).max() < 1e-2
+    state = {name: part[:32] for name, part in starts.state.items()}
+    x = run(session(decoder_graph(vae)), z=state["z"])["x"]
+    assert np.abs(x - vae.decode(torch.from_numpy(state["z"])).numpy()).max() < 1 / 255
+    dreamer = model.dreaming(starts.pays)
+    a = np.full((32, 3), 0.3, np.float32)
+    noise = {"uniform": np.full((32, 32), 0.5, np.float32), "noise": np.zeros((32, 32), np.float32)}
+    wanted, _, _ = dream_step(dreamer, tensors(**state), torch.from_numpy(a), tensors(**noise))
+    found = run(session(dream_graph(model, starts.pays)), **state, a=a, **noise, temperature=np.ones(1, np.float32))
+    assert np.median(np.abs(found["next_z"] - wanted["z"].numpy())) < 1e-3
+    assert np.abs(found["next_h"] - wanted["h"].numpy()).max() < 1e-2
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("mixtures", "reward"), [(1, "tile"), (3, "value")])
+@pytest.mark.parametrize(("mixtures", "reward"), [(1, "pulse"), (3, "value")])
 def test_other_ms(mixtures: int, reward: str) -> None:
     toy = toy_mdnrnn(reward=reward)
     model = MDNRNN(toy.z, 3, toy.hidden, mixtures, reward=reward)
-    graph = dream_graph(model, miss=-1.0, hit=2.0)
-    dreamer = FusedMDNRNN(rounded_mdnrnn(graph, model), miss=-1.0, hit=2.0, temperature=0.7)
+    pays = Pays(-1.0, 2.0, -9.0)
+    graph = dream_graph(model, pays)
+    dreamer = FusedMDNRNN(rounded_mdnrnn(graph, model), pays=pays, temperature=0.7)
     rng = np.random.default_rng(1)
-    z, h, c, a, noise = (
-        rng.standard_normal((6, size), np.float32) for size in (toy.z, toy.hidden, toy.hidden, 3, toy.z)
-    )
-    uniform = rng.random((6, toy.z), np.float32)
-    found = run(
-        session(graph), z=z, h=h, c=c, a=a, uniform=uniform, noise=noise, temperature=np.array([0.7], np.float32)
-    )
-    wanted = dreamer.step(*map(torch.from_numpy, (z, h, c, a, uniform, noise)))
-    for name, value in (("next_z", wanted.z), ("reward", wanted.reward), ("terminated", wanted.terminated)):
+    sizes = {"z": toy.z, "h": toy.hidden, "c": toy.hidden, "a": 3, "noise": toy.z}
+    given = {name: rng.standard_normal((6, size), np.float32) for name, size in sizes.items()}
+    given["uniform"] = rng.random((6, toy.z), np.float32)
+    found = run(session(graph), **given, temperature=np.array([0.7], np.float32))
+    parts = tensors(**given)
+    state, noise = ({name: parts[name] for name in names} for names in (("z", "h", "c"), ("uniform", "noise")))
+    following, reward, terminated = dream_step(dreamer, state, parts["a"], noise)
+    for name, value in (("next_z", following["z"]), ("reward", reward), ("terminated", terminated)):
         np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=CLOSE)
 
 
 def test_the_controller_is_the_runs_controller() -> None:
-    starts = load_starts(PRETRAINED.starts)
-    _, theta = load_acting(PRETRAINED)
-    controller = LinearController(theta, 288)
-    found = run(session(controller_graph(theta, 32, 256)), z=starts.z[:50], h=starts.h[:50])["a"]
-    wanted = [controller(np.concatenate(pair)) for pair in zip(starts.z[:50], starts.h[:50], strict=True)]
+    state = load_starts(PRETRAINED.starts).state
+    models, theta = load_acting(PRETRAINED)
+    controller, action = models.layout.controller(theta, 288), models.task.action
+    graph = controller_graph(theta, models.layout, action, READS)
+    found = run(session(graph), z=state["z"][:50], h=state["h"][:50])["a"]
+    wanted = [
+        action.squash(controller(np.concatenate(pair))) for pair in zip(state["z"][:50], state["h"][:50], strict=True)
+    ]
     np.testing.assert_allclose(found, np.stack(wanted), rtol=0, atol=1e-5)
     assert found[:, 0].min() < 0 < found[:, 0].max()
     with pytest.raises(ValueError, match=r"theta has shape \(867,\)"):
-        controller_graph(theta, 32, 255)
+        controller_graph(theta, models.layout, action, (("z", 32), ("h", 255)))
+
+
+@pytest.mark.parametrize("layout", [Linear(2), Hidden(2, units=5)])
+@pytest.mark.parametrize("action", [Action(("left", "right")), Action(("a", "b"), ("half", "tanh"), (0, -3), (2, 1))])
+def test_other_controllers_and_actions(layout: Linear | Hidden, action: Action) -> None:
+    rng = np.random.default_rng(2)
+    theta, z = rng.standard_normal(layout.count(4), np.float32), rng.standard_normal((20, 4), np.float32)
+    found = run(session(controller_graph(theta, layout, action, (("z", 4),))), z=z)["a"]
+    controller = layout.controller(theta, 4)
+    np.testing.assert_allclose(found, [action.squash(controller(row)) for row in z], rtol=0, atol=1e-5)
 
 
 def test_starts_are_the_runs_starts() -> None:
     starts = load_starts(PRETRAINED.starts)
     found = run(session(starts_graph(starts)), number=np.array([7, 0], np.int32))
     for name in ("z", "h", "c"):
-        np.testing.assert_array_equal(found[name], getattr(starts, name)[[7, 0]])
+        np.testing.assert_array_equal(found[name], starts.state[name][[7, 0]])
     assert (spread(starts) > 0.3).sum() < 32
 
 
@@ -202,16 +221,16 @@ def test_weights_beyond_half_precision_are_refused(networks: tuple[VAE, MDNRNN])
     with torch.no_grad():
         model.reward_head.weight[0, 0] = 1e6
     with pytest.raises(UserError, match=r"reward_head\.weight has weights beyond the range of float16"):
-        dream_graph(model, miss=0.0, hit=1.0)
+        dream_graph(model, PAYS)
 
 
 def test_what_a_browser_loads_is_small(networks: tuple[VAE, MDNRNN]) -> None:
     vae, model = networks
-    _, theta = load_acting(PRETRAINED)
+    models, theta = load_acting(PRETRAINED)
     graphs = [
         decoder_graph(vae),
-        dream_graph(model, miss=-0.1, hit=3.2),
-        controller_graph(theta, 32, 256),
+        dream_graph(model, PAYS),
+        controller_graph(theta, models.layout, models.task.action, READS),
         starts_graph(load_starts(PRETRAINED.starts)),
     ]
     assert sum(map(len, graphs)) < 2_500_000

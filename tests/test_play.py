@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,12 +18,17 @@ import numpy as np
 import pygame
 import pytest
 
-import wm.envs  # noqa: F401
 from stages import play
 from tests.contrast import contrast, over, themes
 from tests.toy_dream import make_toy_run
 from wm.config.presets import FAST_ENV
-from wm.controller.linear import parameter_count, save_controller
+from wm.controller.file import save_controller
+from wm.controller.hidden import Hidden
+from wm.controller.linear import Linear
+from wm.envs import TASKS
+from wm.envs.action import Action
+from wm.envs.car_racing.task import CAR_RACING
+from wm.memory.mdnrnn import MDNRNN
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -34,6 +40,7 @@ from wm.show.videos.views import WorldModel
 ROOT = Path(__file__).parent.parent
 PRETRAINED = Run(ROOT / "data" / "pretrained")
 TRACK = 2_000_000_000
+UP_OR_DOWN = {pygame.K_UP, pygame.K_DOWN, ord("w"), ord("s")}
 GRAPHS = ("starts", "dream", "controller", "decoder")
 
 
@@ -60,18 +67,23 @@ def test_the_committed_run_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFi
     assert (world["run"], world["bytes"], world["starts"], world["horizon"]) == ("pretrained", size, 512, 1000)
     assert world["score"]["episodes"] == 100
     assert len(world["spread"]) == world["z"] == 32
+    assert world["actions"]["names"] == ["steering", "gas", "brake"]
+    assert world["keys"]["up"] == [0, 0.8, 0]
 
 
 def test_a_run_of_other_sizes(tmp_path: Path) -> None:
     """V and M are smaller, the starts are drawn from its record, and the controller is the dream's."""
     run = make_toy_run(tmp_path)
     made_from = {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
-    theta = np.zeros(parameter_count(12), np.float32)
-    save_controller(run.dream, theta, {"made_from": made_from, "config": {"precision": "float32"}})
-    size = build_site(run, run.play, "dream")
-    world = json.loads((run.play / "world.json").read_text())
-    assert (world["z"], world["hidden"], world["mixtures"], world["score"]) == (4, 8, 3, None)
-    assert size < 10_000_000
+    for layout in (Linear(3), Hidden(3, units=5)):
+        theta = np.zeros(layout.count(12), np.float32)
+        save_controller(run.dream, theta, {"made_from": made_from, "config": {"precision": "float32"}})
+        size = build_site(run, run.play, "dream")
+        world = json.loads((run.play / "world.json").read_text())
+        assert (world["z"], world["state"], world["score"]) == (4, {"z": 4, "h": 8, "c": 8}, None)
+        assert world["reads"] == ["z", "h"]
+        assert world["noises"]["uniform"] == {"distribution": "uniform", "size": 4}
+        assert size < 10_000_000
     with pytest.raises(UserError, match=r"controller\.npz is missing: make it with `make controller`"):
         build_site(run, run.play)
 
@@ -200,7 +212,7 @@ def test_the_runtime_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_keys() -> None:
-    keys = keys_to_action()
+    keys = keys_to_action(CAR_RACING)
     assert keys[(pygame.K_LEFT,)].tolist() == keys[(ord("a"),)].tolist() == [-1, 0, 0]
     np.testing.assert_allclose(keys[(pygame.K_RIGHT, pygame.K_UP)], [1, 0.8, 0])
     np.testing.assert_allclose(keys[(ord("d"), ord("s"))], [1, 0, 0.8])
@@ -209,6 +221,14 @@ def test_keys() -> None:
     space = gym.make(FAST_ENV, disable_env_checker=True).action_space
     assert all(action in space for action in keys.values())
     assert len({tuple(sorted(held)) for held in keys}) == len(keys) == 2**8 - 1
+
+
+def test_keys_choose_an_action_of_a_discrete_space() -> None:
+    sides = {"left": (0.0, 1.0, 0.0), "right": (0.0, 0.0, 1.0)}
+    keys = keys_to_action(replace(CAR_RACING, action=Action(("stay", "left", "right"), first=1), keys=sides))
+    assert set(keys) == {held for held in keys_to_action(CAR_RACING) if not set(held) & UP_OR_DOWN}
+    assert keys[(pygame.K_LEFT,)] == keys[(ord("a"),)] == 2
+    assert keys[(pygame.K_RIGHT,)] == 3
 
 
 def test_the_reconstruction_is_of_the_frame_that_is_shown() -> None:
@@ -251,8 +271,20 @@ def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(keyboard, "BesideReconstruction", Watched)
     drive_by_keyboard(PRETRAINED, TRACK, "fast")
     np.testing.assert_allclose(actions, [[0, 0, 0]] * 3 + [[0, 0.8, 0]] * 3)
-    assert titles == [f"Track {TRACK}: arrow keys or WASD drive, Escape closes"] * len(actions)
+    assert titles == [f"CarRacing, track {TRACK}: arrow keys or WASD drive, Escape closes"] * len(actions)
     assert capsys.readouterr().out == "Drive with the arrow keys or WASD; Escape closes the window.\n"
+
+
+def test_an_environment_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, CAR_RACING.env_id, replace(CAR_RACING, keys={}))
+    with pytest.raises(UserError, match="CarRacing has no keys to drive it by: drive its dream in a browser with"):
+        drive_by_keyboard(PRETRAINED, TRACK, "fast")
+
+
+def test_a_v_or_m_that_no_browser_can_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(MDNRNN, "graph")
+    with pytest.raises(UserError, match="M of the kind 'mdnrnn' cannot run in a browser: choose another M"):
+        build_site(PRETRAINED, tmp_path / "play")
 
 
 def test_without_a_display_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 import stages.publish
 from stages.publish import REPORT_FILES, main, scored_by, weight
 from tests.toy_dream import FEATURES, make_toy_run
-from wm.controller.linear import load_controller, parameter_count, save_controller
+from wm.controller.file import load_controller, save_controller
+from wm.controller.linear import Linear
 from wm.driving.loading import load_acting
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> Run:
 
 def add_controller(run: Run, name: str, value: float, scored: bool = True) -> None:
     made_from = {"vae.pt": file_hash(run.vae), "mdnrnn.pt": file_hash(run.mdnrnn)}
-    theta = np.full(parameter_count(FEATURES), value, np.float32)
+    theta = np.full(Linear(3).count(FEATURES), value, np.float32)
     save_controller(run.folder / f"{name}.npz", theta, {"made_from": made_from, "config": {"precision": "float32"}})
     if scored:
         hashes = {f"{name}.npz": file_hash(run.folder / f"{name}.npz")}

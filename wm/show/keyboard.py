@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pygame
 
+from wm.envs import task_of
 from wm.envs.task import Task
 from wm.run.errors import UserError
 from wm.run.folder import Run
@@ -90,6 +91,9 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
     Raises:
         UserError: There is no display, a file of the run is missing, or the task has no keys.
     """
+    task = task_of(run)
+    if not task.keys:
+        raise UserError(f"{task.title} has no keys to drive it by: drive its dream in a browser with `make play`.")
     try:
         pygame.display.init()
     except pygame.error as error:
@@ -97,16 +101,12 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
             f"there is no display for a window ({error}): run this in a desktop session, "
             "or drive the dream in a browser with `make play`."
         ) from error
-    world = WorldModel(run)
-    task = world.task
-    if not task.keys:
-        raise UserError(f"{task.title} has no keys to drive it by: drive its dream in a browser with `make play`.")
     env = gym.make(task.id(train=car == "fast"), render_mode="rgb_array", disable_env_checker=True)
     with warnings.catch_warnings():  # it warns about matplotlib's windows, which only its plots need
         warnings.simplefilter("ignore")
         from gymnasium.utils.play import play
     pygame.display.set_caption(f"{task.title}, track {track}: arrow keys or WASD drive, Escape closes")
     print("Drive with the arrow keys or WASD; Escape closes the window.")
-    beside = BesideReconstruction(env, world)
+    beside = BesideReconstruction(env, WorldModel(run))
     play(beside, fps=task.fps, keys_to_action=keys_to_action(task), seed=track, noop=action_of(task, ()))
     env.close()

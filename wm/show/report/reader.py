@@ -55,8 +55,9 @@ class RunReader:
 
     @property
     def scored(self) -> str:
-        """Name of the scored controller: that of real rollouts, or that of the dream if there is no other."""
-        return "dream" if self.run.dream.exists() and not self.run.controller.exists() else "controller"
+        """Name of the scored controller: that of real rollouts, or the first one of a dream if there is no other."""
+        names = ("controller", *self.dreams)
+        return next((name for name in names if (self.run.folder / f"{name}.npz").exists()), "controller")
 
     def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
         """The score of a controller; None when it is missing."""
