@@ -262,7 +262,7 @@ def test_keys_of_other_environments(open_page: Open) -> None:
                     (press) => driven(choices, press)),
                 wide: [driven(wide, hold("left"), 5), driven(wide, hold("left"), 20), driven(wide, hold("right"), 20)],
                 names: [padName(choices, "left"), padName(wide, "left")],
-                amounts: [amountOf(choices, "up", [0, 0, 1]), ...["left", "right"].map((key) => amountOf(wide, key, [-1]))],
+                amounts: [amountOf(choices, "up", [0, 0, 1]), ...["left", "right"].map((k) => amountOf(wide, k, [-1]))],
             };
         }"""
     )

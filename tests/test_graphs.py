@@ -134,7 +134,7 @@ def test_a_hundred_teacher_forced_steps(networks: tuple[VAE, MDNRNN], temperatur
         following, reward, terminated = dream_step(dreamer, seen, torch.from_numpy(a), tensors(**noise))
         torch_state = {name: following[name] for name in torch_state}
         wanted = {**{f"next_{name}": part for name, part in following.items()}, "reward": reward}
-        for name, value in {**wanted, "terminated": terminated}.items():
+        for name, value in (*wanted.items(), ("terminated", terminated)):
             np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=CLOSE, err_msg=f"{name} at step {t}")
         prediction, (h, c) = torch_model(*(torch.from_numpy(part).unsqueeze(1) for part in (z, a)), (h, c))
         weights = (prediction.logmix[:, 0] / temperature).softmax(-1).transpose(1, 2)
@@ -178,8 +178,9 @@ def test_other_ms(mixtures: int, reward: str) -> None:
     found = run(session(graph), **given, temperature=np.array([0.7], np.float32))
     parts = tensors(**given)
     state, noise = ({name: parts[name] for name in names} for names in (("z", "h", "c"), ("uniform", "noise")))
-    following, reward, terminated = dream_step(dreamer, state, parts["a"], noise)
-    for name, value in (("next_z", following["z"]), ("reward", reward), ("terminated", terminated)):
+    following, earned, terminated = dream_step(dreamer, state, parts["a"], noise)
+    said = {"next_z": following["z"], "reward": earned, "terminated": terminated}
+    for name, value in said.items():
         np.testing.assert_allclose(found[name], value.numpy(), rtol=0, atol=CLOSE)
 
 

@@ -39,12 +39,12 @@ ENV = "toy/Dot-v0"
 ACTION = Action(("stay", "go"), first=1)
 
 
-class Dot(gym.Env[NDArray[np.uint8], int]):
+class Dot(gym.Env[NDArray[np.uint8], Any]):
     """A dot that goes to the right or stays."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-    action_space = gym.spaces.Discrete(2, start=1)
+    action_space: gym.Space[Any] = gym.spaces.Discrete(2, start=1)
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
@@ -193,7 +193,7 @@ class Nearest:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    gym.register(ENV, Dot, max_episode_steps=200)
+    gym.register(ENV, cast(Any, Dot), max_episode_steps=200)
     monkeypatch.setitem(TASKS, ENV, DOT)
     monkeypatch.setitem(wm.memory.kinds.KINDS, "fading", cast(MemoryKind, FadingKind()))
     monkeypatch.setitem(wm.controller.kinds.KINDS, "nearest", cast(Any, Nearest))
