@@ -93,7 +93,7 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.second: Any = None
         self.add()
         self.where = f"ray:{self._cluster.address}"
@@ -126,13 +126,11 @@ def test_results_are_inlines_and_come_from_both_nodes(nodes: TwoNodes) -> None:
     tasks = range(24)
     with make_workers(nodes.where, make_normal, WEIGHTS.copy(), 0.05) as workers:
         assert isinstance(workers, RayWorkers)
-        for _ in range(2):  # the actors persist
+        while len(workers.done) < 2:  # one of the nodes may be slow to start
             found = list(workers.run(tasks))
             assert len(found) == len(tasks)
             assert {i: result.tolist() for i, result in found} == reference(tasks)
         assert list(workers.run([])) == []
-        assert len(workers.done) == 2
-        assert min(workers.done.values()) > 0
 
 
 def test_a_worker_computes_on_one_thread_and_is_recycled(nodes: TwoNodes) -> None:
@@ -157,7 +155,8 @@ def test_a_node_killed_in_mid_generation(nodes: TwoNodes, capfd: pytest.CaptureF
     tasks, found = range(40), {}
     with make_workers(nodes.where, make_normal, WEIGHTS.copy(), 0.1) as workers:
         assert isinstance(workers, RayWorkers)
-        list(workers.run(range(8)))  # both are at work
+        while len(workers.done) < 2:
+            list(workers.run(range(8)))
         for i, result in workers.run(tasks):
             assert i not in found
             found[i] = result.tolist()
@@ -166,14 +165,16 @@ def test_a_node_killed_in_mid_generation(nodes: TwoNodes, capfd: pytest.CaptureF
         assert found == reference(tasks)
         assert len(workers.done) >= 2
         nodes.add()
-        list(workers.run(tasks))  # actors are made on a node that is new
+        while len(workers.done) < 3:  # a node that is new is used, too
+            list(workers.run(range(8)))
     assert "a worker died; its tasks are repeated" in capfd.readouterr().err
 
 
-def test_a_deadly_task_is_given_up(nodes: TwoNodes) -> None:
+def test_a_deadly_task_is_given_up(nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wm.driving.ray_workers.MOST_DEATHS", 2)
     with (
         make_workers(nodes.where, make_mortal, 3) as workers,
-        pytest.raises(WorkersDied, match="died 5 times in a row"),
+        pytest.raises(WorkersDied, match="died 2 times in a row"),
     ):
         list(workers.run(range(4)))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wm.driving.workers import MOST_DEATHS, Result, Task, Work, Worker, WorkersDied, spawning
-from wm.run.errors import MachineError, UserError
+from wm.run.errors import MachineError, UserError, first_line
 from wm.run.provenance import source_hash, versions
 from wm.run.remedies import install
 from wm.run.signals import held
@@ -151,7 +151,13 @@ class RayWorkers:
         try:
             # Interrupted, `init` would leave processes behind.
             with held(), spawning():
-                self._connect()
+                try:
+                    self._connect()
+                except (ConnectionError, RuntimeError, ValueError, OSError, ImportError) as error:
+                    raise MachineError(
+                        f"the Ray cluster of --workers {self._where} cannot be used ({first_line(error)}): each node "
+                        "needs the same Python, Ray and checkout (docs/scale.md)."
+                    ) from error
                 if threading.current_thread() is threading.main_thread():
                     for number, handler in handlers.items():
                         signal.signal(number, handler)  # Ray has set its own
@@ -171,11 +177,7 @@ class RayWorkers:
         else:
             is_client = self._where.startswith("ray://")
             options["address"] = self._where if is_client else self._where.removeprefix("ray:")
-        try:
-            self._ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise MachineError(f"the Ray cluster of --workers {self._where} cannot be used: {reason}") from error
+        self._ray.init(**options)
         if self._where == "ray":
             host, port = self._ray.get_runtime_context().gcs_address.rsplit(":", 1)
             self._head = (host, int(port))
@@ -204,15 +206,21 @@ class RayWorkers:
         while left:
             results, died = [], False
             with held():  # Ray would lose an exception that a signal raises while it waits
-                self._look()
-                self._hire(left)
-                self._send(tasks, todo)
-                for ref in self._finished():
+                try:
+                    self._look()
+                    self._hire(left)
+                    self._send(tasks, todo)
+                    finished = self._finished()
+                except ConnectionError as error:  # of Ray's client
+                    raise self._dead() from error
+                for ref in finished:
                     try:
                         content = self._ray.get(ref)
                     except self._ray.exceptions.RayTaskError as error:
                         raise error.cause from error
-                    except (self._ray.exceptions.RayError, ConnectionError) as error:
+                    except ConnectionError as error:
+                        raise self._dead() from error
+                    except self._ray.exceptions.RayError as error:
                         died = self._bury(ref, error, todo, losses) or died
                         continue
                     if ref in self._waiting:
@@ -248,14 +256,17 @@ class RayWorkers:
             if self._cpus:
                 self._heard = now
         if now - self._heard > SILENCE:
-            raise MachineError(
-                f"the Ray cluster of --workers {self._where} has died: start it again and run the same command again."
-            )
+            raise self._dead()
         if now - self._worked > PATIENCE:
             raise MachineError(
                 f"the Ray cluster of --workers {self._where} has given no CPU for {PATIENCE:.0f} seconds: wait until "
                 "others have left, or add nodes, and run the same command again."
             )
+
+    def _dead(self) -> MachineError:
+        return MachineError(
+            f"the Ray cluster of --workers {self._where} has died: start it again and run the same command again."
+        )
 
     def _head_answers(self) -> bool:
         try:
