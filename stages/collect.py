@@ -134,8 +134,7 @@ def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
             raise UserError(f"--spread needs a linear controller, unlike that of {source.folder}: leave it out.")
         starts = load_starts(source.starts_of(models.memory))
         cell = models.cell()
-        rows = ({name: part[row] for name, part in starts.state.items()} for row in range(len(starts)))
-        centre = np.array([cell.read(row) for row in rows]).mean(axis=0, dtype=np.float64)
+        centre = np.array([cell.read(row) for row in starts.rows()]).mean(axis=0, dtype=np.float64)
     return Driver(models, theta, config.bursts, config.spread, centre)
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from wm.config.bounds import bounded
 from wm.config.seeds import RUN_SEEDS, SELECT_SEEDS
 from wm.config.vmc import DreamConfig
-from wm.controller.basis import fit_basis
+from wm.controller.basis import Basis, fit_basis
 from wm.controller.kinds import make_layout
-from wm.driving.loading import load_models
+from wm.driving.loading import Models, load_models
 from wm.driving.trials import make_player, select
 from wm.driving.workers import make_workers
 from wm.envs import task_of
@@ -117,25 +117,13 @@ def main(argv: list[str]) -> None:
             print(f"{artifact} is finished (--generations N for more, --restart to redo it).")
             return
         others = load_ensemble(given.ensemble, source, networks, starts)
-        cell = models.cell()
-        rows = ({name: part[row] for name, part in starts.state.items()} for row in range(len(starts)))
-        basis = fit_basis(
-            np.array([cell.read(row) for row in rows]),
-            layout,
-            centre=config.centre,
-            whiten=config.whiten,
-            components=config.components,
-        )
-        start = (
-            coordinates_of(given.start, basis)
-            if given.start
-            else layout.start(len(basis.scale), np.random.default_rng(seed))
-        )
+        basis = make_basis(models, starts, config)
+        first = layout.start(len(basis.scale), np.random.default_rng(seed))
+        start = coordinates_of(given.start, basis) if given.start else first
         records = load_records(source, networks, starts, others, config.horizon) if config.noise == "recorded" else []
         torch.set_num_threads(1)  # the population uses its own threads
-        value = None
+        value, explained = make_value(source, networks, config, seed) if config.value else (None, 0.0)
         if config.value:
-            value, explained = make_value(source, networks, config, seed)
             quality = f"{explained:.2f}" if np.isfinite(explained) else "unknown: no held-out episode is long enough"
             print(f"Value of {config.value} steps fitted; R² on held-out returns {quality}.")
         if args.restart:
@@ -197,6 +185,13 @@ def main(argv: list[str]) -> None:
                 latest=latest,
             )
         print_result(run, source, stage, config)
+
+
+def make_basis(models: Models, starts: Starts, config: DreamConfig) -> Basis:
+    """The coordinates in which C evolves, fitted to what it reads at the starts."""
+    cell = models.cell()
+    features = np.array([cell.read(row) for row in starts.rows()])
+    return fit_basis(features, models.layout, centre=config.centre, whiten=config.whiten, components=config.components)
 
 
 def short_hash(folder: Path, memory: str) -> str:

@@ -1,1 +1,1 @@
-"""World models (Ha and Schmidhuber, 2018): V, M and C on CarRacing-v3."""
+"""World models (Ha and Schmidhuber, 2018): V, M and C for any task."""

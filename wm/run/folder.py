@@ -108,7 +108,7 @@ class Run:
         return manifest
 
     def read_env(self) -> str | None:
-        """The environment of this run; None before a stage has worked here. Manifests that lack it are CarRacing's."""
+        """The environment of this run; None before a stage has worked here. Older manifests do not say it."""
         manifest = self.read_manifest()
         return manifest.get("env", DEFAULT_ENV if manifest["stages"] else None)
 

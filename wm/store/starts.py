@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wm.config.names import RUN_FORMAT
-from wm.contracts import Pays
+from wm.contracts import Pays, State
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
@@ -48,6 +48,10 @@ class Starts:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def rows(self) -> Iterator[State]:
+        """M's state at one start after another, without the leading dimension."""
+        return ({name: part[row] for name, part in self.state.items()} for row in range(len(self)))
 
     @property
     def pays(self) -> Pays:
