@@ -67,9 +67,8 @@ def main(argv: list[str]) -> None:
     config = stage_config(given, Recorded)
     check_sizes(config)
     kind = make_layout(config.controller, 1, config.hidden_units)  # of one output: refused before anything is read
-    units = kind.sizes().get("units", 0)
-    implied = kind.kind == make_layout("", 1, units).kind
-    config = replace(config, hidden_units=units, controller="" if implied else kind.kind)
+    if kind.kind in ("linear", "hidden"):  # recorded by the hidden units, as when there were only these two
+        config = replace(config, controller="", hidden_units=kind.sizes().get("units", 0))
     if given.start and given.carry:
         raise UserError("--start and --carry both set the first mean: give one of them.")
     if given.carry and kind.kind != "linear":
@@ -77,7 +76,7 @@ def main(argv: list[str]) -> None:
     run, source = Run(args.run), Run(given.source or args.run)
     with run.stage("controller", config, args.seed, args.restart, args.env) as begin:
         models = load_models(source, config.precision, config.memory)
-        models = replace(models, layout=make_layout(kind.kind, models.layout.outputs, config.hidden_units))
+        models = replace(models, layout=make_layout(config.controller, models.layout.outputs, config.hidden_units))
         made_from = models.made_from | start_hash(given.start or (Run(given.carry).controller if given.carry else None))
         if not args.restart and is_finished(run, "controller", run.controller, config, made_from):
             # The plot is drawn in any case, since a signal may have ended the evolution before it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
     args, given = parse(
         lambda preset: with_options(preset.vision(kind), VAEArgs), f"Train V, {kind.title}, on the rollouts.", argv
     )
-    config = stage_config(given, kind.config)
+    recorded = make_dataclass("Recorded", [("vision", str, ConvKind.name)], bases=(kind.config,), frozen=True)
+    config = recorded(**vars(stage_config(given, kind.config)), vision=kind.name)
     run = Run(args.run)
     with run.stage("vae", config, args.seed, args.restart, args.env) as begin:
         task = find_task(args.env)
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
         plot_reconstructions(run.plots / "reconstructions.png", model, frames)
         plot_traversals(run.plots / "traversals.png", model, frames[len(frames) // 2], kl_of(best))
         saved = asdict(replace(config, updates=max(config.updates, best.done)))
-        about = {**saved, "vision": kind.name, **kind.finish(config, model, frames)}
+        about = {**saved, **kind.finish(config, model, frames)}
         save_artifact(run.vae, "vae", best.weights, about, best.made_from)
         numbers, wanted = kind.describe(config, best.metrics), kind.fault(config, best.metrics)
         print(f"V is trained, best at update {best.update} (validation): {numbers}.")
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> None:
 
 def kl_of(best: Best) -> list[float]:
     """The validation's KL of each latent dimension in nats, as V's metrics list them."""
-    return [value for name, value in sorted(best.metrics.items()) if name.startswith("kl_")]
+    found = {int(name.removeprefix("kl_")): value for name, value in best.metrics.items() if name.startswith("kl_")}
+    return [found[dimension] for dimension in sorted(found)]
 
 
 def check_summary(run: Run, fingerprint: str) -> None:

@@ -238,6 +238,54 @@ class Drawn(Protocol):
         ...
 
 
+class Dream(Protocol):
+    """M, its starts and V's decoder as plain functions and arrays, f32[N,...] of N dreams: `wm.dream.world.World`.
+
+    The dream's environments need nothing else. A population (`wm.dream.population`) takes the same parts in torch, with
+    several M's.
+    """
+
+    @property
+    def state(self) -> State:
+        """M's state at the starts."""
+        ...
+
+    @property
+    def end(self) -> float:
+        """Reward of a step that terminates."""
+        ...
+
+    @property
+    def chances(self) -> Chances:
+        """What a step needs of noise."""
+        ...
+
+    @property
+    def masked(self) -> int:
+        """Size of the factors on what M's heads read."""
+        ...
+
+    @property
+    def bound(self) -> Floats:
+        """f32[F], the largest absolute values of what C reads."""
+        ...
+
+    @property
+    def step(self) -> Callable[[State, Floats, Noise, Floats | None], tuple[State, Floats, Floats]]:
+        """(state, actions f32[N,A], noise, mask) to (state, reward, probability of terminating)."""
+        ...
+
+    @property
+    def read(self) -> Callable[[State], Floats]:
+        """What C reads of a state."""
+        ...
+
+    @property
+    def decode(self) -> Callable[[Floats], NDArray[np.uint8]]:
+        """Latents f32[N,Z] to frames u8[N,height,width,3]."""
+        ...
+
+
 # Learning V and M
 
 
@@ -275,7 +323,7 @@ class MemoryKind(Protocol):
     Attributes:
         name: Its name on the command line, of its stage and of its file.
         title: Its name in texts.
-        config: Its config dataclass.
+        config: Its config dataclass, with `updates`, `validate_every`, `validation` and `earlier` as others have them.
     """
 
     name: str

@@ -40,12 +40,12 @@ class Hidden:
 
     Attributes:
         outputs: R.
-        units: U, hidden units.
+        units: U, hidden units; the paper's are 40.
     """
 
     kind: ClassVar[str] = "hidden"
     outputs: int
-    units: int
+    units: int = 40
 
     @property
     def rows(self) -> int:

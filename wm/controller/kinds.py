@@ -18,9 +18,6 @@ from wm.run.remedies import redo
 KINDS: dict[str, Callable[..., Layout]] = {each.kind: each for each in (Linear, Hidden)}
 """By name; each makes a layout of its sizes."""
 
-HIDDEN_UNITS = 40
-"""Units of a hidden layer unless others are given: the paper's."""
-
 
 def make_layout(kind: str, outputs: int, hidden_units: int = 0) -> Layout:
     """The layout that command-line options name.
@@ -28,7 +25,7 @@ def make_layout(kind: str, outputs: int, hidden_units: int = 0) -> Layout:
     Args:
         kind: Name of a kind; "": linear, or hidden if there are hidden units.
         outputs: R.
-        hidden_units: Units of a hidden layer; 0: the paper's, for the kind that has one.
+        hidden_units: Units of a hidden layer; 0: the kind's own number, if it has such a layer.
 
     Raises:
         UserError: The kind is unknown, or has no hidden units.
@@ -36,11 +33,13 @@ def make_layout(kind: str, outputs: int, hidden_units: int = 0) -> Layout:
     kind = kind or ("hidden" if hidden_units else "linear")
     if kind not in KINDS:
         raise UserError(f"there is no C {kind!r}: choose one of {', '.join(KINDS)}.")
-    if kind == Hidden.kind:
-        return Hidden(outputs, hidden_units or HIDDEN_UNITS)
-    if hidden_units:
-        raise UserError(f"--hidden-units needs a C with a hidden layer, not {kind!r}: leave one of the two out.")
-    return KINDS[kind](outputs=outputs)
+    if not hidden_units:
+        return KINDS[kind](outputs=outputs)
+    try:
+        return KINDS[kind](outputs=outputs, units=hidden_units)
+    except TypeError as error:
+        sentence = f"--hidden-units needs a C with a hidden layer, not {kind!r}: leave one of the two out."
+        raise UserError(sentence) from error
 
 
 def layout_of(path: Path, meta: Mapping[str, Any], theta: NDArray[np.floating], features: int, outputs: int) -> Layout:

@@ -15,7 +15,7 @@ from wm.driving.agent import Agent
 from wm.envs.task import Task
 from wm.memory.cell import random_cell
 from wm.run.errors import UserError
-from wm.vision.encoder import random_encoder
+from wm.vision.encoder import FRAME, random_encoder
 
 Z, HIDDEN = 32, 256
 """Sizes of the random network: the paper's."""
@@ -88,7 +88,9 @@ class RandomNetwork:
     name = "random_network"
 
     def __init__(self, task: Task) -> None:
-        """Takes the task."""
+        """Takes the task; UserError when V's encoder cannot see it."""
+        if task.frame != FRAME:
+            raise UserError(f"--policy {self.name} needs frames {FRAME}, not {task.frame}: choose --policy uniform.")
         self._task = task
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
@@ -112,7 +114,7 @@ class RandomNetwork:
 
 
 class Driven:
-    """A controller with random bursts of brownian actions (paper, section 5: iterate).
+    """A controller with random bursts (paper, section 5: iterate): brownian actions of a box, else uniform ones.
 
     The bursts show V and M states that the controller does not reach by itself: how a skid begins and what follows it.
     """
@@ -121,7 +123,8 @@ class Driven:
 
     def __init__(self, space: gym.Space[Any], agent: Agent, chance: float) -> None:
         """Takes the action space, the agent that drives, and the probability per step that a burst begins."""
-        self._agent, self._brownian, self._chance = agent, Brownian(space), chance
+        burst: Policy = Brownian(space) if isinstance(space, gym.spaces.Box) else Uniform(space)
+        self._agent, self._burst, self._chance = agent, burst, chance
 
     def reset(self, rng: np.random.Generator | None = None) -> None:
         """Starts an episode; `rng` draws the bursts."""
@@ -133,11 +136,11 @@ class Driven:
         """The controller's action for an observation, or the burst's."""
         if self._left == 0 and self._rng.random() < self._chance:
             self._left = int(self._rng.integers(*BURST_STEPS))
-            self._brownian.reset(self._rng)
+            self._burst.reset(self._rng)
         if self._left == 0:
             return self._agent.act(observation)
         self._left -= 1
-        return self._agent.act(observation, instead=self._brownian.act(observation))
+        return self._agent.act(observation, instead=self._burst.act(observation))
 
 
 POLICIES: dict[str, Callable[[gym.Space[Any]], Policy]] = {p.name: p for p in (Uniform, Brownian)}
@@ -154,10 +157,12 @@ def make_policy(name: str, task: Task, space: gym.Space[Any]) -> Policy:
 
 
 def check_policy(policy: str, task: Task) -> None:
-    """UserError unless this is the name of a policy or of a mixture of the task."""
+    """UserError unless this is a policy, or a mixture of policies, that can play the task."""
     known = (RandomNetwork.name, *POLICIES, *task.policies, *MIXTURES, *task.mixtures)
     if policy not in known:
         raise UserError(f"--policy {policy} is unknown for {task.title}: choose one of {', '.join(known)}.")
+    for part in {**MIXTURES, **task.mixtures}.get(policy, (policy,)):
+        make_policy(part, task, task.action.space())
 
 
 def choose(policy: str, task: Task, rng: np.random.Generator) -> str:

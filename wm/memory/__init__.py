@@ -1,1 +1,1 @@
-"""M, the MDN-RNN: the network (`mdnrnn`) and its `training` in torch, its LSTM for acting (`cell`) in numpy only."""
+"""M: the kinds of memory. Each has its network, its cell for acting and its form for dreaming."""

@@ -28,7 +28,7 @@ def save_artifact(
 
     Args:
         path: The file.
-        kind: "vae" or "mdnrnn", also the name of the stage that makes it.
+        kind: "vae", or the kind of M: the name of the stage that makes it.
         model: The network's state_dict; float32, or float16 to halve the file.
         config: Plain values: the sizes of the network and the settings of its training.
         made_from: Hashes of its inputs, by name.

@@ -13,6 +13,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+FRAME = (64, 64, 3)
+"""Shape of what V sees."""
+
 STRIDE = 2
 LAYERS = ("conv1", "conv2", "conv3", "conv4")
 

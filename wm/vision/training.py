@@ -19,8 +19,8 @@ from wm.run.errors import UserError
 from wm.run.remedies import redo
 from wm.store.frames import frame_batches
 from wm.store.shards import Rollouts
-from wm.vision.encoder import LAYERS, Encoder, encoder_graph, quantised_graph
-from wm.vision.vae import DEAD_NATS, FRAME, VAE, activation_ranges, as_input, kl_per_dimension, load_vae, vae_loss
+from wm.vision.encoder import FRAME, LAYERS, Encoder, encoder_graph, quantised_graph
+from wm.vision.vae import DEAD_NATS, VAE, activation_ranges, as_input, kl_per_dimension, load_vae, vae_loss
 
 Frames = NDArray[np.uint8]
 

@@ -23,9 +23,6 @@ from wm.run.remedies import redo
 PARAMETERS = 4_348_547
 """Parameters of V with z 32, as the paper's table counts them."""
 
-FRAME = (64, 64, 3)
-"""Shape of what V sees."""
-
 DEAD_NATS = 0.01
 """A latent dimension with a mean KL below this many nats is dead: it holds no information about the frame."""
 
