@@ -18,6 +18,7 @@ import wm.controller.kinds
 import wm.memory.kinds
 from stages import report
 from stages.replay import main
+from wm.config.presets import LAPTOP, PRESETS
 from wm.contracts import Cell, Chart, Memory, MemoryKind, Noise, Pays, State
 from wm.controller.file import save_controller
 from wm.envs import TASKS
@@ -195,6 +196,7 @@ class Nearest:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     gym.register(ENV, cast(Any, Dot), max_episode_steps=200)
     monkeypatch.setitem(TASKS, ENV, DOT)
+    monkeypatch.setitem(PRESETS, ENV, {"laptop": LAPTOP})
     monkeypatch.setitem(wm.memory.kinds.KINDS, "fading", cast(MemoryKind, FadingKind()))
     monkeypatch.setitem(wm.controller.kinds.KINDS, "nearest", cast(Any, Nearest))
     run = Run(tmp_path / "dot")

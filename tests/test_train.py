@@ -389,7 +389,7 @@ def test_refuses_a_damaged_or_foreign_checkpoint(plain: Run, tmp_path: Path) -> 
     ]
     for change in changes:
         torch.save({**checkpoint, **change}, path)
-        with pytest.raises(UserError, match="make tiny ARGS=--restart"):
+        with pytest.raises(UserError, match="ARGS=--restart"):
             go(run)
 
 

@@ -163,7 +163,7 @@ def test_no_tasks(workers: int) -> None:
 
 def test_without_ray_one_sentence_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"Ray, which is not installed: install it with `.*pip install 'ray>="):
+    with pytest.raises(UserError, match=r"Ray, which is not installed: install it with `make setup EXTRAS=ray`"):
         make_workers("ray", make_power, 2)
 
 
