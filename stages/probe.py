@@ -51,7 +51,9 @@ def main(argv: list[str]) -> None:
     }
     if not args.restart and run.probe.exists():
         found = read_json(run.probe, **PROBE)
-        if not (changed := list(differing(found, what))):
+        # Options of earlier versions count as well.
+        then, wanted = ({**each, "config": ProbeConfig.REMOVED | each["config"]} for each in (found, what))
+        if not (changed := list(differing(then, wanted))):
             run.sweep()  # an earlier call may have been killed after writing it
             print_result(found)
             print(f"{run.probe} is finished (--restart to redo it).")

@@ -24,7 +24,7 @@ from wm.envs.car_racing.truth import AHEAD, TARGETS, Road, true_state
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
-from wm.run.json_files import read_json
+from wm.run.json_files import read_json, write_json
 
 PRETRAINED = Path(__file__).parent.parent / "data" / "pretrained"
 NAMES = list(TARGETS)
@@ -295,6 +295,19 @@ def test_the_whole_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         again = capsys.readouterr().out
         assert again.splitlines()[:-1] == said.splitlines()[:-1]
         assert "is finished" in again.splitlines()[-1]
+        path = tmp_path / "run" / "probe.json"
+        written = read_json(path)
+
+        def rewrite(**config: Any) -> None:
+            write_json(path, {**written, "config": {**written["config"], **config}})
+
+        rewrite(off_road=12.0)  # an option of earlier versions; this was its default
+        stage(tmp_path / "run", source=source)
+        rewrite(off_road=6.0)
+        with pytest.raises(AssertionError, match="again"):
+            stage(tmp_path / "run", source=source)
+        assert "probe.json was made with another off_road: it is made again." in capsys.readouterr().out
+        rewrite()
         for changed, name in ((["--seed", "1"], "seed"), (["--penalty", "3"], "penalty")):
             with pytest.raises(AssertionError, match="again"):
                 stage(tmp_path / "run", *changed, source=source)
