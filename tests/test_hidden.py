@@ -40,6 +40,13 @@ def test_the_action_is_the_plain_formula(seed: int, features: int, units: int) -
     np.testing.assert_allclose(action, [steer, (gas + 1) / 2, max(brake, 0)], atol=1e-4)
 
 
+def test_a_kind_has_sizes_of_its_own() -> None:
+    assert make_layout("hidden", 3) == Hidden(3, 40)
+    assert make_layout("hidden", 3, 7) == make_layout("", 3, 7) == Hidden(3, 7)
+    with pytest.raises(UserError, match="--hidden-units needs a C with a hidden layer, not 'linear'"):
+        make_layout("linear", 3, 7)
+
+
 def test_a_file_says_what_it_is_and_the_length_tells_of_an_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "controller.npz"
 

@@ -201,6 +201,33 @@ def test_a_task_says_which_policies_and_mixtures_it_has() -> None:
             check_policy(name, other)
 
 
+def test_what_cannot_play_a_task_is_refused_before_anything_is_played() -> None:
+    choices = replace(CAR_RACING, action=Action(("stay", "go")), policies={}, mixtures={})
+    small = replace(CAR_RACING, frame=(8, 8, 3))
+    for name, task, sentence in (
+        ("brownian", choices, "--policy brownian needs bounded real actions"),
+        ("mixture", choices, "--policy brownian needs bounded real actions"),
+        ("random_network", small, r"--policy random_network needs frames \(64, 64, 3\)"),
+        ("mixture", small, r"--policy random_network needs frames"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            check_policy(name, task)
+    check_policy("uniform", choices)
+    check_policy("random_network", choices)
+
+
+def test_bursts_of_choices_are_choices() -> None:
+    class Still(Recorder):
+        def act(self, observation: np.ndarray, instead: np.ndarray | None = None) -> np.ndarray:
+            self.told.append(instead)
+            return np.array(0) if instead is None else instead
+
+    space = spaces.Discrete(3)
+    found = actions(Driven(space, Still(), 0.1), 3, 500)  # type: ignore[arg-type]
+    assert set(found.tolist()) == {0, 1, 2}
+    np.testing.assert_array_equal(found, actions(Driven(space, Still(), 0.1), 3, 500))  # type: ignore[arg-type]
+
+
 # --- driven ----------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import stages.vae
+import wm.vision.kinds
 import wm.vision.training
 from stages.vae import main
 from wm.config.presets import SMOKE
@@ -31,7 +32,7 @@ from wm.run.metrics import read_metrics
 from wm.store.episode import Episode
 from wm.store.shards import Rollouts, write_shard
 from wm.vision.encoder import Encoder, encoder_graph
-from wm.vision.training import batch_loss, validate
+from wm.vision.training import ConvKind, batch_loss, validate
 from wm.vision.vae import VAE, as_input, kl_per_dimension, load_vae, vae_loss
 
 ROOT = Path(__file__).parent.parent
@@ -259,6 +260,20 @@ def test_other_rollouts_are_refused(started: Run) -> None:
     for more in ([], ["--updates", "9"]):
         with pytest.raises(UserError, match=r"made from another rollouts .* `make vae ARGS=--restart`"):
             main(arguments(started, *SMALL, *more))
+
+
+def test_another_kind_of_v_is_refused(started: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(ConvKind):
+        name = "other"
+
+    monkeypatch.setitem(wm.vision.kinds.KINDS, "other", Other())
+    with pytest.raises(UserError, match=r"vision was conv, is other"):
+        main(arguments(started, *SMALL, "--vision", "other"))
+
+
+def test_kl_is_by_dimension() -> None:
+    metrics = {f"kl_{i:02d}": float(i) for i in reversed(range(120))}
+    assert stages.vae.kl_of(Best(metrics=metrics | {"kl": 7.0})) == list(range(120))
 
 
 def test_a_restart_that_is_killed_early_does_not_leave_old_work_under_new_options(
