@@ -1,6 +1,7 @@
 """The dream environments in a made-up world whose numbers are known exactly."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -263,6 +264,24 @@ def test_what_was_given_out_does_not_change() -> None:
         given.append(env.step(np.zeros((3, 3), np.float32))[0])
         copies.append(given[-1].copy())
     assert same(given, copies)
+
+
+def test_neither_states_nor_observations_share_memory_with_what_m_returned() -> None:
+    returned: list[State] = []
+
+    def step(*given: Any) -> Any:
+        following, reward, chance = world().step(*given)
+        returned.append(following)
+        return following, reward, chance
+
+    made = replace(world(), step=step, read=lambda state: state["z"], bound=np.full(Z, np.inf, np.float32))
+    env = DreamEnv(made, horizon=9)
+    env.reset(seed=0)
+    last, *_ = env.step(STEER)
+    kept, whole = last.copy(), {name: part.copy() for name, part in returned[0].items()}
+    env.reset(seed=1, options={"start": 4})
+    np.testing.assert_array_equal(last, kept)
+    assert same(dict(returned[0]), whole)
 
 
 def test_a_vector_renders_a_frame_each() -> None:

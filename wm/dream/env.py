@@ -42,7 +42,6 @@ class _Dreams:
             raise ValueError(f"dropout is {dropout}, not at least 0 and below 1")
         self._world, self._horizon, self._observe = world, horizon, observe
         self._start = self._checked(start)
-        # Copies, since `begin` writes into their rows. [N,size]
         self._state: State = {name: np.repeat(part[:1], dreams, axis=0) for name, part in world.state.items()}
         self._steps = np.zeros(dreams, np.int64)
         self._dropout, self._head_mask = dropout, np.ones((dreams, world.masked), np.float32) if dropout else None
@@ -53,17 +52,22 @@ class _Dreams:
             return spaces.Box(0, 255, self.frames().shape[1:], np.uint8)
         return spaces.Box(-self._world.bound, self._world.bound, dtype=np.float32)
 
-    def begin(self, row: int, rng: np.random.Generator, start: int | None = None) -> int:
-        """Begins an episode in `row`; returns the number of its start."""
+    def begin(self, rngs: Mapping[int, np.random.Generator], start: int | None = None) -> list[int]:
+        """Begins an episode in each row of `rngs`, with its generator; returns the numbers of their starts."""
         start = self._start if start is None else self._checked(start)
-        drawn = int(rng.integers(self._starts))  # always drawn, so that later draws do not depend on `start`
-        chosen = drawn if start is None else start
-        for name, part in self._world.state.items():
-            self._state[name][row] = part[chosen]
-        self._steps[row] = 0
-        if self._head_mask is not None:
-            self._head_mask[row] = draw_head_mask(rng, self._head_mask[row].shape, self._dropout)
-        return chosen
+        state = {name: np.array(part) for name, part in self._state.items()}  # a state is never changed in place
+        found = []
+        for row, rng in rngs.items():
+            drawn = int(rng.integers(self._starts))  # always drawn, so that later draws do not depend on `start`
+            chosen = drawn if start is None else start
+            for name, part in self._world.state.items():
+                state[name][row] = part[chosen]
+            self._steps[row] = 0
+            if self._head_mask is not None:
+                self._head_mask[row] = draw_head_mask(rng, self._head_mask[row].shape, self._dropout)
+            found.append(chosen)
+        self._state = state
+        return found
 
     def advance(
         self, actions: Any, rngs: Sequence[np.random.Generator | None]
@@ -98,8 +102,8 @@ class _Dreams:
         return np.where(terminated, self._world.end, reward).astype(np.float64), terminated, truncated
 
     def observe(self) -> NDArray[Any]:
-        """The current observations, in new memory: what C reads, f32[N,F], or decoded frames u8[N,64,64,3]."""
-        return self.frames() if self._observe == "pixels" else self._world.read(self._state)
+        """The current observations, in new memory: what C reads, f32[N,F], or decoded frames u8[N,height,width,3]."""
+        return self.frames() if self._observe == "pixels" else np.array(self._world.read(self._state))
 
     def latents(self) -> Floats:
         """The current latents f32[N,Z], in new memory."""
@@ -179,7 +183,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Any]):
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Begins an episode; info["start"] is the number of its start."""
         super().reset(seed=seed)
-        start = self._dreams.begin(0, self.np_random, (options or {}).get("start"))
+        (start,) = self._dreams.begin({0: self.np_random}, (options or {}).get("start"))
         return self._dreams.observe()[0], {"start": start}
 
     def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
@@ -274,9 +278,10 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Any, NDArray[Any]]
 
     def _begin(self, rows: Sequence[int], start: int | None = None) -> dict[str, Any]:
         infos: dict[str, Any] = {}
-        for row in rows:
-            begun = self._dreams.begin(row, self._rngs[row], start)
-            infos = self._add_info(infos, {"start": begun}, row)
+        if len(rows):
+            begun = self._dreams.begin({row: self._rngs[row] for row in rows}, start)
+            for row, number in zip(rows, begun, strict=True):
+                infos = self._add_info(infos, {"start": number}, row)
         return infos
 
 
