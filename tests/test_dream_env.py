@@ -284,6 +284,12 @@ def test_neither_states_nor_observations_share_memory_with_what_m_returned() -> 
     assert same(dict(returned[0]), whole)
 
 
+def test_it_is_as_fast_as_its_task() -> None:
+    slow = replace(world(), task=replace(CAR_RACING, fps=7))
+    assert DreamEnv(slow).metadata["render_fps"] == DreamVectorEnv(2, slow).metadata["render_fps"] == 7
+    assert DreamEnv(world()).metadata["render_fps"] == CAR_RACING.fps
+
+
 def test_a_vector_renders_a_frame_each() -> None:
     env = DreamVectorEnv(3, world(), horizon=3, render_mode="rgb_array", start=1)
     env.reset(seed=0)

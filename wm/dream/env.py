@@ -141,7 +141,7 @@ class _Dreams:
 class DreamEnv(gymnasium.Env[NDArray[Any], Any]):
     """One dream. Its reward is M's expected reward of a step; `reset(options={"start": i})` chooses the start."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  Gymnasium's own form
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  Gymnasium's own form
 
     def __init__(
         self,
@@ -159,14 +159,15 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Any]):
             world: The models and starts.
             horizon: Steps after which an episode is truncated, >= 1.
             start: Number of the start of every episode; None: drawn for each episode.
-            observe: "features": what C reads, f32[F]. "pixels": decoded frames u8[64,64,3].
+            observe: "features": what C reads, f32[F]. "pixels": decoded frames u8[height,width,3].
             dropout: Probability that a unit of h is hidden from M's heads, drawn per episode; in [0, 1).
-            render_mode: "rgb_array": `render` returns decoded frames u8[64,64,3]; or None.
+            render_mode: "rgb_array": `render` returns decoded frames u8[height,width,3]; or None.
 
         Raises:
             ValueError: An argument is out of range.
         """
         _check_render_mode(render_mode, self.metadata)
+        self.metadata = {**self.metadata, "render_fps": world.task.fps}
         self.render_mode = render_mode
         self._dreams = _Dreams(world, 1, horizon, start, observe, dropout)
         self.observation_space = self._dreams.space()
@@ -192,7 +193,7 @@ class DreamEnv(gymnasium.Env[NDArray[Any], Any]):
         return self._dreams.observe()[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> Frames | None:
-        """The decoded latent, u8[64,64,3]; None without a render mode."""
+        """The decoded latent, u8[height,width,3]; None without a render mode."""
         return None if self.render_mode is None else self._dreams.frames()[0]
 
 
@@ -204,7 +205,6 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Any, NDArray[Any]]
 
     metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
-        "render_fps": 50,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
@@ -223,6 +223,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Any, NDArray[Any]]
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}, not at least 1")
         _check_render_mode(render_mode, self.metadata)
+        self.metadata = {**self.metadata, "render_fps": world.task.fps}
         self.num_envs, self.render_mode = num_envs, render_mode
         self._dreams = _Dreams(world, num_envs, horizon, start, observe, dropout)
         self.single_observation_space = self._dreams.space()
@@ -268,7 +269,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[NDArray[Any], Any, NDArray[Any]]
         return self._dreams.observe(), reward, terminated, truncated, infos
 
     def render(self) -> tuple[Frames, ...] | None:
-        """The decoded latents, a frame u8[64,64,3] for each dream; None without a render mode."""
+        """The decoded latents, a frame u8[height,width,3] for each dream; None without a render mode."""
         return None if self.render_mode is None else tuple(self._dreams.frames())
 
     @property  # type: ignore[misc]
