@@ -22,6 +22,7 @@ from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import read_metrics
+from wm.run.pair import DEFAULT_MEMORY
 from wm.run.provenance import check_made_from, start_hash
 from wm.show.plots.curves import plot_curve
 from wm.store.latents import Latents
@@ -37,10 +38,10 @@ REPRESENTATIVE = 50
 class ControllerArgs(ControllerConfig):
     """Options of stage controller: the preset's sizes, the kinds of M and C, the models and the first mean."""
 
-    memory: str = "mdnrnn"
-    """Kind of M whose state C reads: mdnrnn."""
+    memory: str = DEFAULT_MEMORY
+    """Kind of M whose state C reads. `make` lists the kinds."""
     controller: str = ""
-    """Kind of C: linear, hidden. Default: linear, or hidden with --hidden-units."""
+    """Kind of C. `make` lists the kinds. Default: linear, or hidden with --hidden-units."""
     source: Path | None = None
     """Run folder of V, M and the latents. Default: the run folder that the controller is written to."""
     start: Path | None = None
@@ -161,7 +162,7 @@ def make_basis(source: Run, models: Models, config: ControllerConfig) -> Basis:
 def recorded_features(run: Run, models: Models) -> NDArray[np.float32]:
     """C's input at each step, f32[N,F], of the `representative_episodes`."""
     latents = Latents(run.latents)
-    check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage="mdnrnn")
+    check_made_from(run.latents, latents.made_from, {"vae.pt": models.made_from["vae.pt"]}, stage=models.memory)
     cell = models.cell()
     features = []
     for place in representative_episodes(latents.table["index"]):

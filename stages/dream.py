@@ -28,6 +28,7 @@ from wm.run.command_line import parse, run_stage, stage_config
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import Metrics, read_metrics
+from wm.run.pair import DEFAULT_CONTROLLER, DEFAULT_MEMORY, Pair
 from wm.run.provenance import start_hash
 from wm.run.remedies import command
 from wm.store.latents import Latents
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-FIRST = ("mdnrnn", "linear")
-"""The pair of M and C whose files are starts.npz and dream.npz; those of others have the pair in their names."""
-
 SCORE_DREAMS = 64
 """Number of dreams in the dream score of the distribution mean; they are the same each time."""
 
@@ -51,10 +49,10 @@ SCORE_DREAMS = 64
 class DreamArgs(DreamConfig):
     """Options of stage dream: the preset's sizes, the kinds of M and C, the models, the first mean, the ensemble."""
 
-    memory: str = "mdnrnn"
-    """Kind of M that dreams: mdnrnn."""
-    controller: str = "linear"
-    """Kind of C: linear, hidden (one layer of 40 units)."""
+    memory: str = DEFAULT_MEMORY
+    """Kind of M that dreams. `make` lists the kinds."""
+    controller: str = DEFAULT_CONTROLLER
+    """Kind of C. `make` lists the kinds."""
     source: Path | None = None
     """Run folder of V, M and the latents. Default: the run folder that starts and controller are written to."""
     start: Path | None = None
@@ -89,10 +87,9 @@ def main(argv: list[str]) -> None:
     task = task_of(source)
     check_dream(config, task.least_start)
     layout = make_layout(given.controller, task.action.size)
-    # The first pair keeps the names that it had when it was the only one.
-    stage = "dream" if (given.memory, layout.kind) == FIRST else f"dream-{given.memory}-{layout.kind}"
-    artifact, latest = run.folder / f"{stage}.npz", run.folder / f"{stage}-latest.npz"
-    starts_file = run.starts_of(given.memory)
+    pair = Pair(given.memory, layout.kind)
+    stage, artifact, latest = pair.stage, run.folder / f"{pair.stage}.npz", run.folder / f"{pair.latest}.npz"
+    starts_file = run.folder / pair.starts
     with run.stage(stage, config, args.seed, args.restart, args.env) as begin:
         import torch
 

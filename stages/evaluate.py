@@ -20,6 +20,7 @@ from wm.run.command_line import parse, run_stage
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_json, read_lines, write_json
+from wm.run.pair import score_name
 from wm.run.progress import Progress
 from wm.run.provenance import commit, now, versions
 from wm.show.plots.curves import plot_score
@@ -63,8 +64,8 @@ def main(argv: list[str]) -> None:
         },
     }
     run = Run(args.run)
-    name = "score" + f"-{config.controller}" * (config.controller != "controller") + "-fast" * config.fast
-    out = config.out or run.folder / f"{name}.json"
+    name = score_name(config.controller)
+    out = config.out or run.folder / (name.replace(".json", "-fast.json") if config.fast else name)
     partial = run.checkpoints / f"{out.stem}.json"
     if out.suffix != ".json":
         raise UserError(f"--out {out} is not a .json file: give a name that ends in .json.")

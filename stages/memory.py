@@ -21,6 +21,7 @@ from wm.run.checksums import file_hash
 from wm.run.command_line import kind_option, parse, run_stage, stage_config, with_options
 from wm.run.device import has_fast_bf16, pick_device, seeded
 from wm.run.folder import Run
+from wm.run.pair import DEFAULT_MEMORY
 from wm.run.provenance import check_made_from, start_hash
 from wm.show.plots.memory import plot_predictions
 from wm.store.latents import Latents
@@ -35,8 +36,8 @@ DREAM_STEPS = 50
 class MemoryArgs:
     """Options of stage memory beside the sizes of the kind of M."""
 
-    memory: str = "mdnrnn"
-    """Kind of M. mdnrnn: the paper's MDN-RNN."""
+    memory: str = DEFAULT_MEMORY
+    """Kind of M. `make` lists the kinds."""
     start: Path | None = None
     """A file of M of this kind with the initial weights. Default: random weights. A resumed training does not need this
     option."""

@@ -29,6 +29,7 @@ from wm.memory.kinds import KINDS as MEMORIES
 from wm.run.artifact import save_artifact
 from wm.run.device import seeded
 from wm.run.graph import Graph
+from wm.run.remedies import STAGES
 from wm.store.episode import Episode
 from wm.store.latents import Latents, LatentsWriter
 from wm.vision.kinds import KINDS as VISIONS
@@ -389,6 +390,13 @@ def test_a_toy_task_memory_and_controller_pass_through_all_stages(
     refused = run_here("evaluate", [*common, "--env", "CarRacing-v3", "--controller", made])
     assert refused.returncode == 2
     assert "Dot" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", [*VISIONS, *(kind.name for kind in KINDS), *(layout.kind for layout in LAYOUTS)])
+def test_the_name_of_a_kind_is_one_word_of_a_name(kind: str) -> None:
+    """Names of stages and files join M and C with hyphens, and a kind of M has no target of another stage."""
+    assert re.fullmatch(r"\w+", kind)
+    assert kind not in STAGES or kind == "mdnrnn"
 
 
 FORBIDDEN = re.compile(

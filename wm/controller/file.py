@@ -13,7 +13,8 @@ from wm.config.names import RUN_FORMAT
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
-from wm.run.remedies import command, made_by
+from wm.run.pair import stage_of
+from wm.run.remedies import made_by, rebuilt
 
 META = {"config": dict, "generations": int, "env_steps": int, "kind": str, "sizes": dict, "memory": str}
 """Types of the fields of a controller's meta that are read again, where they exist."""
@@ -26,14 +27,10 @@ def save_controller(path: Path, theta: NDArray[np.floating], meta: dict[str, Any
 
 
 def load_controller(path: Path) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Reads a controller of `save_controller`: theta f32[N] and meta; UserError when it is missing or damaged.
-
-    The file has the name of its stage; dream-latest.npz belongs to stage dream.
-    """
-    stage = path.stem.split("-")[0]
+    """Reads a controller of `save_controller`: theta f32[N] and meta; UserError when it is missing or damaged."""
+    stage, redo = stage_of(path.stem), rebuilt(path.stem)
     if not path.exists():
-        raise UserError(f"{path} is missing: {made_by(stage)}.")
-    redo = f"remove it and run {command(stage)}, which rebuilds it from the checkpoint if there is one"
+        raise UserError(f"{path} is missing: {made_by(stage) if stage else 'give another file'}.")
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as arrays:

@@ -13,6 +13,7 @@ from wm.contracts import Layout
 from wm.controller.hidden import Hidden
 from wm.controller.linear import Linear
 from wm.run.errors import UserError
+from wm.run.pair import stage_of
 from wm.run.remedies import redo
 
 KINDS: dict[str, Callable[..., Layout]] = {each.kind: each for each in (Linear, Hidden)}
@@ -56,7 +57,7 @@ def layout_of(path: Path, meta: Mapping[str, Any], theta: NDArray[np.floating], 
     Raises:
         UserError: The kind is unknown, or does not fit weights, features or outputs.
     """
-    stage = path.stem.split("-")[0]
+    stage = stage_of(path.stem)
     kind, sizes = meta.get("kind"), meta.get("sizes")
     try:
         layout = _earlier_layout(len(theta), features, outputs) if kind is None else KINDS[kind](**(sizes or {}))
@@ -65,7 +66,9 @@ def layout_of(path: Path, meta: Mapping[str, Any], theta: NDArray[np.floating], 
     except KeyError as error:
         raise UserError(f"{path} holds a C of the kind {kind!r}, which this version does not have.") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} does not fit V and M in its folder: {redo(stage)}.") from error
+        raise UserError(
+            f"{path} does not fit V and M in its folder: {redo(stage) if stage else 'give another file'}."
+        ) from error
     return layout
 
 

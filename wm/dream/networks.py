@@ -15,6 +15,7 @@ from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.pair import DEFAULT_MEMORY
 from wm.run.provenance import check_made_from
 from wm.run.remedies import command
 from wm.store.latents import Latents
@@ -42,7 +43,7 @@ class Networks:
     earlier: tuple[int, ...] = ()
 
 
-def load_networks(run: Run, memory: str = "mdnrnn") -> Networks:
+def load_networks(run: Run, memory: str = DEFAULT_MEMORY) -> Networks:
     """Reads V and M of a run; UserError when one is missing, damaged or does not fit the other.
 
     Args:
@@ -76,6 +77,8 @@ def split_latents(run: Run, networks: Networks) -> tuple[Latents, NDArray[np.int
         UserError: latents.h5 is missing, damaged or made from another V.
     """
     latents = Latents(run.latents)
-    check_made_from(run.latents, latents.made_from, {"vae.pt": networks.made_from["vae.pt"]}, stage="mdnrnn")
+    check_made_from(
+        run.latents, latents.made_from, {"vae.pt": networks.made_from["vae.pt"]}, stage=networks.memory.kind
+    )
     seed = run.read_manifest()["stages"].get(networks.memory.kind, {}).get("seed", 0)
     return latents, *latents.split(networks.validation, seed, networks.earlier)

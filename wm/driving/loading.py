@@ -21,6 +21,7 @@ from wm.envs.task import Task
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.pair import DEFAULT_MEMORY, Pair, stage_of
 from wm.run.provenance import check_made_from
 from wm.run.published import find_run
 from wm.run.remedies import made_by, redo
@@ -62,7 +63,7 @@ class Models:
         return lambda theta: Agent(self.task, encoder, cell, self.layout.controller(theta, self.features))
 
 
-def load_models(run: Run, precision: Precision, memory: str = "mdnrnn") -> Models:
+def load_models(run: Run, precision: Precision, memory: str = DEFAULT_MEMORY) -> Models:
     """Reads V and M of a run; UserError when one is missing, damaged or does not fit the other.
 
     Args:
@@ -105,10 +106,10 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
     Raises:
         UserError: V, M or C is missing or damaged, or does not fit the others; or the name is unknown.
     """
-    if controller not in CONTROLLERS and not controller.startswith("dream-"):
-        raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}.")
-    path, stage = run.folder / f"{controller}.npz", controller.split("-")[0]
-    others = [name for name in CONTROLLERS if (run.folder / f"{name}.npz").exists()]
+    stage = stage_of(controller)
+    if stage is None:
+        raise UserError(f"there is no controller {controller!r}: choose one of {', '.join(CONTROLLERS)}, dream-M-C.")
+    path, others = run.folder / f"{controller}.npz", run.controllers()
     if others and not path.exists():
         way = f"{made_by(stage)}, or choose the existing controller {others[0]!r}"
         raise UserError(f"{path} is missing: {way}.")
@@ -116,7 +117,7 @@ def load_acting(run: Run, controller: str = "controller") -> tuple[Models, NDArr
     precision = meta.get("config", {}).get("precision", EvolutionConfig.precision)
     if precision not in get_args(Precision):
         raise UserError(f"{path} has the unknown precision {precision!r}: {redo(stage)}.")
-    models = load_models(run, precision, meta.get("memory", "mdnrnn"))  # older files do not say it
+    models = load_models(run, precision, meta.get("memory", DEFAULT_MEMORY))  # older files do not say it
     check_made_from(path, meta["made_from"], models.made_from, stage)
     layout = layout_of(path, meta, theta, models.features, models.task.action.size)
     return replace(models, layout=layout), theta
@@ -136,8 +137,8 @@ def load_agent(folder: Path | str, controller: str = "controller") -> Agent:
         UserError: As for `find_run` and `load_acting`.
     """
     run = find_run(folder)
-    within = Run(run.folder / controller.split("-")[0])
-    if within.manifest.exists() and not (run.folder / f"{controller}.npz").exists():
+    within = Run(run.folder / Pair().stage)
+    if Pair.of(controller) and within.manifest.exists() and not (run.folder / f"{controller}.npz").exists():
         run = within
     models, theta = load_acting(run, controller)
     return models.agents()(theta)

@@ -25,6 +25,7 @@ from wm.config.presets import DEFAULT_ENV
 from wm.run.errors import MachineError, UserError, writing
 from wm.run.files import locked, remove_leftovers
 from wm.run.json_files import read_json, write_json
+from wm.run.pair import Pair, stage_of, starts_name
 from wm.run.provenance import commit, now, peak_memory_mb, versions
 from wm.run.schema import NUMBER, Schema, fits
 from wm.run.signals import note_new_work
@@ -87,7 +88,11 @@ class Run:
 
     def starts_of(self, kind: str) -> Path:
         """The file of the starts with the state of M of a kind."""
-        return self.starts if kind == "mdnrnn" else self.folder / f"starts-{kind}.npz"
+        return self.folder / starts_name(kind)
+
+    def controllers(self) -> list[str]:
+        """Names of the controllers that are there: that of real rollouts, then those of dreams, with the last means."""
+        return sorted(path.stem for path in self.folder.glob("*.npz") if stage_of(path.stem))
 
     def read_manifest(self) -> dict[str, Any]:
         """Reads the manifest, or returns an empty one; UserError when it is damaged or of another format version."""
@@ -100,7 +105,8 @@ class Run:
             )
         stages = manifest.get("stages", {})
         if not fits(manifest, {"stages": {...: RECORD}}) or not all(
-            fits(record["config"], CONFIGS.get(stage, dict)) for stage, record in stages.items()
+            fits(record["config"], CONFIGS.get("dream" if Pair.of(stage) else stage, dict))
+            for stage, record in stages.items()
         ):
             raise UserError(f"{self.manifest} is damaged (its records of stages are not readable): restore it.")
         if not fits(manifest, {"env?": str}):

@@ -13,6 +13,7 @@ from wm.run.errors import UserError, writing
 from wm.run.files import atomic
 from wm.run.folder import Run
 from wm.run.json_files import append_line, json_line, read_lines
+from wm.run.pair import Pair
 from wm.run.schema import NUMBER, fits
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def read_metrics(path: Path, stage: str) -> list[dict[str, Any]]:
     found = [line for line in read_lines(path, stage=str, step=int) if line["stage"] == stage]
     for line in found:
         wanted = line.keys() - {"stage"}
-        for name, others in REQUIRED_WITH.get(stage, {}).items():
+        for name, others in REQUIRED_WITH.get("dream" if Pair.of(stage) else stage, {}).items():
             wanted |= set(others) if name in line else set()
         for name in sorted(wanted):
             if not fits(line.get(name), NUMBER):

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wm.run.pair import DEFAULT_MEMORY, Pair, stage_of
+
 ROOT = Path(__file__).parents[2]
 """The folder that `wm` lies in: a checkout of the repository, or what an installer writes to."""
 
 
-STAGES = ("collect", "vae", "mdnrnn", "controller", "dream", "iterate", "evaluate", "probe", "curves", "ablate")
+STAGES = (
+    *("collect", "vae", "memory", "mdnrnn", "controller", "dream", "iterate"),
+    *("evaluate", "probe", "replay", "report", "play", "publish", "curves", "ablate"),
+)
 """Stages that are targets of the Makefile under their own names."""
 
 
 def target(stage: str) -> str:
-    """The target of a stage, with its kinds: the stage of another M is named after it, that of a dream after both."""
-    if stage in STAGES:
-        return stage
-    if stage.startswith("dream-"):
-        _, memory, controller = stage.split("-", 2)
-        return f"dream M={memory} C={controller}"
-    return f"memory M={stage}"
+    """The target of a stage, with its kinds: the stage of another M is named after it, that of a dream after both.
+
+    The name of a controller stands for its stage.
+    """
+    if pair := Pair.of(stage):
+        return "dream" if pair == Pair() else f"dream M={pair.memory} C={pair.controller}"
+    return stage if stage in STAGES else f"memory M={stage}"
 
 
 def command(stage: str, arguments: str = "") -> str:
@@ -36,6 +41,24 @@ def made_by(stage: str) -> str:
 def redo(stage: str) -> str:
     """Remedy for a file of a stage that cannot be used."""
     return f"redo it with {command(stage, 'ARGS=--restart')}"
+
+
+def dream_of(memory: str, arguments: str = "") -> str:
+    """The command of a dream of M of a kind, whatever its C."""
+    return command("dream", " ".join(filter(None, ("" if memory == DEFAULT_MEMORY else f"M={memory}", arguments))))
+
+
+def rebuilt(controller: str) -> str:
+    """Remedy for the file of a controller, by its name, that cannot be used."""
+    stage = stage_of(controller)
+    if stage is None:  # a file that somebody has copied or renamed: no stage makes it
+        return "restore it, or give another file"
+    return f"remove it and run {command(stage)}, which rebuilds it from the checkpoint if there is one"
+
+
+def scored_by(controller: str) -> str:
+    """The command that scores a controller, by its name, without quotes."""
+    return "make evaluate" if controller == "controller" else f"make evaluate ARGS='--controller {controller}'"
 
 
 def install(extra: str) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 from wm.config.vmc import DreamConfig
 from wm.run.experiments import ROUND
 from wm.run.json_files import read_lines
+from wm.run.pair import Pair
+from wm.run.remedies import scored_by, target
 from wm.show.report.blocks import Section, Table, add_lines, began
 from wm.show.report.controller import add_curves, add_variants, add_weights
 from wm.show.report.reader import RunReader
-from wm.show.report.score import add_score, add_tracks, describe_score, scored_by
+from wm.show.report.score import add_score, add_tracks, describe_score
 from wm.show.svg import Line, Plotter
 
 
@@ -25,10 +27,11 @@ def dream(plotter: Plotter, readers: Sequence[RunReader], stage: str) -> Section
     """
     main = readers[0]
     path = main.run.folder / f"{stage}.npz"
-    section = Section(stage, "The dream" if stage == "dream" else "The dream of M {} and C {}".format(*pair(stage)))
-    if stage == "dream":
-        add_variants(section, main, stage)
-    if not began(section, readers, stage, path, command(stage)):
+    pair = Pair.of(stage)
+    assert pair is not None
+    section = Section(stage, "The dream" if pair == Pair() else f"The dream of M {pair.memory} and C {pair.controller}")
+    add_variants(section, main, stage)
+    if not began(section, readers, stage, path, f"make {target(stage)}"):
         return section
     rows = []
     for one in readers:
@@ -49,7 +52,7 @@ def dream(plotter: Plotter, readers: Sequence[RunReader], stage: str) -> Section
     if rows:
         header = ["run", "temperature", "horizon, steps", "dream score", "real selection tracks", "fresh real tracks"]
         section.blocks.append(Table("Temperature, dream score and real score of the best mean", header, rows))
-    if stage == "dream":
+    if pair == Pair():
         add_rounds(section, main)
     add_curves(section, plotter, readers, stage)
     lines = []
@@ -66,17 +69,6 @@ def dream(plotter: Plotter, readers: Sequence[RunReader], stage: str) -> Section
     if path.exists():
         add_weights(section, plotter, main, path)
     return section
-
-
-def pair(stage: str) -> tuple[str, str]:
-    """M and C of a stage "dream-M-C"."""
-    _, memory, controller = stage.split("-", 2)
-    return memory, controller
-
-
-def command(stage: str) -> str:
-    """The command of a stage that evolves in a dream."""
-    return "make dream" if stage == "dream" else "make dream M={} C={}".format(*pair(stage))
 
 
 def add_rounds(section: Section, main: RunReader) -> None:

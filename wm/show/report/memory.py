@@ -9,9 +9,9 @@ from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.json_files import read_json
 from wm.run.metrics import best_validation
+from wm.run.pair import Pair
 from wm.run.remedies import target
 from wm.show.report.blocks import SETTLE, Section, Table, add_lines, add_picture, began, losses
-from wm.show.report.dream import command, pair
 from wm.show.report.reader import RunReader
 from wm.show.svg import Plotter, number
 
@@ -59,8 +59,8 @@ def memory(plotter: Plotter, readers: Sequence[RunReader], name: str, at: int) -
         )
     add_probe(section, main, name)
     dreamt = latest(main, main.dreams)
-    if (name == pair(dreamt)[0]) if "-" in dreamt else not at:
-        add_calibration(section, main, command(dreamt))
+    if (pair := Pair.of(dreamt)) and name == (pair.memory if pair != Pair() else main.memories[0]):
+        add_calibration(section, main, f"make {target(dreamt)}")
     return section
 
 

@@ -14,6 +14,7 @@ from wm.memory.kinds import KINDS as MEMORIES
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import read_metrics
+from wm.run.pair import Pair, score_name
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RunReader:
     @property
     def dreams(self) -> list[str]:
         """The stages that evolved a controller in a dream: "dream", and "dream-M-C" of other kinds of M and C."""
-        return ["dream", *(name for name in self.stages if name.startswith("dream-"))]
+        return ["dream", *(name for name in self.stages if Pair.of(name) not in (None, Pair()))]
 
     def config(self, stage: str) -> Mapping[str, Any]:
         """The recorded config of a stage; empty if it has not run."""
@@ -61,7 +62,7 @@ class RunReader:
 
     def read_score(self, controller: str = "controller") -> dict[str, Any] | None:
         """The score of a controller; None when it is missing."""
-        path = self.find("score.json" if controller == "controller" else f"score-{controller}.json")
+        path = self.find(score_name(controller))
         return read_score(path) if path.exists() else None
 
     def find(self, name: str) -> Path:

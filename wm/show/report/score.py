@@ -9,6 +9,7 @@ import numpy as np
 
 from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.checksums import file_hash
+from wm.run.remedies import scored_by
 from wm.show.report.blocks import Plot, Section, Table, Video, add_lines, date
 from wm.show.report.reader import RunReader
 from wm.show.svg import Line, Plotter, bin_edges
@@ -51,7 +52,7 @@ def add_score(section: Section, plotter: Plotter, main: RunReader, found: Mappin
     if path.exists() and found["made_from"].get(path.name) != file_hash(path):
         section.notes.append(
             "The score belongs to other files than the current ones: a published run is rounded to half precision "
-            "after scoring; for any other run, `make evaluate` scores the current files."
+            f"after scoring; for any other run, `{scored_by(controller)}` scores the current files."
         )
     solved = main.task.solved
     edges = bin_edges(returns if solved is None else [*returns, solved])
@@ -76,8 +77,3 @@ def describe_score(found: Mapping[str, Any]) -> str:
     """A score in a few words."""
     interval = "" if found["ci95"] is None else f" (95% interval of the mean ± {found['ci95']:.0f})"
     return f"{found['mean']:.0f} ± {found['std']:.0f} on {len(found['seeds'])} tracks{interval}"
-
-
-def scored_by(controller: str) -> str:
-    """The command that scores a controller."""
-    return "make evaluate" if controller == "controller" else f"make evaluate ARGS='--controller {controller}'"
