@@ -8,18 +8,20 @@ and resumed as usual and writes the same metrics. Without --name it only draws t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from wm.config.bounds import bounded
 from wm.config.seeds import RUN_SEEDS
-from wm.run.command_line import Common, call_stage, parse, run_stage, split_options
+from wm.run.command_line import Common, call_stage, kind_option, parse, run_stage, split_options
 from wm.run.errors import UserError
-from wm.run.experiments import CURVE, over_seeds, read_variants, stage_of
+from wm.run.experiments import CURVE, curves_name, over_seeds, read_variants, stage_of
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_lines
 from wm.run.metrics import read_metrics
+from wm.run.pair import DEFAULT_CONTROLLER, DEFAULT_MEMORY, Pair
+from wm.run.pair import stage_of as made_by
 from wm.run.provenance import commit, now
 from wm.show.plots.curves import plot_variants
 
@@ -31,8 +33,9 @@ KEPT = ("step", "env_steps", "select_steps", "seconds", "select", "select_std", 
 class CurvesArgs:
     """Options of stage curves: a variant and its budget."""
 
-    stage: Literal["controller", "dream"] = "controller"
-    """Stage to compare. controller: evolution on real rollouts. dream: evolution in the dream."""
+    stage: str = "controller"
+    """Stage to compare. controller: evolution on real rollouts. dream: evolution in the dream. dream-M-C: in the dream
+    of this kind of M, of this kind of C. Kinds in --options win: they are variants of the stage."""
     name: str = ""
     """Name of the variant to evolve, used in the results and the plot. Default: only draw the plot."""
     steps: int = bounded(3_000_000, 1, 10**12)
@@ -49,6 +52,8 @@ def main(argv: list[str]) -> None:
     run = Run(args.run)
     if args.restart:
         raise UserError("--restart is not supported: choose another --name, or remove lines of curves.jsonl.")
+    if made_by(config.stage) != config.stage:  # the last mean of a dream is of no stage of its own
+        raise UserError(f"--stage {config.stage} evolves no controller: choose controller, dream or dream-M-C.")
     if config.name:
         if not config.seeds:
             raise UserError("--seeds is empty: give at least one seed.")
@@ -65,7 +70,7 @@ def main(argv: list[str]) -> None:
             f"{run.curves} has no curve of stage {config.stage}: make one with `make curves ARGS='--name NAME'`."
         )
     rows = [row for group in variants.values() for row in group]
-    plot_variants(run.plots / ("curves.png" if config.stage == "controller" else "curves-dream.png"), rows)
+    plot_variants(run.plots / curves_name(config.stage), rows)
     for name, group in variants.items():
         curves = [row["curve"] for row in group]
         steps = np.mean([curve[-1]["env_steps"] for curve in curves])
@@ -85,12 +90,20 @@ def evolve(args: Common, run: Run, config: CurvesArgs, seed: int) -> None:
     # The steps end the evolution, so the number of generations must not.
     budget = {"env-steps": config.steps, "generations": 10**9}
     options = args.elsewhere(variant.folder) | {"source": run.folder, "seed": seed} | budget
-    call_stage(config.stage, options, split_options("--options", config.options))
-    rows = [row for row in read_metrics(variant.metrics, config.stage) if "select" in row]
+    stage, arguments = config.stage, split_options("--options", config.options)
+    if pair := Pair.of(stage):
+        kinds = ["--memory", pair.memory, "--controller", pair.controller] if pair != Pair() else []
+        arguments = [*kinds, *arguments]
+        stage = Pair(
+            kind_option(arguments, "--memory", DEFAULT_MEMORY),
+            kind_option(arguments, "--controller", DEFAULT_CONTROLLER),
+        ).stage
+    call_stage("dream" if pair else stage, options, arguments)
+    rows = [row for row in read_metrics(variant.metrics, stage) if "select" in row]
     line: dict[str, Any] = {"name": config.name, "seed": seed, "steps": config.steps, "options": config.options}
     line["stage"] = config.stage
     line["curve"] = [{field: row[field] for field in KEPT if field in row} for row in rows]
-    line |= {"config": variant.read_manifest()["stages"][config.stage]["config"], "commit": commit(), "time": now()}
+    line |= {"config": variant.read_manifest()["stages"][stage]["config"], "commit": commit(), "time": now()}
     append_line(run.curves, line)
 
 

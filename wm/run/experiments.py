@@ -42,6 +42,11 @@ def stage_of(row: Mapping[str, Any]) -> str:
     return stage
 
 
+def curves_name(stage: str) -> str:
+    """Name of the picture of the variants of a stage, in plots/."""
+    return "curves.png" if stage == "controller" else f"curves-{stage}.png"
+
+
 def read_variants(run: Run, stage: str) -> dict[str, list[dict[str, Any]]]:
     """The lines of curves.jsonl of a stage by variant, one for each of its seeds."""
     found: dict[tuple[str, int], dict[str, Any]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from wm.config.vmc import DreamConfig, VAEConfig
 from wm.controller.file import load_controller
 from wm.controller.linear import Linear
-from wm.run.experiments import over_seeds, read_ablations, read_variants
+from wm.run.experiments import curves_name, over_seeds, read_ablations, read_variants
 from wm.show.report.blocks import Plot, Section, Table, add_lines, add_picture, began, curve, duration
 from wm.show.report.reader import RunReader
 from wm.show.svg import Line, Plotter, number
@@ -77,7 +77,7 @@ def add_variants(section: Section, main: RunReader, stage: str) -> None:
     variants = read_variants(main.run, stage)
     if not variants:
         return
-    dreamt = stage == "dream"
+    dreamt = stage != "controller"
     table = []
     for name, seeds in variants.items():
         best = [max(row["curve"], key=lambda point: point["select"]) for row in seeds]
@@ -94,12 +94,12 @@ def add_variants(section: Section, main: RunReader, stage: str) -> None:
         caption = "Variants of the evolution"
         header = ["variant", "seeds", "real selection tracks", "options"]
     section.blocks.append(Table(caption, header, table))
-    command = "make curves ARGS=--stage=dream" if dreamt else "make curves"
+    command = f"make curves ARGS=--stage={stage}" if dreamt else "make curves"
     section.notes.append(
         f"Variants of `{command}`: mean over seeds (lowest to highest) of each seed's best score on the real selection "
         "tracks. The best of several scores is biased upwards."
     )
-    picture = main.run.plots / ("curves-dream.png" if dreamt else "curves.png")
+    picture = main.run.plots / curves_name(stage)
     alt = "Learning curves of the variants: return on the real selection tracks by steps of the population"
     add_picture(section, picture, "Variants", alt, "Mean over seeds; the band reaches from the lowest to the highest.")
 
