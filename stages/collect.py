@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_json, write_json
 from wm.run.metrics import Metrics
+from wm.run.pair import Pair, stage_of
 from wm.run.progress import Progress
 from wm.show.plots.contact import plot_contact_sheet
 from wm.store.shards import Rollouts, save_shard
@@ -44,10 +45,10 @@ SCOUT = "scout"
 class CollectArgs(CollectConfig):
     """Options of stage collect: the sizes, and the controller that drives the driven episodes."""
 
-    driver: Literal["controller", "dream", "dream-latest"] = "controller"
+    driver: str = "controller"
     """Controller of the driven episodes. controller: evolved on real rollouts. dream: evolved in the dream, the mean
     with the best score on real selection tracks. dream-latest: the last mean in the dream, which exploits the errors of
-    its dream most."""
+    its dream most. dream-M-C, dream-M-C-latest: the same of this kind of M and this kind of C."""
     source: Path | None = None
     """Run folder of that controller, with its V and M. Default: RUN/scout, which is made first."""
 
@@ -66,6 +67,8 @@ def main(argv: list[str]) -> None:
         raise UserError(
             "--spread needs starts.npz, which a scout's controller lacks: give --driver dream or --spread 0."
         )
+    if stage_of(given.driver) is None:
+        raise UserError(f"there is no --driver {given.driver}: choose controller, dream, dream-latest or dream-M-C.")
     task = find_task(args.env)
     check_policy(config.policy, task)
     run = Run(args.run)
@@ -139,13 +142,16 @@ def load_driver(source: Run, name: str, config: CollectConfig) -> Driver:
 
 
 def scout(args: Common, preset: str, driver: str) -> Run:
-    """Makes RUN/scout with the controller of stage `driver`; finished stages do nothing."""
+    """Makes RUN/scout with the controller `driver`; finished stages do nothing."""
     run = Run(args.run / SCOUT)
     options = args.elsewhere(run.folder) | {"preset": preset}
-    stages = ("collect", "vae", "memory", driver)
-    for number, stage in enumerate(stages, 1):
-        print(f"scout, stage {number} of {len(stages)}: {stage}", flush=True)
-        call_stage(stage, options, ["--driven", "0"] if stage == "collect" else [])
+    pair = Pair.of(driver)
+    memory = ["--memory", pair.memory] if pair else []
+    evolved = [*memory, "--controller", pair.controller] if pair else []
+    arguments = {"collect": ["--driven", "0"], "vae": [], "memory": memory, "dream" if pair else "controller": evolved}
+    for number, stage in enumerate(arguments, 1):
+        print(f"scout, stage {number} of {len(arguments)}: {stage}", flush=True)
+        call_stage(stage, options, arguments[stage])
     return run
 
 

@@ -490,3 +490,41 @@ def test_neither_workers_nor_kills_change_what_is_collected(tmp_path: Path) -> N
     assert Rollouts(killed.rollouts).fingerprint() == wanted
     assert not [path for path in killed.rollouts.iterdir() if ".tmp" in path.name]
     assert read_json(killed.rollouts / "summary.json")["episodes"] == 24
+
+
+@pytest.mark.parametrize(
+    ("driver", "wanted"),
+    [
+        ("controller", [("collect", "--driven 0"), ("vae", ""), ("memory", ""), ("controller", "")]),
+        (
+            "dream-latest",
+            [
+                *(("collect", "--driven 0"), ("vae", ""), ("memory", "--memory mdnrnn")),
+                ("dream", "--memory mdnrnn --controller linear"),
+            ],
+        ),
+        (
+            "dream-drift-wave",
+            [
+                *(("collect", "--driven 0"), ("vae", ""), ("memory", "--memory drift")),
+                ("dream", "--memory drift --controller wave"),
+            ],
+        ),
+    ],
+)
+def test_the_scout_makes_the_controller_that_drives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: str, wanted: list[tuple[str, str]]
+) -> None:
+    calls = list[tuple[str, str]]()
+    monkeypatch.setattr("stages.collect.call_stage", lambda stage, _, more: calls.append((stage, " ".join(more))))
+    with pytest.raises(UserError, match=rf"{driver}\.npz is missing"):
+        main(arguments(tmp_path / "run", "--driven", "2", "--driver", driver))
+    assert calls == wanted
+    with pytest.raises(UserError, match="there is no --driver dream-odd: choose"):
+        main(arguments(tmp_path / "run", "--driven", "2", "--driver", "dream-odd"))
+
+
+def test_the_episodes_of_a_task_in_a_module_of_its_own_belong_to_it(tmp_path: Path) -> None:
+    task = replace(CARTPOLE, env_id="gymnasium.envs.classic_control:CartPole-v1")
+    row = cartpole(tmp_path, [[0]]).table[0]
+    assert not mismatch(row, task, "uniform", 30, 0).startswith("environment")

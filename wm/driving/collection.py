@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from wm.config.earlier import MEASURE
@@ -157,19 +159,27 @@ def record_episode(
 
 def mismatch(row: Any, task: Task, policy: str, max_steps: int, seed: int, cut_after: int = 0) -> str:
     """Why an episode, a row of a shard's table, is not part of the collection with these options; "" when it is."""
-    index, length, env_id = int(row["index"]), int(row["length"]), task.id(train=True)
-    if row["env_id"].decode() != env_id:
-        return f"environment {row['env_id'].decode()}, not {env_id}"
+    index, length, spec = int(row["index"]), int(row["length"]), spec_of(task.id(train=True))
+    if row["env_id"].decode() != spec.id:
+        return f"environment {row['env_id'].decode()}, not {spec.id}"
     if not 0 <= index < SEEDS_PER_RUN or row["seed"] != track_seeds(COLLECT_SEEDS, seed)[index]:
         return f"track {row['seed']}, which is not that of seed {seed}"
     wanted = choose(policy, task, np.random.default_rng([seed, index])) if index < DRIVEN_FROM else Driven.name
     if row["policy"].decode() != wanted:
         return f"policy {row['policy'].decode()}, not {wanted}"
-    limit = min(max_steps, gym.spec(env_id).max_episode_steps or max_steps)
+    limit = min(max_steps, spec.max_episode_steps or max_steps)
     least = cut_after or limit  # of an episode that was ended
     if length > limit or (row["truncated"] and length < min(least, limit)):
         return f"{length} steps, which these limits do not allow"
     return ""
+
+
+def spec_of(env_id: str) -> EnvSpec:
+    """What Gymnasium knows of an environment; its own id lacks the module that `module:Env-v0` begins with."""
+    module, _, name = env_id.rpartition(":")
+    if module:  # which registers it
+        importlib.import_module(module)
+    return gym.spec(name)
 
 
 def set_aside_damaged(folder: Path, mismatch: Callable[[Any], str] = lambda row: "") -> list[int]:
