@@ -32,7 +32,7 @@ from wm.run.pair import DEFAULT_CONTROLLER, DEFAULT_MEMORY, Pair
 from wm.run.provenance import start_hash
 from wm.run.remedies import command
 from wm.store.latents import Latents
-from wm.store.starts import Starts, save_starts, starts_hash
+from wm.store.starts import Starts, load_starts, save_starts, starts_hash
 
 if TYPE_CHECKING:
     from wm.dream.networks import Networks
@@ -102,9 +102,17 @@ def main(argv: list[str]) -> None:
 
         networks = load_networks(source, given.memory)
         models = replace(load_models(source, config.precision, given.memory), layout=layout)
+        recorded = run.read_manifest()["stages"]
+        sharing = [name for name in recorded if name != stage and (of := Pair.of(name)) and of.starts == pair.starts]
+        shared = bool(sharing) and starts_file.exists()
+        if shared and any(load_starts(starts_file).made_from.get(n) != made for n, made in networks.made_from.items()):
+            raise UserError(
+                f"{starts_file} has the starts of {' and '.join(sharing)}, of another V or M: choose another RUN, or "
+                "remove the file to draw new ones, on which those have to be redone."
+            )
         # Starts from before the stage's work here may have other options, so they are drawn again if possible.
-        begun = stage in run.read_manifest()["stages"] and starts_file.exists()
-        drawn = args.restart or (not begun and (source.latents.exists() or not starts_file.exists()))
+        begun = stage in recorded and starts_file.exists()
+        drawn = not shared and (args.restart or (not begun and (source.latents.exists() or not starts_file.exists())))
         starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
         made_from = {**models.made_from, starts_file.name: starts_hash(starts), **start_hash(given.start)}
         if not args.restart and is_finished(run, stage, artifact, config, made_from):
@@ -128,6 +136,10 @@ def main(argv: list[str]) -> None:
         if drawn:
             starts_file.unlink(missing_ok=True)
         begin()
+        if shared and (args.restart or stage not in recorded):
+            print(
+                f"{starts_file} stays as {' and '.join(sharing)} needs it: {len(starts)} starts, whatever the options."
+            )
         if drawn:
             calibrate(run, source, networks, starts, config)
             save_starts(starts_file, starts)
@@ -215,15 +227,15 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
         numbers |= {f"{name}_predicted": predicted, f"{name}_observed": observed, f"{name}_error": found.error}
     with Metrics(run, "calibration") as metrics:
         metrics.log(1, numbers)
-    print(
-        f"M's calibration on {len(held_out)} validation episodes: "
-        + "; ".join(
+    said = [
+        *(
             f"{name} {found.rates[0]:.2g} predicted, {found.rates[1]:.2g} observed (mean error {found.error:.2g})"
             for name, found in heads.items()
-        )
-        + f"; a clip's return {numbers['clip_dreamt']:.2f} dreamt, {numbers['clip_real']:.2f} real, "
-        f"correlation {numbers['clip_correlation']:.2f}."
-    )
+        ),
+        f"a clip's return {numbers['clip_dreamt']:.2f} dreamt, {numbers['clip_real']:.2f} real, "
+        f"correlation {numbers['clip_correlation']:.2f}",
+    ]
+    print(f"M's calibration on {len(held_out)} validation episodes: {'; '.join(said)}.")
 
 
 def print_result(run: Run, source: Run, stage: str, config: DreamConfig) -> None:

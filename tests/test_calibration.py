@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.dream import calibrate
 from tests.toy_dream import HIDDEN, Z, make_toy_run, mdnrnn_of, toy_mdnrnn
 from wm.config.presets import SMOKE
 from wm.dream.calibration import SAMPLES, ClipRewards, dream_clips, head_reliability, reliability
@@ -112,6 +113,15 @@ def test_the_picture(tmp_path: Path, run: Run, networks: Networks) -> None:
     heads = head_reliability(latents, held_out, networks)
     plot_calibration(tmp_path / "c.png", heads, dream_clips(latents, held_out, networks, starts, after=20))
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_m_without_heads_is_told_of_by_its_clips(
+    run: Run, networks: Networks, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wm.dream.calibration.head_reliability", lambda *_: {})
+    monkeypatch.setattr("wm.show.plots.dream.plot_calibration", lambda *_: None)
+    calibrate(run, run, networks, find_starts(run, networks, SMOKE.dream), replace(SMOKE.dream, start_after=20))
+    assert "validation episodes: a clip's return " in capsys.readouterr().out
 
 
 @torch.no_grad()

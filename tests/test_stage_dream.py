@@ -119,7 +119,7 @@ def test_the_whole_stage(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_another_c_has_files_of_its_own(run: Run) -> None:
+def test_another_c_has_files_of_its_own(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     stage(run, "--controller", "hidden")
     assert {path.name for path in run.folder.glob("*.npz")} == {
         *("starts.npz", "dream-mdnrnn-hidden.npz", "dream-mdnrnn-hidden-latest.npz")
@@ -141,6 +141,16 @@ def test_another_c_has_files_of_its_own(run: Run) -> None:
     assert load_controller(run.dream)[1]["kind"] == "linear"
     assert {path: path.read_bytes() for path in before} == before
     assert run.starts.read_bytes() == starts
+    made = run.dream.read_bytes()
+    stage(run, "--controller", "hidden", "--starts", "3", "--restart")
+    assert "starts.npz stays as dream needs it: 8 starts, whatever the options." in capsys.readouterr().out
+    assert (run.starts.read_bytes(), run.dream.read_bytes()) == (starts, made)
+    save_mdnrnn(run.mdnrnn, toy_mdnrnn(seed=1).state_dict(), CONFIG, {"vae.pt": file_hash(run.vae)})
+    with pytest.raises(
+        UserError, match=r"starts\.npz has the starts of dream-mdnrnn-hidden, of another V or M: choose"
+    ):
+        stage(run, "--restart")
+    assert (run.starts.read_bytes(), run.dream.read_bytes()) == (starts, made)
 
 
 @pytest.mark.parametrize(
