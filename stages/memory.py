@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(args.threads)
         device = pick_device()
         vision.to(device)
-        latents = encoded(run, task.action, rollouts, vision, made_from, device, known, args.restart)
+        latents = encoded(run, task.action, rollouts, vision, made_from, device, known, args.restart, stage)
         training, held_out = latents.split(config.validation, args.seed, config.earlier)
 
         print(f"M trains on {device} in {'bfloat16' if has_fast_bf16(device) else 'float32'}.")

@@ -6,8 +6,8 @@ import pytest
 
 from wm.controller.file import load_controller
 from wm.run.errors import UserError
-from wm.run.pair import Pair, score_name, stage_of, starts_name
-from wm.run.remedies import STAGES, command, dream_of, rebuilt, target
+from wm.run.pair import Pair, drawn_by, score_name, stage_of, starts_name
+from wm.run.remedies import STAGES, command, rebuilt, target
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,7 @@ from wm.run.remedies import STAGES, command, dream_of, rebuilt, target
 def test_a_pair_and_its_names_belong_together(pair: Pair, stage: str, starts: str) -> None:
     assert (pair.stage, pair.latest, pair.starts) == (stage, f"{stage}-latest", starts)
     assert starts_name(pair.memory) == starts
+    assert drawn_by(starts) == Pair(pair.memory).stage
     assert Pair.of(pair.stage) == Pair.of(pair.latest) == pair
     assert stage_of(pair.stage) == stage_of(pair.latest) == stage
     assert score_name(stage) == f"score-{stage}.json"
@@ -40,8 +41,6 @@ def test_every_stage_and_controller_has_its_command() -> None:
     assert target("dream-latest") == "dream"
     assert target("dream-drift-linear") == target("dream-drift-linear-latest") == "dream M=drift C=linear"
     assert command("drift", "ARGS=--restart") == "`make memory M=drift ARGS=--restart`"
-    assert dream_of("mdnrnn") == "`make dream`"
-    assert dream_of("drift", "ARGS=--restart") == "`make dream M=drift ARGS=--restart`"
     assert "`make dream M=drift C=linear`" in rebuilt("dream-drift-linear")
     assert "make" not in rebuilt("best")
 

@@ -65,6 +65,8 @@ def test_a_published_set_is_small(tmp_path: Path) -> None:
 def test_a_missing_file_names_its_command(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"starts\.npz is missing: make it with `make dream`"):
         load_starts(tmp_path / "starts.npz")
+    with pytest.raises(UserError, match=r"starts-drift\.npz is missing: make it with `make dream M=drift C=linear`"):
+        load_starts(tmp_path / "starts-drift.npz")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "pickle", "lacking"])

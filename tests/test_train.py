@@ -1,6 +1,7 @@
 """The gradient loop: it learns, keeps the best, resumes exactly from anywhere, and refuses what it must."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 import wm.learning.gradient
 from wm.config.bounds import total
-from wm.learning.checkpoint import Best, delete_results, is_finished
-from wm.learning.gradient import train
+from wm.learning.checkpoint import Best, TrainState, delete_results, is_finished
+from wm.learning.gradient import _Diverged, _divergence_error, train
 from wm.run.artifact import save_artifact
 from wm.run.device import derived_seed, seeded
 from wm.run.errors import UserError
@@ -290,6 +291,11 @@ def test_divergence_goes_back_to_the_best_once(tmp_path: Path, bad: float, capsy
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
+def test_divergence_names_the_command_of_another_kind_of_m() -> None:
+    said = str(_divergence_error("drift", _Diverged("loss", math.inf), 7, 0.03, TrainState()))
+    assert said.endswith('redo it with a lower rate, `make memory M=drift ARGS="--restart --lr 0.01"`.')
+
+
 def test_divergence_before_the_first_validation_goes_back_to_the_start(tmp_path: Path) -> None:
     seen = []
 
@@ -389,7 +395,7 @@ def test_refuses_a_damaged_or_foreign_checkpoint(plain: Run, tmp_path: Path) -> 
     ]
     for change in changes:
         torch.save({**checkpoint, **change}, path)
-        with pytest.raises(UserError, match="ARGS=--restart"):
+        with pytest.raises(UserError, match="make memory M=tiny ARGS=--restart"):
             go(run)
 
 

@@ -17,6 +17,7 @@ from wm.memory.kinds import find_kind
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.pair import Pair
 from wm.run.remedies import command
 from wm.store.latents import LatentEpisode
 from wm.store.starts import Starts
@@ -104,7 +105,7 @@ def recorded_episodes(
         if index not in places or latents.table["length"][places[index]] < starts.step[here].max():
             raise UserError(
                 f"{run.latents} lacks moments that {run.starts_of(networks.memory.kind).name} refers to: draw new "
-                "starts with `make dream ARGS=--restart`."
+                f"starts with {command(Pair(networks.memory.kind).stage, 'ARGS=--restart')}."
             )
         yield latents.episode(places[index]), here
 

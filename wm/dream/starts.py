@@ -10,6 +10,7 @@ from wm.contracts import Cell, State
 from wm.dream.networks import Networks, split_latents
 from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.pair import drawn_by
 from wm.run.provenance import check_made_from
 from wm.run.remedies import command
 from wm.store.latents import LatentEpisode, Latents
@@ -31,11 +32,12 @@ def given_starts(run: Run, networks: Networks) -> Starts:
     """Reads starts.npz; UserError when it is missing, damaged or does not fit V and M."""
     path = run.starts_of(networks.memory.kind)
     starts = load_starts(path)
-    check_made_from(path, starts.made_from, networks.made_from, stage="dream")
+    check_made_from(path, starts.made_from, networks.made_from, stage=drawn_by(path.name))
     state = networks.memory.acting()().initial()
     if {name: part.shape[1:] for name, part in starts.state.items()} != {n: part.shape for n, part in state.items()}:
         raise UserError(
-            f"{path} is damaged (it holds no state of this M): remove it and remake it with {command('dream')}."
+            f"{path} is damaged (it holds no state of this M): remove it and remake it with "
+            f"{command(drawn_by(path.name))}."
         )
     return starts
 

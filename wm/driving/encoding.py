@@ -50,8 +50,11 @@ def encoded(
     device: torch.device,
     known: Latents | None,
     restart: bool,
+    stage: str,
 ) -> Latents:
     """RUN/latents.h5: V's posterior of every frame. The frames are encoded unless the file exists and fits.
+
+    `stage`, that of the M that needs them, is what a refusal names.
 
     Raises:
         UserError: The file is damaged or was made from other rollouts or another V, and there is no --restart.
@@ -59,7 +62,7 @@ def encoded(
     if run.latents.exists():
         try:
             latents = Latents(run.latents)
-            check_made_from(run.latents, latents.made_from, made_from, stage="mdnrnn")
+            check_made_from(run.latents, latents.made_from, made_from, stage)
             return latents
         except UserError:
             if not restart:

@@ -28,6 +28,7 @@ from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.metrics import Metrics
 from wm.run.progress import Progress
+from wm.run.remedies import command
 from wm.run.signals import Interrupted, held
 
 Batch = TypeVar("Batch")
@@ -231,7 +232,8 @@ def _check_growth(loss: float, first: float | None) -> None:
 
 def _divergence_error(stage: str, trouble: _Diverged, update: int, rate: float, state: TrainState) -> UserError:
     before = f", and before at update {state.retreat}" if state.retreat else ""
+    arguments = f'ARGS="--restart --lr {rate / 3:.1g}"'
     return UserError(
         f"stage {stage} has diverged ({trouble} at update {update}, learning rate {rate:.3g}{before}): "
-        f'redo it with a lower rate, `make {stage} ARGS="--restart --lr {rate / 3:.1g}"`.'
+        f"redo it with a lower rate, {command(stage, arguments)}."
     )

@@ -57,6 +57,11 @@ def starts_name(memory: str) -> str:
     return "starts.npz" if memory == DEFAULT_MEMORY else f"starts-{memory}.npz"
 
 
+def drawn_by(starts: str) -> str:
+    """A stage that draws the starts of a file of this name: that of its M with the first kind of C."""
+    return Pair(starts.removesuffix(".npz").removeprefix("starts").removeprefix("-") or DEFAULT_MEMORY).stage
+
+
 def score_name(controller: str) -> str:
     """Name of the file of the score of a controller on stock tracks."""
     return "score.json" if controller == "controller" else f"score-{controller}.json"

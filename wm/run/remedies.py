@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wm.run.pair import DEFAULT_MEMORY, Pair, stage_of
+from wm.run.pair import Pair, stage_of
 
 ROOT = Path(__file__).parents[2]
 """The folder that `wm` lies in: a checkout of the repository, or what an installer writes to."""
@@ -41,11 +41,6 @@ def made_by(stage: str) -> str:
 def redo(stage: str) -> str:
     """Remedy for a file of a stage that cannot be used."""
     return f"redo it with {command(stage, 'ARGS=--restart')}"
-
-
-def dream_of(memory: str, arguments: str = "") -> str:
-    """The command of a dream of M of a kind, whatever its C."""
-    return command("dream", " ".join(filter(None, ("" if memory == DEFAULT_MEMORY else f"M={memory}", arguments))))
 
 
 def rebuilt(controller: str) -> str:

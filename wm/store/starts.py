@@ -18,6 +18,7 @@ from wm.contracts import Pays, State
 from wm.run.checksums import check_archive
 from wm.run.errors import UserError, check_read, first_line
 from wm.run.files import atomic
+from wm.run.pair import drawn_by
 from wm.run.remedies import command, made_by
 
 Floats = NDArray[np.float32]
@@ -81,9 +82,10 @@ def _packed(starts: Starts) -> bytes:
 
 def load_starts(path: Path) -> Starts:
     """Reads a file of `save_starts`; UserError when it is missing or damaged."""
-    remedy = f"remove it and remake it with {command('dream')}"
+    stage = drawn_by(path.name)
+    remedy = f"remove it and remake it with {command(stage)}"
     if not path.exists():
-        raise UserError(f"{path} is missing: {made_by('dream')}.")
+        raise UserError(f"{path} is missing: {made_by(stage)}.")
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as file:
