@@ -20,23 +20,25 @@ from wm.run.errors import UserError
 from wm.run.files import copy
 from wm.run.folder import Run
 from wm.run.json_files import write_json
+from wm.run.pair import score_name, stage_of
+from wm.run.remedies import scored_by
 from wm.store.starts import save_starts
 
 MOST_BYTES = 25_000_000
 """Maximum size in bytes of a published run, since git stores every version."""
 
-SCORES = {"controller": "score.json", "dream": "score-dream.json"}
-"""The score of each controller on stock tracks."""
-
 PLOTS = (
     *("contact_sheet", "reconstructions", "traversals", "predictions", "calibration"),
-    *("controller", "dream", "rounds", "curves", "curves-dream"),
+    *("controller", "dream", "dream-*", "rounds", "curves", "curves-dream", "curves-dream-*"),
 )
 REPORT_FILES = (
     *("metrics.jsonl", "rollouts/summary.json", "probe.json", "curves.jsonl", "ablations.json", "rounds.jsonl"),
     *(f"plots/{name}.png" for name in PLOTS),
 )
-"""Further files that a report or the README needs; missing ones are skipped."""
+"""Further files that a report or the README needs, as patterns; missing ones are skipped."""
+
+MODELS = ("*.pt", "*.npz", "score*.json")
+"""Patterns of V, M, C, starts and scores, of all kinds."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     if config.to.resolve() == args.run.resolve() or any(target.rollouts.glob("*.h5")) or target.checkpoints.exists():
         raise UserError(f"--to {config.to} is a run folder, not a published one: choose another folder.")
     with run.lock():
-        names = publishable(run)
+        names, left = publishable(run)
         with target.lock():
             staged = Run(target.folder / ".staged")  # leftovers of a killed call are removed
             shutil.rmtree(staged.folder, ignore_errors=True)
@@ -64,21 +66,30 @@ def main(argv: list[str]) -> None:
                 move(staged.folder, target.folder)
             finally:
                 shutil.rmtree(staged.folder, ignore_errors=True)
-    scores = {name: read_score(target.folder / SCORES[name]) for name in names}
+    scores = {name: read_score(target.folder / score_name(name)) for name in names}
     scored = ", ".join(f"{name} {score['mean']:.0f} ± {score['std']:.0f}" for name, score in scores.items())
     print(f"{target.folder}: {weight(target.folder) / 1e6:.1f} MB, {scored}.")
-    print(f"V and M are rounded to half precision: check the score with {scored_by(names[0], target.folder)}.")
+    for name in left:
+        print(f"{run.folder / name}.npz has no score and is left out: score it with `{scored_by(name)}`.")
+    print(f"V and M are rounded to half precision: check the score with {rescored_by(names[0], target.folder)}.")
 
 
-def publishable(run: Run) -> list[str]:
-    """Names of a run's controllers; UserError unless there is one, and all fit V and M and have their scores."""
-    names = [name for name in SCORES if (run.folder / f"{name}.npz").exists()]
-    if not names:
+def publishable(run: Run) -> tuple[list[str], list[str]]:
+    """Names of a run's controllers with a score, and of those without; the last means of dreams are neither.
+
+    Raises:
+        UserError: None has a score, or one of those does not fit V and M or has the score of another file.
+    """
+    found = [name for name in run.controllers() if stage_of(name) == name]
+    if not found:
         raise UserError(f"{run.folder} has no controller: make one with `make controller` or `make dream`.")
+    names = [name for name in found if (run.folder / score_name(name)).exists()]
+    if not names:
+        raise UserError(f"{run.folder / score_name(found[0])} is missing: make it with `{scored_by(found[0])}`.")
     for name in names:
         load_acting(run, name)
         check_score(run, name)
-    return names
+    return names, [name for name in found if name not in names]
 
 
 def publish(run: Run, target: Run, names: Sequence[str]) -> None:
@@ -105,9 +116,9 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
         # New hashes for published files; other inputs, such as --start, keep theirs.
         hashes = {of: made_from.get(of, was) for of, was in meta["made_from"].items()}
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": hashes})
-    for name in (*(SCORES[name] for name in names), *REPORT_FILES):
-        if (run.folder / name).exists():
-            copy(run.folder / name, target.folder / name)
+    for pattern in (*map(score_name, names), *REPORT_FILES):
+        for path in run.folder.glob(pattern):
+            copy(path, target.folder / path.relative_to(run.folder))
 
 
 def check_weight(folder: Path, target: Path) -> None:
@@ -121,9 +132,10 @@ def check_weight(folder: Path, target: Path) -> None:
 
 def move(staged: Path, target: Path) -> None:
     """Moves the published files into `target`, replacing those of an earlier call."""
-    for name in (*(f"{name}.npz" for name in SCORES), *SCORES.values(), *REPORT_FILES):
-        if not (staged / name).exists():
-            (target / name).unlink(missing_ok=True)
+    for pattern in (*MODELS, *REPORT_FILES):
+        for path in target.glob(pattern):
+            if not (staged / path.relative_to(target)).exists():
+                path.unlink()
     for path in sorted(path for path in staged.rglob("*") if path.is_file()):
         place = target / path.relative_to(staged)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -142,22 +154,21 @@ def weight(folder: Path) -> int:
 
 
 def check_score(run: Run, name: str) -> None:
-    """UserError unless the score of the controller `name` exists and belongs to that controller file."""
-    path, controller = run.folder / SCORES[name], run.folder / f"{name}.npz"
-    command = scored_by(name)
-    if not path.exists():
-        raise UserError(f"{path} is missing: make it with {command}.")
+    """UserError unless the score of the controller `name` belongs to that controller's file."""
+    path, controller = run.folder / score_name(name), run.folder / f"{name}.npz"
     if read_score(path)["made_from"].get(controller.name) != file_hash(controller):
-        raise UserError(f"{path} is the score of another controller than {controller}: redo it with {command}.")
+        raise UserError(
+            f"{path} is the score of another controller than {controller}: redo it with `{scored_by(name)}`."
+        )
 
 
-def scored_by(name: str, published: Path | None = None) -> str:
-    """The command that scores the controller `name` of a run, or of a published folder."""
+def rescored_by(name: str, published: Path) -> str:
+    """The command that scores the controller `name` of a published folder."""
     options = [] if name == "controller" else [f"--controller {name}"]
     which = ""
-    if published and published.is_relative_to("data"):
+    if published.is_relative_to("data"):
         which = f" RUN={published.relative_to('data')}"
-    elif published:
+    else:
         options.append(f"--source {published}")
     return f"`make evaluate{which}" + (f" ARGS='{' '.join(options)}'" if options else "") + "`"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import stages.publish
-from stages.publish import REPORT_FILES, main, scored_by, weight
+from stages.publish import REPORT_FILES, main, rescored_by, weight
 from tests.toy_dream import FEATURES, make_toy_run
 from wm.controller.file import load_controller, save_controller
 from wm.controller.linear import Linear
@@ -18,7 +18,11 @@ from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_json, write_json
 
-SCORES = {"controller": "score.json", "dream": "score-dream.json"}
+SCORES = {
+    "controller": "score.json",
+    "dream": "score-dream.json",
+    "dream-mdnrnn-hidden": "score-dream-mdnrnn-hidden.json",
+}
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def publish(run: Run, target: Path) -> Run:
     return Run(target)
 
 
-@pytest.mark.parametrize("names", [("controller",), ("dream",), ("controller", "dream")])
+@pytest.mark.parametrize("names", [("controller",), ("dream",), ("dream-mdnrnn-hidden",), tuple(SCORES)])
 def test_the_controllers_that_are_there_are_published(
     run: Run, tmp_path: Path, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,6 +56,8 @@ def test_the_controllers_that_are_there_are_published(
     for name in SCORES:
         add_controller(run, name, 9.0)
     publish(run, target)
+    (target / "drift.pt").touch()  # of what another run acted with
+    (target / "starts-drift.npz").touch()
     for name in SCORES:
         (run.folder / f"{name}.npz").unlink()
     capsys.readouterr()
@@ -60,20 +66,21 @@ def test_the_controllers_that_are_there_are_published(
     published = publish(run, target)
     for name, score in SCORES.items():
         assert (target / f"{name}.npz").exists() == (target / score).exists() == (name in names)
+    assert not [*target.glob("*drift*")]
     for name in names:
         assert (load_acting(published, name)[1] == 1).all()
     told = ", ".join(f"{name} 100 ± 7" for name in names)
-    command = f"make evaluate ARGS='{'--controller dream ' if names[0] == 'dream' else ''}--source {target}'"
+    option = "" if names[0] == "controller" else f"--controller {names[0]} "
+    command = f"make evaluate ARGS='{option}--source {target}'"
     said = capsys.readouterr().out
     assert f" MB, {told}.\n" in said
     assert f"check the score with `{command}`." in said
 
 
 def test_what_is_published_within_data_is_a_run_of_that_name() -> None:
-    assert scored_by("controller", Path("data/pretrained")) == "`make evaluate RUN=pretrained`"
+    assert rescored_by("controller", Path("data/pretrained")) == "`make evaluate RUN=pretrained`"
     dream = "`make evaluate RUN=pretrained/dream ARGS='--controller dream'`"
-    assert scored_by("dream", Path("data/pretrained/dream")) == dream
-    assert scored_by("dream") == "`make evaluate ARGS='--controller dream'`"
+    assert rescored_by("dream", Path("data/pretrained/dream")) == dream
 
 
 def test_what_the_report_tells_of_goes_along(run: Run, tmp_path: Path) -> None:
@@ -91,13 +98,17 @@ def test_what_the_report_tells_of_goes_along(run: Run, tmp_path: Path) -> None:
     assert not publish(run, tmp_path / "published").rounds.exists()
 
 
-def test_a_run_without_a_controller_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_run_without_a_controller_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="has no controller: make one with `make controller` or `make dream`"):
         publish(run, tmp_path / "published")
     add_controller(run, "dream", 1.0, scored=False)
     with pytest.raises(UserError, match=r"score-dream\.json is missing: make it with `make evaluate ARGS='--contr"):
         publish(run, tmp_path / "published")
     assert not (tmp_path / "published").exists()
+    add_controller(run, "controller", 1.0)
+    published = publish(run, tmp_path / "published")
+    assert "dream.npz has no score and is left out: score it with `make evaluate ARGS='" in capsys.readouterr().out
+    assert (published.controller.exists(), published.dream.exists()) == (True, False)
 
 
 def test_who_asks_for_the_wrong_controller_is_told_which_one_is_there(run: Run) -> None:
