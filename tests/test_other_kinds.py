@@ -18,7 +18,7 @@ import wm.controller.kinds
 import wm.memory.kinds
 from stages import report
 from stages.replay import main
-from wm.config.presets import LAPTOP, PRESETS
+from wm.config.presets import DEFAULT_ENV, PRESETS
 from wm.contracts import Cell, Chart, Memory, MemoryKind, Noise, Pays, State
 from wm.controller.file import save_controller
 from wm.envs import TASKS
@@ -196,7 +196,7 @@ class Nearest:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     gym.register(ENV, cast(Any, Dot), max_episode_steps=200)
     monkeypatch.setitem(TASKS, ENV, DOT)
-    monkeypatch.setitem(PRESETS, ENV, {"laptop": LAPTOP})
+    monkeypatch.setitem(PRESETS, ENV, PRESETS[DEFAULT_ENV])
     monkeypatch.setitem(wm.memory.kinds.KINDS, "fading", cast(MemoryKind, FadingKind()))
     monkeypatch.setitem(wm.controller.kinds.KINDS, "nearest", cast(Any, Nearest))
     run = Run(tmp_path / "dot")
@@ -235,6 +235,18 @@ def test_every_view_shows_them(run: Run, view: str) -> None:
         assert shown[-1].panes[2].image is not None
     if view != "dream":
         assert shown[-1].readings[-1].startswith("place ")
+
+
+def test_their_dream_is_an_environment(run: Run) -> None:
+    options: Any = {"run": str(run.folder), "memory": "fading"}
+    env = gym.make("wm/Dream-v0", **options)
+    assert env.reset(seed=1)[0].shape == (Z + 2,)
+    assert env.step(2)[1] == 1.0
+    assert env.metadata["render_fps"] == DOT.fps
+    many = gym.make_vec("wm/Dream-v0", num_envs=2, vectorization_mode="vector_entry_point", **options)
+    assert many.reset(seed=1)[0].shape == (2, Z + 2)
+    with pytest.raises(UserError, match="no M 'none-such'"):
+        gym.make("wm/Dream-v0", **{**options, "memory": "none-such"})
 
 
 def test_a_replay_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

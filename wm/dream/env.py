@@ -291,11 +291,14 @@ def _check_render_mode(mode: str | None, metadata: dict[str, Any]) -> None:
         raise ValueError(f"render_mode is {mode!r}, not one of {metadata['render_modes']}")
 
 
-def make_dream_env(run: str | Path, *, temperature: float = DreamConfig.temperature, **options: Any) -> DreamEnv:
+def make_dream_env(
+    run: str | Path, *, memory: str = "mdnrnn", temperature: float = DreamConfig.temperature, **options: Any
+) -> DreamEnv:
     """Makes the dream environment of a run; the entry point of `gymnasium.make("wm/Dream-v0", run=...)`.
 
     Args:
         run: A run folder with V, M and starts.npz or latents.h5; or "pretrained", the published run (`find_run`).
+        memory: Kind of M.
         temperature: tau > 0 of M's samples (paper, section 4); less makes the dream more certain.
         **options: Those of `DreamEnv`: horizon, start, observe, dropout, render_mode.
 
@@ -303,11 +306,16 @@ def make_dream_env(run: str | Path, *, temperature: float = DreamConfig.temperat
         UserError: A file in the folder is missing, or the files do not fit together.
         ValueError: An option is out of range.
     """
-    return DreamEnv(load_world(find_run(run), temperature), **options)
+    return DreamEnv(load_world(find_run(run), temperature, memory), **options)
 
 
 def make_dream_vector_env(
-    num_envs: int, run: str | Path, *, temperature: float = DreamConfig.temperature, **options: Any
+    num_envs: int,
+    run: str | Path,
+    *,
+    memory: str = "mdnrnn",
+    temperature: float = DreamConfig.temperature,
+    **options: Any,
 ) -> DreamVectorEnv:
     """Makes N dreams of a run as one batch of M; the entry point of `gymnasium.make_vec("wm/Dream-v0", N, run=...)`."""
-    return DreamVectorEnv(num_envs, load_world(find_run(run), temperature), **options)
+    return DreamVectorEnv(num_envs, load_world(find_run(run), temperature, memory), **options)

@@ -50,9 +50,9 @@ class World:
     end: float
 
 
-def load_world(run: Run, temperature: float) -> World:
-    """The world of a run's dream environments, on the CPU; UserError as for `find_starts`."""
-    networks = load_networks(run)
+def load_world(run: Run, temperature: float, memory: str = "mdnrnn") -> World:
+    """The world of a run's dream environments with M of a kind, on the CPU; UserError as for `find_starts`."""
+    networks = load_networks(run, memory)
     return make_world(networks, find_starts(run, networks, DreamConfig()), temperature)
 
 
