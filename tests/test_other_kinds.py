@@ -110,10 +110,6 @@ class Fading:
         never = torch.zeros(raw.shape[:-1])
         return {**state, "z": raw + 0.01 * noise["drift"]}, state["trace"][..., 1], never
 
-
-class Foreseeing(Fading):
-    """It can tell the mean of the next z, too."""
-
     def mean(self, raw: Tensor) -> Tensor:
         return raw
 
@@ -122,7 +118,6 @@ class FadingNetwork(nn.Module):
     """M of the toy kind."""
 
     kind, z, actions, features, reward = "fading", Z, 2, Z + 2, "value"
-    dreams: ClassVar[type[Fading]] = Foreseeing
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +127,7 @@ class FadingNetwork(nn.Module):
         return partial(Fading, self.rate.item())
 
     def dreaming(self, pays: Pays, temperature: float = 1.0, device: Any = "cpu", dtype: Any = None) -> Memory:
-        return cast(Memory, self.dreams(self.rate.item()))
+        return cast(Memory, Fading(self.rate.item()))
 
 
 class DrawnNetwork(FadingNetwork):
@@ -254,14 +249,6 @@ def test_a_replay_by_the_command(run: Run, capsys: pytest.CaptureFixture[str]) -
     assert "4 steps" in capsys.readouterr().out
     (video,) = run.videos.glob("by-dream-fading-nearest-real-stock-*.mp4")
     assert video.stat().st_size > 0
-
-
-def test_an_m_without_a_mean_has_no_triptych(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FadingNetwork, "dreams", Fading)
-    with pytest.raises(
-        UserError, match="M, the fading trace, has no mean of the next z to show: choose another --view"
-    ):
-        main(f"--run {run.folder} --controller dream-fading-nearest --view triptych --max-steps 4".split())
 
 
 def test_their_page(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,6 @@ from wm.driving.loading import load_acting
 from wm.driving.rollout import play
 from wm.envs.action import Action
 from wm.envs.task import Task
-from wm.memory.kinds import find_kind
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.show.videos.canvas import Bar, Curves, Image, Moment, Pane
@@ -86,12 +85,6 @@ class WorldModel:
         """V's reconstruction from z f32[Z]: u8[height, width, 3]."""
         picture: Image = as_frames(self._networks.vision.decode(torch.from_numpy(z)[None]))[0]
         return picture
-
-    def check_expects(self) -> None:
-        """UserError unless M can tell the mean of the next z."""
-        if not hasattr(self._memory, "mean"):
-            title = find_kind(self._networks.memory.kind).title
-            raise UserError(f"M, {title}, has no mean of the next z to show: choose another --view than triptych.")
 
     @torch.inference_mode()
     def expect(self, state: State, action: Any) -> Floats:
@@ -223,12 +216,11 @@ def moments(
         One moment per step.
 
     Raises:
-        UserError: The episode ends before a dream could begin, or M cannot make this view.
+        UserError: The episode ends before a dream could begin.
     """
     if view == "real":
         return _real(world, drive(env, world, track, max_steps))
     if view == "triptych":
-        world.check_expects()
         return _triptych(world, drive(env, world, track, max_steps))
     shots = (shot for shot in drive(env, world, track, WARM_UP + max_steps) if shot.number > WARM_UP)
     if view == "dream":
