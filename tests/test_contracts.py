@@ -322,6 +322,7 @@ class TestTask:
                 assert task.truth.counts(states).shape == (2,)
             env.close()
         assert all(len(key) == task.action.size for key in task.keys.values())
+        assert task.warm_up < task.max_steps
         picture = np.zeros((96, 96, 3), np.uint8)
         assert task.visible[0](picture).shape[1:] == (96, 3)
 

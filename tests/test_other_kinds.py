@@ -189,7 +189,7 @@ class Nearest:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    gym.register(ENV, cast(Any, Dot), max_episode_steps=200)
+    gym.register(ENV, cast(Any, Dot), max_episode_steps=40)
     monkeypatch.setitem(TASKS, ENV, DOT)
     monkeypatch.setitem(PRESETS, ENV, PRESETS[DEFAULT_ENV])
     monkeypatch.setitem(wm.memory.kinds.KINDS, "fading", cast(MemoryKind, FadingKind()))

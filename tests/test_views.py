@@ -14,16 +14,18 @@ import wm.envs  # noqa: F401
 from stages.replay import main
 from wm.config.presets import FAST_ENV
 from wm.controller.file import load_controller, save_controller
+from wm.envs.car_racing.task import CAR_RACING
 from wm.memory.mdnrnn import load_mdnrnn, mixture_moments
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.show.videos.canvas import Image, Moment
-from wm.show.videos.views import WARM_UP, Shot, WorldModel, drive, moments, together
+from wm.show.videos.views import Shot, WorldModel, drive, moments, together
 from wm.vision.vae import load_vae
 
 PRETRAINED = Run(Path(__file__).parent.parent / "data" / "pretrained")
 STEPS = 12
 TRACK = 2_000_000_000
+WARM_UP = CAR_RACING.warm_up
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,7 @@ class Task:
         max_steps: The environment's own time limit; the scale of dreamt scores.
         settled: Steps after which M's state no longer shows how an episode begins.
         least_start: Steps before which no dream may start.
+        warm_up: Real steps before a dream in a video, fewer than an episode has.
         idle: An episode without a positive reward in its last steps, so many, would have gone on like that.
         solved: Mean return at which the environment counts as solved; None: no such number.
         lost: Episodes with a lower return are counted as lost in ablations.
@@ -108,6 +109,7 @@ class Task:
     max_steps: int = 1000
     settled: int = 0
     least_start: int = 1
+    warm_up: int = 5
     idle: int = 10**9
     solved: float | None = None
     lost: float = float("-inf")

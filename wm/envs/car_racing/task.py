@@ -68,6 +68,7 @@ CAR_RACING = Task(
     max_steps=1000,
     settled=60,  # it zooms in for 50 steps
     least_start=20,
+    warm_up=70,  # as before the starts of the evolution
     idle=50,
     solved=900,
     lost=700,

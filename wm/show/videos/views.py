@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wm.config.vmc import DreamConfig
 from wm.contracts import Floats, State
 from wm.dream.env import DreamEnv
 from wm.dream.networks import load_networks
@@ -36,9 +35,6 @@ from wm.store.starts import Starts, load_starts
 from wm.vision.vae import as_frames, as_input
 
 View = Literal["real", "triptych", "dream", "compare"]
-
-WARM_UP = DreamConfig.start_after
-"""Real steps before a dream begins, the same number as before the starts of the evolution."""
 
 
 class WorldModel:
@@ -209,7 +205,7 @@ def moments(
         env: The task's environment, with render_mode="rgb_array".
         world: V, M and C.
         track: The track's seed, also the seed of the dream.
-        max_steps: Maximum number of steps shown; the `WARM_UP` real steps before a dream are not shown.
+        max_steps: Maximum number of steps shown; the task's `warm_up` real steps before a dream are not shown.
         temperature: tau > 0 of the dream.
 
     Yields:
@@ -222,7 +218,8 @@ def moments(
         return _real(world, drive(env, world, track, max_steps))
     if view == "triptych":
         return _triptych(world, drive(env, world, track, max_steps))
-    shots = (shot for shot in drive(env, world, track, WARM_UP + max_steps) if shot.number > WARM_UP)
+    before = world.task.warm_up
+    shots = (shot for shot in drive(env, world, track, before + max_steps) if shot.number > before)
     if view == "dream":
         return _dream(world, shots, track, max_steps, temperature)
     return _compare(world, shots, track, max_steps, temperature)
@@ -270,11 +267,11 @@ class _Dreaming:
 def _dream(world: WorldModel, shots: Iterator[Shot], seed: int, max_steps: int, temperature: float) -> Iterator[Moment]:
     start = next(shots, None)
     if start is None:
-        raise _too_short(seed)
+        raise _too_short(seed, world.task)
     env, score = world.dream(start.state, temperature, max_steps), 0.0
     dreaming = _Dreaming(env, world)
     began = seen_part(world.task, "where it began", start.camera)
-    began = replace(began, source=f"the real track after {WARM_UP} steps")
+    began = replace(began, source=f"the real track after {world.task.warm_up} steps")
     for step in play(env, dreaming, seed=seed, max_steps=max_steps):
         score += step.reward
         dreamt = Pane("the dream", world.decode(dreaming.z), f"M's samples at tau {temperature:g}, decoded by V")
@@ -286,7 +283,7 @@ def _compare(
 ) -> Iterator[Moment]:
     start = next(shots, None)
     if start is None:
-        raise _too_short(seed)
+        raise _too_short(seed, world.task)
     still, certain = world.decode(start.z), world.certain(start.frame)
     env = world.dream(start.state, temperature, max_steps)
     env.reset(seed=seed)
@@ -313,8 +310,8 @@ def _compare(
         env.step(shot.action)  # M's predicted termination is ignored here
 
 
-def _too_short(track: int) -> UserError:
-    return UserError(f"the episode on track {track} ended before step {WARM_UP}: give another EPISODE.")
+def _too_short(track: int, task: Task) -> UserError:
+    return UserError(f"the episode on track {track} ended before step {task.warm_up}: give another EPISODE.")
 
 
 def together(drives: Mapping[int, Iterator[Moment]]) -> Iterator[dict[str, Moment]]:
