@@ -76,7 +76,6 @@ class Task:
         preprocess: An observation to what V sees; one that is preprocessed already stays as it is.
         train_id: Gymnasium id of a faster equal, on which everything but scores is played; "": `env_id`.
         train_options: Its options where only what V sees is needed.
-        reward: What M's reward head predicts by default: "pulse" (the probability of a positive reward) or "value".
         pays: Typical rewards, for a run without a record.
         fps: Steps per second of real time.
         max_steps: The environment's own time limit; the scale of dreamt scores.
@@ -103,7 +102,6 @@ class Task:
     preprocess: Callable[[Any], Frame]
     train_id: str = ""
     train_options: Mapping[str, Any] = field(default_factory=dict)
-    reward: str = "value"
     pays: Pays = NOTHING
     fps: int = 30
     max_steps: int = 1000

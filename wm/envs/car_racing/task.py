@@ -62,7 +62,6 @@ CAR_RACING = Task(
     preprocess=see,
     train_id=FAST_ENV,
     train_options={"dashboard": False},
-    reward="pulse",
     pays=Pays(-0.1, 3.2, -100.0),  # no new tile, a tile (1000/N with N about 310), leaving the field
     fps=50,
     max_steps=1000,
