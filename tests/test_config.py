@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wm.config.bounds import changed_fields
-from wm.config.names import canonical
-from wm.config.presets import LAPTOP, PAPER, PRESETS, ROUNDS, SCOUT, SMOKE, STOCK_ENV
+from wm.config.presets import LAPTOP, PAPER, PRESETS, ROUNDS, SCOUT, SMOKE, STOCK_ENV, canonical
 from wm.config.seeds import (
     COLLECT_SEEDS,
     EVALUATE_SEEDS,
@@ -20,7 +19,7 @@ from wm.config.seeds import (
     SeedRange,
     track_seeds,
 )
-from wm.envs import find_task
+from wm.envs import TASKS, find_task
 
 RANGES = (COLLECT_SEEDS, EVOLVE_SEEDS, PROBE_SEEDS, SELECT_SEEDS, EVALUATE_SEEDS)
 RUN_SEEDS = st.integers(0, 99)
@@ -67,6 +66,9 @@ def test_what_is_trained_on_and_what_is_scored() -> None:
     assert find_task("wm/CarRacing-v3") is find_task("CarRacing-v3")
     assert find_task("CarRacing-v3").id(train=True) == "wm/CarRacing-v3"
     assert canonical("LunarLander-v3") == "LunarLander-v3"
+    assert canonical("wm/Grid-v0") == "wm/Grid-v0"  # one of our own, not a faster form of another
+    for task in TASKS.values():
+        assert canonical(task.id(train=True)) == task.env_id
 
 
 def test_the_papers_numbers() -> None:

@@ -8,11 +8,6 @@ from pathlib import Path
 DREAM_ENV = "wm/Dream-v0"
 
 
-def canonical(env: str) -> str:
-    """The id that presets and manifests know an environment by: our faster form of one is another name of it."""
-    return env.removeprefix("wm/")
-
-
 def default_run(env: str) -> Path:
     """The run folder of an environment, when none is given; its name is that of `ENV=` in the Makefile, too.
 

@@ -149,5 +149,13 @@ PRESETS: dict[str, dict[str, Config]] = {
 }
 """By the environment's canonical id, then by name, so that another environment can have its own sizes."""
 
+FASTER = {FAST_ENV: STOCK_ENV}
+"""Environments by the ids of our faster forms of them, a task's `train_id`."""
+
 RENAMED = {"dreamer": "rounds"}
 """New names of presets by their earlier ones."""
+
+
+def canonical(env: str) -> str:
+    """The id that presets and manifests know an environment by: our faster form of one is another name of it."""
+    return FASTER.get(env, env)

@@ -74,7 +74,8 @@ class Task:
         action: Its actions.
         frame: Shape of what V sees, u8.
         preprocess: An observation to what V sees; one that is preprocessed already stays as it is.
-        train_id: Gymnasium id of a faster equal, on which everything but scores is played; "": `env_id`.
+        train_id: Gymnasium id of a faster equal, on which everything but scores is played, and an entry of
+            `FASTER` (`wm/config/presets.py`); "": `env_id`.
         train_options: Its options where only what V sees is needed.
         pays: Typical rewards, for a run without a record.
         fps: Steps per second of real time.

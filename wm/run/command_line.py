@@ -27,8 +27,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from wm.config.bounds import bounds_of
-from wm.config.names import canonical, default_run
-from wm.config.presets import DEFAULT_ENV, PRESETS, RENAMED
+from wm.config.names import default_run
+from wm.config.presets import DEFAULT_ENV, PRESETS, RENAMED, canonical
 from wm.config.seeds import RUN_SEEDS
 from wm.config.vmc import Config
 from wm.run.errors import UNWRITABLE, MachineError, UserError, writing
