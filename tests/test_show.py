@@ -11,11 +11,13 @@ from wm.envs.action import Action
 from wm.show.plots.curves import plot_curve, plot_score
 from wm.show.videos.canvas import (
     FOOTER,
+    GROUND,
     HEADER,
     LINES,
     MOST_CELLS,
     PANE,
     PLOT,
+    READINGS_FROM,
     Bar,
     Curves,
     Image,
@@ -127,6 +129,18 @@ def test_readings_stay_within_the_frame() -> None:
     bright = np.asarray((side_by_side(narrow)[-FOOTER:] > 180).all(axis=-1))
     assert bright[:, 700:].any()  # the speed
     assert not bright[:, -4:].any()
+
+
+def test_readings_stay_within_a_frame_of_two_narrow_pictures() -> None:
+    narrow = Moment(moment().panes[:2], (), ("score 912", "step 1000", "speed 100 m/s"), aspect=0.5)
+    frame = side_by_side(narrow)
+    assert frame.shape[1] < READINGS_FROM
+    bright = np.asarray((frame[-FOOTER:] > 100).all(axis=-1))
+    assert bright.any()
+    assert not bright[:, -4:].any()
+    bars = side_by_side(Moment(narrow.panes, STILL, (), aspect=0.5))[-FOOTER:]
+    columns = np.flatnonzero((bars > GROUND + 12).any(axis=(0, 2)))
+    assert columns.max() < np.flatnonzero(bright.any(axis=0)).min()
 
 
 def test_a_missing_picture_leaves_its_place_dark() -> None:

@@ -109,8 +109,8 @@ LEAST_PLOT = 450
 """Pixels across that a plot needs: narrow cells show the first one only."""
 MOST_CELLS = 36
 """Episodes in a grid; the text of more of them could not be read."""
-BARS_WIDTH, READINGS_FROM = 540, 570
-"""Pixels across of all bars, and where the readings begin."""
+READINGS_FROM = 570
+"""Column in which the readings begin; in a narrow frame at 7/10 of its width."""
 
 
 def featured(moment: Moment) -> Image:
@@ -236,12 +236,13 @@ def _length(text: str, size: float) -> int:
 
 def _foot(canvas: Image, moment: Moment, top: int) -> None:
     """Bars of the action and the readings, in the lowest `FOOTER` rows from `top` on."""
-    pitch = min(180, BARS_WIDTH // max(1, len(moment.bars)))
+    begin = min(READINGS_FROM, canvas.shape[1] * 7 // 10)
+    pitch = min(180, (begin - 30) // max(1, len(moment.bars)))
     for i, bar in enumerate(moment.bars):
         _bar(canvas, bar, COLOURS[i % len(COLOURS)], left=20 + i * pitch, top=top + 20, width=pitch * 8 // 9)
-    column = min(170, (canvas.shape[1] - READINGS_FROM) // 2)
+    column = min(170, (canvas.shape[1] - begin) // 2)
     for i, reading in enumerate(moment.readings):
-        _write(canvas, reading, READINGS_FROM + i // 2 * column, top + 42 + i % 2 * 34, 0.7, within=column - 6)
+        _write(canvas, reading, begin + i // 2 * column, top + 42 + i % 2 * 34, 0.7, within=column - 6)
 
 
 def _bar(canvas: Image, bar: Bar, colour: Colour, left: int, top: int, width: int) -> None:
