@@ -32,6 +32,7 @@ from wm.run.graph import Graph
 from wm.run.remedies import STAGES
 from wm.store.episode import Episode
 from wm.store.latents import Latents, LatentsWriter
+from wm.store.starts import Starts, load_starts, save_starts
 from wm.vision.kinds import KINDS as VISIONS
 from wm.vision.vae import as_input
 
@@ -95,6 +96,20 @@ class TestMemory:
                 assert all(np.array_equal(before[name], part) for name, part in state.items()), "it was changed"
                 dreamt = memory.advance(dreamt, torch.from_numpy(a[t]))
                 state = after
+
+    def test_its_state_lies_in_a_file_of_starts(self, kind: Any, tmp_path: Path) -> None:
+        cell, (z, a) = network(kind).acting()(), record()
+        state = cell.initial()
+        for t in range(T):
+            state = cell.advance(cell.see(state, z[t]), a[t])
+        rows = {name: np.stack([part, cell.initial()[name]]) for name, part in state.items()}
+        where = np.zeros(2, np.int64)
+        save_starts(tmp_path / "starts.npz", Starts(rows, where, where, np.array(PAYS, np.float32), {}))
+        found = load_starts(tmp_path / "starts.npz").state
+        assert list(found) == list(rows)
+        for name, part in rows.items():
+            assert part.ndim == 2
+            np.testing.assert_allclose(found[name], part, rtol=1e-3, atol=1e-3)
 
     def test_a_dreamt_step_is_a_function_of_its_arguments(self, kind: Any) -> None:
         model = network(kind)

@@ -1,5 +1,7 @@
 """starts.npz: what is written is read, rounded to half precision, and nothing else is taken for it."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,29 @@ def test_damage_is_one_sentence(tmp_path: Path, damage: str) -> None:
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    save_starts(tmp_path / "starts.npz", starts(**changes))
+    given = starts(**changes)
+    meta = np.array(json.dumps({"format": 1, "made_from": {}}))
+    np.savez(
+        tmp_path / "starts.npz",
+        allow_pickle=False,
+        **{"meta": meta, **given.state, "episode": given.episode, "step": given.step, "rewards": given.rewards},
+    )
     with pytest.raises(UserError, match=r"starts\.npz is damaged \(its arrays do not fit"):
         load_starts(tmp_path / "starts.npz")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"step": np.zeros((COUNT, HIDDEN), np.float32)},
+        {"meta": np.zeros((COUNT, HIDDEN), np.float32)},
+        {"h": np.zeros((COUNT, HIDDEN, 1), np.float32)},
+        {"h": np.zeros(COUNT, np.float32)},
+        {"h": np.full((COUNT, HIDDEN), 1e5, np.float32)},
+    ],
+)
+def test_a_state_that_a_file_cannot_hold_is_not_written(tmp_path: Path, state: dict[str, Any]) -> None:
+    given = starts()
+    with pytest.raises(ValueError, match="is none for a file of starts"):
+        save_starts(tmp_path / "starts.npz", replace(given, state={**given.state, **state}))
+    assert list(tmp_path.iterdir()) == []

@@ -28,7 +28,8 @@ Floats = NDArray[np.float32]
 
 State = Mapping[str, Any]
 """M's whole state by name, with "z" first, the latent that it holds: numpy arrays in a cell, tensors in a memory. It is
-never changed in place. Its names and arrays are also those of a file of starts."""
+never changed in place. Its names and arrays are also those of a file of starts: each part is f32[size] with any leading
+dimensions, finite in float16, and its name is none of `RESERVED` in `wm/store/starts.py`."""
 Noise = Mapping[str, Any]
 """All randomness of one dreamt step by name. It comes from outside, so that dreams can share it."""
 Chances = Mapping[str, tuple[Literal["uniform", "normal"], int]]

@@ -25,6 +25,8 @@ Floats = NDArray[np.float32]
 
 ADDRESS = ("episode", "step", "rewards")
 """Arrays of a file beside M's state."""
+RESERVED = (*ADDRESS, "meta", "file", "allow_pickle")
+"""Names that no part of M's state can have: those of the file's other arrays and of numpy's own arguments."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,29 @@ class Starts:
 
 
 def save_starts(path: Path, starts: Starts) -> None:
-    """Writes starts.npz; the state is rounded to float16, whose error is below that of V and M."""
+    """Writes starts.npz; the state is rounded to float16, whose error is below that of V and M.
+
+    Raises:
+        ValueError: The state is none that a file can hold; see `wm.contracts.State`.
+    """
     with atomic(path) as temporary:
         temporary.write_bytes(_packed(starts))
 
 
 def starts_hash(starts: Starts) -> str:
-    """SHA-256 of the file that `save_starts` writes, in hex."""
+    """SHA-256 of the file that `save_starts` writes, in hex; ValueError as there."""
     return hashlib.sha256(_packed(starts)).hexdigest()
 
 
 def _packed(starts: Starts) -> bytes:
-    arrays: dict[str, Any] = {name: part.astype(np.float16) for name, part in starts.state.items()}
+    with np.errstate(over="ignore"):  # it is refused below
+        arrays: dict[str, Any] = {name: part.astype(np.float16) for name, part in starts.state.items()}
+    for name, part in arrays.items():
+        if name in RESERVED or part.ndim != 2 or not np.isfinite(part).all():
+            raise ValueError(
+                f"M's state {name!r} of shape {part.shape} is none for a file of starts: each part is f32[size], "
+                f"finite in float16, and none is called {', '.join(RESERVED)}"
+            )
     arrays |= {name: getattr(starts, name) for name in ADDRESS}
     meta = json.dumps({"format": RUN_FORMAT, "made_from": dict(starts.made_from)})
     file = io.BytesIO()
@@ -91,7 +104,7 @@ def load_starts(path: Path) -> Starts:
         with np.load(path, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))
             arrays = {name: file[name] for name in ADDRESS}
-            state = {name: file[name].astype(np.float32) for name in file.files if name not in (*ADDRESS, "meta")}
+            state = {name: file[name].astype(np.float32) for name in file.files if name not in RESERVED}
         count, made_from = len(state["z"]), dict(meta["made_from"])
         fits = (
             count > 0
