@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -581,6 +582,16 @@ def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, sta
     ):
         with pytest.raises(UserError, match=sentence):
             load_ensemble(folders, run, networks, starts)
+    memory = networks.memory.dreaming(starts.pays)
+    for changed, sentence in (
+        ({"masked": HIDDEN + 1}, f"--ensemble .*good: its M has masked {HIDDEN}, that of .* {HIDDEN + 1}: give only"),
+        ({"chances": {"noise": ("normal", Z)}}, r"--ensemble .*good: its M has chances .*, that of .*: give only"),
+    ):
+        unlike: Any = toy_mdnrnn()
+        dreams = SimpleNamespace(**{"masked": memory.masked, "chances": memory.chances, **changed})
+        unlike.dreaming = lambda pays, dreams=dreams: dreams
+        with pytest.raises(UserError, match=sentence):
+            load_ensemble([good], run, replace(networks, memory=unlike), starts)
     elsewhere = replace(starts, episode=starts.episode + 100)
     with pytest.raises(UserError, match=r"latents\.h5 lacks moments that starts\.npz refers to"):
         load_ensemble([good], run, networks, elsewhere)

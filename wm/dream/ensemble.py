@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
     """
     members: list[Member] = []
     kind = networks.memory.kind
-    known = {networks.made_from[run.memory(kind).name]}
+    known, wanted = {networks.made_from[run.memory(kind).name]}, _sizes(networks.memory, starts)
     for folder in folders:
         path = Run(folder).memory(kind)
         model, meta = find_kind(kind).load(path)
@@ -61,12 +62,12 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
                 f"copy that vae.pt there and train M on it with {command(kind, 'ARGS=--restart')}, or leave "
                 "the folder out."
             )
-        unlike = [name for name in ("actions", "features") if getattr(model, name) != getattr(networks.memory, name)]
-        if unlike:
-            raise UserError(
-                f"--ensemble {folder}: its M has {unlike[0]} {getattr(model, unlike[0])}, that of {run.folder} "
-                f"{getattr(networks.memory, unlike[0])}: give only M's of the same sizes."
-            )
+        for name, size in _sizes(model, starts).items():
+            if size != wanted[name]:
+                raise UserError(
+                    f"--ensemble {folder}: its M has {name} {size}, that of {run.folder} {wanted[name]}: give only M's "
+                    "of the same sizes."
+                )
         if file_hash(path) in known:
             raise UserError(
                 f"--ensemble {folder}: its M is in the ensemble already: give each other M once, and not the run's own."
@@ -74,6 +75,17 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
         known.add(file_hash(path))
         members.append(Member(model, state_at_starts(model, run, networks, starts)))
     return members
+
+
+def _sizes(model: Network, starts: Starts) -> dict[str, Any]:
+    """What must be equal in the M's of an ensemble, since they share C's input, the noise and the masks."""
+    memory = model.dreaming(starts.pays)
+    return {
+        "actions": model.actions,
+        "features": model.features,
+        "chances": dict(memory.chances),
+        "masked": memory.masked,
+    }
 
 
 def state_at_starts(model: Network, run: Run, networks: Networks, starts: Starts) -> State:
