@@ -12,9 +12,20 @@ from numpy.typing import NDArray
 import wm.learning.evolution
 from wm.config.presets import SMOKE
 from wm.config.vmc import ControllerConfig
-from wm.controller.file import load_controller
+from wm.controller.basis import plain_basis
+from wm.controller.file import load_controller, save_controller
 from wm.controller.hidden import Hidden
-from wm.learning.evolution import Evolution, about, check_sizes, delete_results, evolve, is_finished, selections
+from wm.controller.linear import Linear
+from wm.learning.evolution import (
+    Evolution,
+    about,
+    check_sizes,
+    coordinates_of,
+    delete_results,
+    evolve,
+    is_finished,
+    selections,
+)
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import read_lines
@@ -387,6 +398,19 @@ def test_a_removed_controller_is_made_again_from_the_checkpoint(tmp_path: Path, 
 def test_sizes_that_do_not_fit_one_another_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_sizes(replace(CONFIG, **change))
+
+
+def test_a_controller_of_another_kind_or_size_is_no_first_mean(tmp_path: Path) -> None:
+    path, basis, theta = tmp_path / "best.npz", plain_basis(4, Linear(3)), np.arange(15, dtype=np.float32)
+    for said in ({}, {"kind": "linear", "sizes": {"outputs": 3}}):
+        save_controller(path, theta, {"made_from": {}, **said})
+        np.testing.assert_allclose(coordinates_of(path, basis), theta)
+    save_controller(path, theta, {"made_from": {}, "kind": "hidden", "sizes": {"outputs": 3, "units": 1}})
+    with pytest.raises(UserError, match=r"best\.npz holds another C .*hidden.* than this one .*linear.*: give ano"):
+        coordinates_of(path, basis)
+    save_controller(path, theta[1:], {"made_from": {}})
+    with pytest.raises(UserError, match=r"best\.npz has 14 weights, but this C has 15: give another controller"):
+        coordinates_of(path, basis)
 
 
 def test_metrics_that_are_gone_are_one_sentence(tmp_path: Path) -> None:

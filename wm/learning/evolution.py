@@ -115,10 +115,17 @@ def check_dream(config: DreamConfig, least_start: int) -> None:
 
 
 def coordinates_of(path: Path, basis: Basis) -> Array:
-    """A controller's weights in the coordinates of `basis`, as the first mean; UserError when it does not fit V, M."""
-    theta, _ = load_controller(path)
+    """A controller's weights in the coordinates of `basis`, as the first mean; UserError when it does not fit V, M, C.
+
+    Of a file of an earlier version only the number of weights is known.
+    """
+    theta, meta = load_controller(path)
     if theta.shape != (basis.expressed,):
         raise UserError(f"{path} has {len(theta)} weights, but this C has {basis.expressed}: give another controller.")
+    here = {"kind": basis.layout.kind, "sizes": dict(basis.layout.sizes())}
+    there = {name: meta.get(name) for name in here}
+    if "kind" in meta and there != here:
+        raise UserError(f"{path} holds another C ({there}) than this one ({here}): give another controller.")
     return basis.coordinates(theta.astype(np.float64))
 
 
