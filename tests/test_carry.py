@@ -53,6 +53,13 @@ def test_a_controller_with_a_hidden_layer_is_not_carried() -> None:
         carry(np.zeros(Hidden(3, 4).count(models.features)), replace(models, layout=Hidden(3, 4)), models, [])
 
 
+def test_a_controller_of_another_environment_is_not_carried() -> None:
+    models, theta = load_acting(PRETRAINED)
+    other = replace(models, task=replace(models.task, env_id="Dot-v0", title="Dot"))
+    with pytest.raises(UserError, match="--carry has a controller of Dot, not of CarRacing: give a run folder"):
+        carry(theta, other, models, [])
+
+
 def test_the_carried_controller_acts_alike_with_another_memory() -> None:
     models, _ = load_acting(PRETRAINED)
     rng = np.random.default_rng(1)

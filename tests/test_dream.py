@@ -54,6 +54,7 @@ from wm.memory.mdnrnn import MDNRNN, mixture_moments, sample, save_mdnrnn
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
+from wm.run.json_files import write_json
 from wm.store.latents import Latents
 from wm.store.starts import Starts, save_starts
 
@@ -582,6 +583,10 @@ def test_ensembles_that_do_not_fit_are_refused(run: Run, networks: Networks, sta
     ):
         with pytest.raises(UserError, match=sentence):
             load_ensemble(folders, run, networks, starts)
+    foreign = make_toy_member(tmp_path / "foreign", run, 2)
+    write_json(Run(foreign).manifest, {"format": 1, "env": "Dot-v0", "stages": {}})
+    with pytest.raises(UserError, match=r"--ensemble .*foreign: it is a run of Dot-v0, not of CarRacing-v3: give run"):
+        load_ensemble([foreign], run, networks, starts)
     memory = networks.memory.dreaming(starts.pays)
     for changed, sentence in (
         ({"masked": HIDDEN + 1}, f"--ensemble .*good: its M has masked {HIDDEN}, that of .* {HIDDEN + 1}: give only"),

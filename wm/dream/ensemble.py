@@ -47,13 +47,18 @@ def load_ensemble(folders: Sequence[Path], run: Run, networks: Networks, starts:
         starts: Its starts.
 
     Raises:
-        UserError: One of the M's is missing, damaged, of another V, of other sizes or given twice; or latents.h5 is
-            missing or lacks a start.
+        UserError: One of the M's is missing, damaged, of another environment or V, of other sizes or given twice; or
+            latents.h5 is missing or lacks a start.
     """
     members: list[Member] = []
     kind = networks.memory.kind
     known, wanted = {networks.made_from[run.memory(kind).name]}, _sizes(networks.memory, starts)
     for folder in folders:
+        own, env = networks.task.env_id, Run(folder).read_env()
+        if env not in (None, own):
+            raise UserError(
+                f"--ensemble {folder}: it is a run of {env}, not of {own}: give run folders of the same environment."
+            )
         path = Run(folder).memory(kind)
         model, meta = find_kind(kind).load(path)
         if meta["made_from"].get("vae.pt") != networks.made_from["vae.pt"]:

@@ -41,8 +41,13 @@ def carry(theta: NDArray[np.floating], old: Models, new: Models, episodes: Itera
         f64[R·(F'+1)].
 
     Raises:
-        UserError: The controller is not linear.
+        UserError: The controller is not linear, or of another environment.
     """
+    if old.task.env_id != new.task.env_id:
+        raise UserError(
+            f"--carry has a controller of {old.task.title}, not of {new.task.title}: give a run folder of the same "
+            "environment."
+        )
     if not isinstance(old.layout, Linear):
         raise UserError("--carry does not support a controller with a hidden layer: give a linear one.")
     x: list[NDArray[np.float32]] = []
