@@ -145,6 +145,16 @@ def test_a_run_within_the_published_one_weighs_for_itself_and_stays(run: Run, tm
     assert (within.folder / "large").exists()
 
 
+def test_an_earlier_m_and_its_starts_do_not_stay(run: Run, tmp_path: Path) -> None:
+    add_controller(run, "dream", 1.0)
+    published = publish(run, tmp_path / "published")
+    for name in ("drift.pt", "starts-drift.npz"):
+        (published.folder / name).write_bytes(b"of an earlier run")
+    publish(run, published.folder)
+    assert {path.name for path in published.folder.glob("*.pt")} == {"vae.pt", "mdnrnn.pt"}
+    assert {path.name for path in published.folder.glob("starts*.npz")} == {"starts.npz"}
+
+
 def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
