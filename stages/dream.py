@@ -227,15 +227,15 @@ def calibrate(run: Run, source: Run, networks: Networks, starts: Starts, config:
         numbers |= {f"{name}_predicted": predicted, f"{name}_observed": observed, f"{name}_error": found.error}
     with Metrics(run, "calibration") as metrics:
         metrics.log(1, numbers)
-    said = [
-        *(
-            f"{name} {found.rates[0]:.2g} predicted, {found.rates[1]:.2g} observed (mean error {found.error:.2g})"
-            for name, found in heads.items()
-        ),
-        f"a clip's return {numbers['clip_dreamt']:.2f} dreamt, {numbers['clip_real']:.2f} real, "
-        f"correlation {numbers['clip_correlation']:.2f}",
+    parts = [
+        f"{name} {found.rates[0]:.2g} predicted, {found.rates[1]:.2g} observed (mean error {found.error:.2g})"
+        for name, found in heads.items()
     ]
-    print(f"M's calibration on {len(held_out)} validation episodes: {'; '.join(said)}.")
+    parts.append(
+        f"a clip's return {numbers['clip_dreamt']:.2f} dreamt, {numbers['clip_real']:.2f} real, "
+        f"correlation {numbers['clip_correlation']:.2f}"
+    )
+    print(f"M's calibration on {len(held_out)} validation episodes: {'; '.join(parts)}.")
 
 
 def print_result(run: Run, source: Run, stage: str, config: DreamConfig) -> None:

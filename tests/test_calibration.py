@@ -1,6 +1,7 @@
 """Calibration: reliability against a hand count, and a dream's clips against the record they start from."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from wm.config.presets import SMOKE
 from wm.dream.calibration import SAMPLES, ClipRewards, dream_clips, head_reliability, reliability
 from wm.dream.networks import Networks, load_networks, split_latents
 from wm.dream.starts import find_starts
+from wm.memory.mdnrnn import MDNRNN
 from wm.run.folder import Run
 from wm.show.plots.dream import plot_calibration
 
@@ -77,6 +79,17 @@ def test_a_value_head_has_no_pulse_diagram(run: Run, networks: Networks) -> None
     assert set(head_reliability(latents, held_out, networks)) == {"pulse", "terminated"}
     value = replace(networks, memory=toy_mdnrnn(reward="value"))
     assert set(head_reliability(latents, held_out, value)) == {"terminated"}
+
+
+def test_an_m_without_heads_has_the_clips_in_its_sentence(
+    tmp_path: Path, networks: Networks, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts = find_starts(run, networks, SMOKE.dream)
+    calibrate(Run(tmp_path), run, networks, starts, SMOKE.dream)
+    assert re.search(r"episodes: pulse .*; terminated .*; a clip's return .*\.\n$", capsys.readouterr().out)
+    monkeypatch.delattr(MDNRNN, "foresee")
+    calibrate(Run(tmp_path), run, networks, starts, SMOKE.dream)
+    assert "validation episodes: a clip's return" in capsys.readouterr().out
 
 
 def test_clips_are_dreamt_from_the_record(run: Run, networks: Networks) -> None:
