@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     args, config = parse(lambda preset: PlayArgs(), "Drive the dream, or the real track.", argv)
     run = Run(config.source or args.run)
     if config.world == "real":
-        drive_by_keyboard(run, config.episode, config.car)
+        drive_by_keyboard(run, config.episode, config.car, config.controller)
         return
     target = Run(args.run)
     target.sweep()

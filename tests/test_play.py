@@ -275,6 +275,18 @@ def test_driving_in_a_window(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().out == "Drive with the arrow keys or WASD; Escape closes the window.\n"
 
 
+def test_the_v_of_another_controller_reconstructs_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(env: Any, world: WorldModel) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr(keyboard, "BesideReconstruction", opened)
+    run = PRETRAINED.folder / "dream"
+    assert not Run(run).controller.exists()
+    with pytest.raises(KeyboardInterrupt):
+        play.main(["--run", str(run), "--world", "real", "--car", "fast", "--controller", "dream"])
+
+
 def test_an_environment_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, CAR_RACING.env_id, replace(CAR_RACING, keys={}))
     with pytest.raises(UserError, match="CarRacing has no keys to drive it by: drive its dream in a browser with"):

@@ -80,13 +80,14 @@ class BesideReconstruction(gym.Wrapper[Any, Any, Any, Any]):
         return side_by_side(Moment(panes, bars(task.action, self._action), readings, aspect=task.proportion))
 
 
-def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> None:
+def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"], controller: str = "controller") -> None:
     """Opens a window to drive a real track in, by the arrow keys or WASD, until it is closed or Escape is pressed.
 
     Args:
         run: The run whose V reconstructs.
         track: The track's seed.
         car: Rendering of V's input, stock or fast.
+        controller: Name of the run's controller whose V it is.
 
     Raises:
         UserError: There is no display, a file of the run is missing, or the task has no keys.
@@ -107,6 +108,6 @@ def drive_by_keyboard(run: Run, track: int, car: Literal["stock", "fast"]) -> No
         from gymnasium.utils.play import play
     pygame.display.set_caption(f"{task.title}, track {track}: arrow keys or WASD drive, Escape closes")
     print("Drive with the arrow keys or WASD; Escape closes the window.")
-    beside = BesideReconstruction(env, WorldModel(run))
+    beside = BesideReconstruction(env, WorldModel(run, controller))
     play(beside, fps=task.fps, keys_to_action=keys_to_action(task), seed=track, noop=action_of(task, ()))
     env.close()
