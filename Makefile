@@ -86,6 +86,17 @@ endif
 MEMORY = $(DIR)/$(or $(M),mdnrnn).pt
 MODELS = $(if $(findstring --source,$(ARGS)),,$(MEMORY))
 KINDS = $(if $(M),--memory $(M)) $(if $(C),--controller $(C))
+# M and C name the controller of a dream, as Pair in wm/run/pair.py does.
+PAIR = $(or $(M),mdnrnn)-$(or $(C),linear)
+# `make controller evaluate M=...` scores the controller that it has just made.
+DRIVER = $(if $(filter controller,$(MAKECMDGOALS)),,$(if $(M)$(C),$(1) $(if $(filter mdnrnn-linear,$(PAIR)),dream,dream-$(PAIR))))
+
+# A kind that none of the goals takes is refused, so that nobody believes that it was used.
+TAKE_C := controller dream evaluate probe replay play
+TAKE_M := memory mdnrnn $(TAKE_C)
+NO_KINDS = $(filter collect vae memory mdnrnn iterate report publish curves ablate,$(MAKECMDGOALS))
+$(foreach word,M C,$(if $(and $($(word)),$(NO_KINDS)),$(if $(filter $(TAKE_$(word)),$(MAKECMDGOALS)),,\
+	$(error $(word)=$($(word)) has no effect on make $(NO_KINDS): leave it out; ARGS= takes the options of a stage))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup collect vae memory mdnrnn controller dream iterate evaluate probe replay report play publish curves ablate test test-faults lint bench
@@ -139,29 +150,29 @@ iterate: $(VENV) ## repeat collect, V, M and dream in rounds (ROUNDS=n) -> round
 
 # ARGS applies to the requested stage only, not to the stages that run before it.
 $(DIR)/rollouts/summary.json: | $(VENV)
-	$(MAKE) collect ARGS=
+	$(MAKE) collect ARGS= M= C=
 
 $(DIR)/vae.pt: | $(VENV)
-	$(MAKE) vae ARGS=
+	$(MAKE) vae ARGS= M= C=
 
 $(MEMORY): | $(VENV)
-	$(MAKE) memory ARGS=
+	$(MAKE) memory ARGS= C=
 
-evaluate: $(VENV) ## score C on 100 fresh tracks of the stock environment -> score.json
-	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
+evaluate: $(VENV) ## score C (M=, C=: that of their dream) on 100 fresh tracks of the stock environment -> score.json
+	$(STAGE) $(SIZES) $(SOURCE) $(call DRIVER,--controller) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 probe: $(VENV) ## fit a linear map from C's features to the true state -> probe.json
-	$(STAGE) $(SIZES) $(SOURCE) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
+	$(STAGE) $(SIZES) $(SOURCE) $(call DRIVER,--driver) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 replay: $(VENV) ## film C (VIEW=real|triptych|dream|compare, EPISODE=, CAR=stock|fast, GRID=n) -> videos/
-	$(STAGE) $(SOURCE) $(if $(VIEW),--view $(VIEW)) $(if $(EPISODE),--episode $(EPISODE)) $(if $(CAR),--car $(CAR)) \
+	$(STAGE) $(SOURCE) $(call DRIVER,--controller) $(if $(VIEW),--view $(VIEW)) $(if $(EPISODE),--episode $(EPISODE)) $(if $(CAR),--car $(CAR)) \
 		$(if $(GRID),--grid $(GRID)) $(ARGS)
 
 report: $(VENV) ## write one page on RUN (COMPARE="other-run ...": beside other runs) -> report.html
 	$(STAGE) $(SOURCE) $(if $(COMPARE),--compare $(foreach other,$(COMPARE),$(call folder,$(other)))) $(ARGS)
 
 play: $(VENV) ## drive the dream in a browser (WORLD=real: a real track in a window, EPISODE=, CAR=) -> play/
-	$(STAGE) $(SOURCE) $(if $(WORLD),--world $(WORLD)) $(if $(EPISODE),--episode $(EPISODE)) $(if $(CAR),--car $(CAR)) $(ARGS)
+	$(STAGE) $(SOURCE) $(call DRIVER,--controller) $(if $(WORLD),--world $(WORLD)) $(if $(EPISODE),--episode $(EPISODE)) $(if $(CAR),--car $(CAR)) $(ARGS)
 
 publish: $(VENV) ## copy V, M, starts, C, scores and curves of RUN to data/pretrained
 	$(if $(SOURCE),$(error RUN=$(RUN) is the output of publish: choose the RUN to publish))$(STAGE) $(ARGS)

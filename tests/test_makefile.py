@@ -11,6 +11,7 @@ import pytest
 
 from tests.here import ROOT, outside_of_make
 from wm.config.names import default_run
+from wm.run.pair import Pair
 
 TARGETS = [
     *("help", "setup"),
@@ -188,6 +189,33 @@ def test_words_choose_the_kinds(runs: str, tmp_path: Path) -> None:
     ]
     assert commands("mdnrnn", runs, "M=m")[-1] == f"memory {common} --memory mdnrnn"
     assert commands("controller", runs, "C=c")[-1] == f"controller {common} --controller c"
+
+
+@pytest.mark.parametrize(
+    ("given", "driver"),
+    [
+        *(((), ""), (("M=mdnrnn",), "dream"), (("C=linear",), "dream"), (("M=mdnrnn", "C=linear"), "dream")),
+        *((("M=drift",), "dream-drift-linear"), (("C=hidden",), "dream-mdnrnn-hidden")),
+        (("M=drift", "C=wave"), "dream-drift-wave"),
+    ],
+)
+def test_kinds_name_the_controller_of_their_dream(made: str, given: tuple[str, ...], driver: str) -> None:
+    for target in ("evaluate", "probe", "replay", "play"):
+        (command,) = commands(target, made, *given)
+        option = "--driver" if target == "probe" else "--controller"
+        assert re.findall(r"--(?:driver|controller) \S+", command) == ([f"{option} {driver}"] if driver else [])
+        assert not driver or Pair.of(driver)
+    assert "--controller" not in commands("controller", "evaluate", made, "M=mdnrnn")[-1]  # the one just made
+
+
+@pytest.mark.parametrize(
+    "target", ["collect", "vae", "iterate", "report", "publish", "curves", "ablate", "collect vae", "memory", "mdnrnn"]
+)
+def test_a_kind_without_effect_is_refused_at_once(made: str, target: str) -> None:
+    for word in ("C",) if target in ("memory", "mdnrnn") else ("M", "C"):
+        said = make("-n", *target.split(), made, f"{word}=drift", code=2)
+        assert f"{word}=drift has no effect on make {target}: leave it out" in said
+        assert "-m stages" not in said
 
 
 @pytest.mark.parametrize("given", ["a;b", "a b", "$(x)", "#x", "a/b", "a.b"])
