@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import wm.controller.kinds
+import wm.memory.kinds
+import wm.vision.kinds
 from tests.here import ROOT, outside_of_make
 from wm.config.names import default_run
 from wm.run.pair import Pair
@@ -66,6 +69,14 @@ def test_make_lists_every_target_with_a_line() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert phony is not None
     assert phony[1].split() == TARGETS
+
+
+def test_make_lists_the_kinds_that_there_are() -> None:
+    there = {"V": wm.vision.kinds.KINDS, "M": wm.memory.kinds.KINDS, "C": wm.controller.kinds.KINDS}
+    said = " ".join(f"{word}={'|'.join(kinds)}" for word, kinds in there.items())
+    assert f"Kinds: {said}\n" in make()
+    for stage, words in (("memory", 1), ("dream", 2), ("controller", 2)):
+        assert (ROOT / "stages" / f"{stage}.py").read_text().count("`make` lists the kinds.") == words
 
 
 def test_every_command_is_a_module_that_is_there(made: str) -> None:
