@@ -54,7 +54,7 @@ class ControllerArgs(ControllerConfig):
 class Recorded(ControllerConfig):
     """The config that the manifest records and that a resumed evolution is compared with."""
 
-    memory: str = "mdnrnn"
+    memory: str = DEFAULT_MEMORY
     """Kind of M."""
     controller: str = ""
     """Kind of C; "": hidden if there are hidden units, else linear."""

@@ -5,6 +5,7 @@ With another M or C than the first pair it makes RUN/starts-M.npz and RUN/dream-
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from wm.driving.loading import Models, load_models
 from wm.driving.trials import make_player, select
 from wm.driving.workers import make_workers
 from wm.envs import task_of
+from wm.envs.task import Task
 from wm.learning.evolution import about, check_dream, coordinates_of, delete_results, evolve, is_finished, selections
 from wm.run.checksums import file_hash
 from wm.run.command_line import parse, run_stage, stage_config
@@ -36,6 +38,7 @@ from wm.store.starts import Starts, load_starts, save_starts, starts_hash
 
 if TYPE_CHECKING:
     from wm.dream.networks import Networks
+    from wm.dream.population import Population
 
 # Modules that import torch are imported in functions, since the workers, which play real tracks, import this module.
 
@@ -96,24 +99,12 @@ def main(argv: list[str]) -> None:
         from wm.dream.ensemble import load_ensemble, load_records
         from wm.dream.networks import load_networks
         from wm.dream.population import Population
-        from wm.dream.starts import given_starts, new_starts
         from wm.dream.value import make_value
         from wm.run.device import pick_device
 
         networks = load_networks(source, given.memory)
         models = replace(load_models(source, config.precision, given.memory), layout=layout)
-        recorded = run.read_manifest()["stages"]
-        sharing = [name for name in recorded if name != stage and (of := Pair.of(name)) and of.starts == pair.starts]
-        shared = bool(sharing) and starts_file.exists()
-        if shared and any(load_starts(starts_file).made_from.get(n) != made for n, made in networks.made_from.items()):
-            raise UserError(
-                f"{starts_file} has the starts of {' and '.join(sharing)}, of another V or M: choose another RUN, or "
-                "remove the file to draw new ones, on which those have to be redone."
-            )
-        # Starts from before the stage's work here may have other options, so they are drawn again if possible.
-        begun = stage in recorded and starts_file.exists()
-        drawn = not shared and (args.restart or (not begun and (source.latents.exists() or not starts_file.exists())))
-        starts = new_starts(source, networks, config) if drawn else given_starts(run, networks)
+        starts, drawn, note = choose_starts(run, source, networks, pair, config, args.restart)
         made_from = {**models.made_from, starts_file.name: starts_hash(starts), **start_hash(given.start)}
         if not args.restart and is_finished(run, stage, artifact, config, made_from):
             if drawn:
@@ -136,10 +127,8 @@ def main(argv: list[str]) -> None:
         if drawn:
             starts_file.unlink(missing_ok=True)
         begin()
-        if shared and (args.restart or stage not in recorded):
-            print(
-                f"{starts_file} stays as {' and '.join(sharing)} needs it: {len(starts)} starts, whatever the options."
-            )
+        if note:
+            print(note)
         if drawn:
             calibrate(run, source, networks, starts, config)
             save_starts(starts_file, starts)
@@ -160,24 +149,9 @@ def main(argv: list[str]) -> None:
             f"C dreams on {device} in {str(population.dtype).removeprefix('torch.')}, from {len(starts)} starts"
             + (f", in an ensemble of {len(others) + 1} M's." if others else ".")
         )
+        evaluate, extra_metrics = objective(population, task, config, seed)
         tracks = [SELECT_SEEDS[t] for t in range(config.select_tracks)]
         with make_workers(args.workers, make_player, models) as workers:
-
-            def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
-                dream_noise = population.draw_noise(seed, generation)
-                scores = population.score(candidates, dream_noise, config.disagreement)
-                return scores, len(candidates) * config.dreams * config.horizon
-
-            fixed = population.draw_noise(seed, 0, dreams=SCORE_DREAMS)
-
-            def extra_metrics(theta: Array) -> dict[str, float]:
-                score = population.score(theta[None], fixed)[0]
-                if not others:
-                    return {"dream": score}
-                # Both have a penalty, so that their dreams are equal to the last digit: without one, M's run on fewer.
-                once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
-                return {"dream": score, "disagreement": (once - twice) / task.max_steps}
-
             evolve(
                 run,
                 stage,
@@ -194,6 +168,61 @@ def main(argv: list[str]) -> None:
                 latest=latest,
             )
         print_result(run, source, stage, config)
+
+
+def choose_starts(
+    run: Run, source: Run, networks: Networks, pair: Pair, config: DreamConfig, restart: bool
+) -> tuple[Starts, bool, str]:
+    """The starts of the stage of a pair.
+
+    Returns:
+        The starts, whether they are drawn anew, and a sentence if they stay because other stages need them, else "".
+
+    Raises:
+        UserError: Other stages need a file of starts that does not fit V and M; or as for `new_starts`, `given_starts`.
+    """
+    from wm.dream.starts import given_starts, new_starts
+
+    path, recorded = run.folder / pair.starts, run.read_manifest()["stages"]
+    sharing = [name for name in recorded if name != pair.stage and (of := Pair.of(name)) and of.starts == pair.starts]
+    if sharing and path.exists():
+        needed = " and ".join(sharing)
+        if any(load_starts(path).made_from.get(name) != made for name, made in networks.made_from.items()):
+            raise UserError(
+                f"{path} has the starts of {needed}, of another V or M: choose another RUN, or remove the file to draw "
+                "new ones, on which those have to be redone."
+            )
+        starts = given_starts(run, networks)
+        begins = restart or pair.stage not in recorded
+        note = f"{path} stays as {needed} needs it: {len(starts)} starts, whatever the options." if begins else ""
+        return starts, False, note
+    # Starts from before the stage's work here may have other options, so they are drawn again if possible.
+    begun = pair.stage in recorded and path.exists()
+    drawn = restart or (not begun and (source.latents.exists() or not path.exists()))
+    return new_starts(source, networks, config) if drawn else given_starts(run, networks), drawn, ""
+
+
+def objective(
+    population: Population, task: Task, config: Recorded, seed: int
+) -> tuple[Callable[[Array, int], tuple[Array, int]], Callable[[Array], dict[str, float]]]:
+    """What `evolve` asks of dreams: scores of a generation's candidates, and further numbers of a selected theta."""
+
+    def evaluate(candidates: Array, generation: int) -> tuple[Array, int]:
+        dream_noise = population.draw_noise(seed, generation)
+        scores = population.score(candidates, dream_noise, config.disagreement)
+        return scores, len(candidates) * config.dreams * config.horizon
+
+    fixed = population.draw_noise(seed, 0, dreams=SCORE_DREAMS)
+
+    def extra_metrics(theta: Array) -> dict[str, float]:
+        score = population.score(theta[None], fixed)[0]
+        if not config.ensemble:
+            return {"dream": score}
+        # Both have a penalty, so that their dreams are equal to the last digit: without one, M's run on fewer.
+        once, twice = (population.score(theta[None], fixed, weight)[0] for weight in (1.0, 2.0))
+        return {"dream": score, "disagreement": (once - twice) / task.max_steps}
+
+    return evaluate, extra_metrics
 
 
 def make_basis(models: Models, starts: Starts, config: DreamConfig) -> Basis:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,8 @@ def test_make_lists_every_target_with_a_line() -> None:
 
 
 def test_make_lists_the_kinds_that_there_are() -> None:
-    there = {"V": wm.vision.kinds.KINDS, "M": wm.memory.kinds.KINDS, "C": wm.controller.kinds.KINDS}
+    there: dict[str, Iterable[str]] = {"V": wm.vision.kinds.KINDS, "M": wm.memory.kinds.KINDS}
+    there["C"] = wm.controller.kinds.KINDS
     said = " ".join(f"{word}={'|'.join(kinds)}" for word, kinds in there.items())
     assert f"Kinds: {said}\n" in make()
     for stage, words in (("memory", 1), ("dream", 2), ("controller", 2)):

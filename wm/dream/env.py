@@ -22,6 +22,7 @@ from wm.config.vmc import DreamConfig
 from wm.contracts import Floats, State
 from wm.dream.chance import draw_head_mask
 from wm.dream.world import World, load_world
+from wm.run.pair import DEFAULT_MEMORY
 from wm.run.published import find_run
 
 Frames = NDArray[np.uint8]
@@ -292,7 +293,7 @@ def _check_render_mode(mode: str | None, metadata: dict[str, Any]) -> None:
 
 
 def make_dream_env(
-    run: str | Path, *, memory: str = "mdnrnn", temperature: float = DreamConfig.temperature, **options: Any
+    run: str | Path, *, memory: str = DEFAULT_MEMORY, temperature: float = DreamConfig.temperature, **options: Any
 ) -> DreamEnv:
     """Makes the dream environment of a run; the entry point of `gymnasium.make("wm/Dream-v0", run=...)`.
 
@@ -313,7 +314,7 @@ def make_dream_vector_env(
     num_envs: int,
     run: str | Path,
     *,
-    memory: str = "mdnrnn",
+    memory: str = DEFAULT_MEMORY,
     temperature: float = DreamConfig.temperature,
     **options: Any,
 ) -> DreamVectorEnv:

@@ -16,6 +16,7 @@ from wm.dream.starts import find_starts
 from wm.dream.step import dream_step
 from wm.envs.task import Task
 from wm.run.folder import Run
+from wm.run.pair import DEFAULT_MEMORY
 from wm.store.starts import Starts
 from wm.vision.vae import as_frames
 
@@ -50,7 +51,7 @@ class World:
     end: float
 
 
-def load_world(run: Run, temperature: float, memory: str = "mdnrnn") -> World:
+def load_world(run: Run, temperature: float, memory: str = DEFAULT_MEMORY) -> World:
     """The world of a run's dream environments with M of a kind, on the CPU; UserError as for `find_starts`."""
     networks = load_networks(run, memory)
     return make_world(networks, find_starts(run, networks, DreamConfig()), temperature)
