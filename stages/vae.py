@@ -30,7 +30,7 @@ class VAEArgs:
     """Options of stage vae beside the sizes of the kind of V."""
 
     vision: str = ConvKind.name
-    """Kind of V. conv: the paper's convolutional VAE."""
+    """Kind of V. `make` lists the kinds."""
     start: Path | None = None
     """A vae.pt with the initial weights. Default: random weights. A resumed training does not need this option."""
 

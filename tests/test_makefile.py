@@ -77,7 +77,7 @@ def test_make_lists_the_kinds_that_there_are() -> None:
     there["C"] = wm.controller.kinds.KINDS
     said = " ".join(f"{word}={'|'.join(kinds)}" for word, kinds in there.items())
     assert f"Kinds: {said}\n" in make()
-    for stage, words in (("memory", 1), ("dream", 2), ("controller", 2)):
+    for stage, words in (("vae", 1), ("memory", 1), ("dream", 2), ("controller", 2)):
         assert (ROOT / "stages" / f"{stage}.py").read_text().count("`make` lists the kinds.") == words
 
 
