@@ -98,6 +98,13 @@ NO_KINDS = $(filter collect vae memory mdnrnn iterate report publish curves abla
 $(foreach word,M C,$(if $(and $($(word)),$(NO_KINDS)),$(if $(filter $(TAKE_$(word)),$(MAKECMDGOALS)),,\
 	$(error $(word)=$($(word)) has no effect on make $(NO_KINDS): leave it out; ARGS= takes the options of a stage))))
 
+# The keys of the dict of kinds of a room.
+kinds = $(shell awk '/^KINDS/ {on = 1} on {print} on && /}/ {exit}' wm/$(1)/kinds.py | grep -o '"[a-z_]*":' | tr -d '":')
+listed = $(shell echo $(call kinds,$(1)) | tr ' ' '|')
+# A wrong kind is refused before the stages that come before it.
+known = $(if $($(1)),$(if $(filter $($(1)),$(call kinds,$(2))),,$(error $(1)=$($(1)) is no kind: choose one of $(call kinds,$(2)))))
+$(call known,V,vision)$(call known,M,memory)$(call known,C,controller)
+
 .DEFAULT_GOAL := help
 .PHONY: help setup collect vae memory mdnrnn controller dream iterate evaluate probe replay report play publish curves ablate test test-faults lint bench
 .NOTPARALLEL:
@@ -106,7 +113,7 @@ $(foreach word,M C,$(if $(and $($(word)),$(NO_KINDS)),$(if $(filter $(TAKE_$(wor
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Kinds: V=conv M=mdnrnn C=linear|hidden"
+	@echo "Kinds: V=$(call listed,vision) M=$(call listed,memory) C=$(call listed,controller)"
 	@echo "Variables: ENV=$(ENV) V=$(V) M=$(M) C=$(C) RUN=$(RUN) RUNS=$(RUNS) PRESET=$(PRESET) WORKERS=$(WORKERS) THREADS=$(THREADS) EPISODES= GENERATIONS= ROUNDS= SEED= VIEW= EPISODE= CAR= GRID= COMPARE= WORLD= ARGS= PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
 
 setup: $(VENV) $(EXTRAS:%=.venv/.extra-%) ## create .venv from requirements.txt (every target does this when needed)

@@ -19,8 +19,9 @@ from wm.run.command_line import parse, run_stage
 from wm.run.errors import UserError
 from wm.run.files import copy
 from wm.run.folder import Run
-from wm.run.json_files import write_json
+from wm.run.json_files import read_json, write_json
 from wm.run.pair import score_name, stage_of
+from wm.run.provenance import check_made_from
 from wm.run.remedies import scored_by
 from wm.store.starts import save_starts
 
@@ -88,6 +89,7 @@ def publishable(run: Run) -> tuple[list[str], list[str]]:
         raise UserError(f"{run.folder / score_name(found[0])} is missing: make it with `{scored_by(found[0])}`.")
     for name in names:
         load_acting(run, name)
+        check_starts(run, name)
         check_score(run, name)
     return names, [name for name in found if name not in names]
 
@@ -118,7 +120,8 @@ def publish(run: Run, target: Run, names: Sequence[str]) -> None:
         save_controller(target.folder / f"{name}.npz", theta, {**meta, "made_from": hashes})
     for pattern in (*map(score_name, names), *REPORT_FILES):
         for path in run.folder.glob(pattern):
-            copy(path, target.folder / path.relative_to(run.folder))
+            if path != run.probe or read_json(path)["driver"] in names:
+                copy(path, target.folder / path.relative_to(run.folder))
 
 
 def check_weight(folder: Path, target: Path) -> None:
@@ -151,6 +154,14 @@ def weight(folder: Path) -> int:
         elif not Run(path).manifest.exists():
             total += weight(path)
     return total
+
+
+def check_starts(run: Run, name: str) -> None:
+    """UserError when the run's file of starts is not the one that the controller `name` dreamt from."""
+    path = run.folder / f"{name}.npz"
+    _, meta = load_controller(path)
+    files = [run.folder / of for of in meta["made_from"] if of.startswith("starts")]
+    check_made_from(path, meta["made_from"], {f.name: file_hash(f) for f in files if f.exists()}, stage=name)
 
 
 def check_score(run: Run, name: str) -> None:

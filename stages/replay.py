@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from wm.config.seeds import EVALUATE_SEEDS
 from wm.run.command_line import parse, run_stage
 from wm.run.folder import Run
 from wm.run.progress import Progress
-from wm.show.videos.canvas import Image, Moment, featured, grid, side_by_side
+from wm.show.videos.canvas import Image, Moment, camera_only, featured, grid, side_by_side
 from wm.show.videos.video import Preview, write_video
 from wm.show.videos.views import View, WorldModel, moments, together
 
@@ -91,7 +91,7 @@ def lay_out(view: View, shown: Mapping[str, Moment]) -> Image:
         (moment,) = shown.values()
         return featured(moment) if view == "real" else side_by_side(moment)
     if view == "real":  # a grid shows the camera only
-        shown = {label: replace(moment, panes=moment.panes[:1]) for label, moment in shown.items()}
+        shown = {label: camera_only(moment) for label, moment in shown.items()}
     return grid(shown)
 
 

@@ -22,7 +22,7 @@ from wm.run.progress import Progress
 from wm.show.report.blocks import Video, data_uri
 from wm.show.report.page import render
 from wm.show.report.reader import RunReader, open_run
-from wm.show.videos.canvas import Image, grid
+from wm.show.videos.canvas import Image, camera_only, grid
 from wm.show.videos.video import write_video
 from wm.show.videos.views import WorldModel, moments
 
@@ -97,7 +97,7 @@ def film_track(
         with Progress("film", max_steps, unit="step") as progress:
             for number, moment in enumerate(moments("real", env, world, track, max_steps, temperature=1.0)):
                 reading = moment.readings[0]
-                frame = grid({f"track {track}": replace(moment, panes=moment.panes[:1])})
+                frame = grid({f"track {track}": camera_only(moment)})
                 if number < POSTER_STEP:
                     poster = frame
                 yield frame

@@ -194,22 +194,23 @@ def test_variables_go_where_they_belong(runs: str, tmp_path: Path) -> None:
 
 def test_words_choose_the_kinds(runs: str, tmp_path: Path) -> None:
     common = sizes(tmp_path)
-    assert commands("dream", runs, "V=v", "M=m", "C=c") == [
+    assert commands("dream", runs, "V=conv", "M=mdnrnn", "C=hidden") == [
         f"collect {common}",
-        f"vae {common} --vision v",
-        f"memory {common} --memory m",
-        f"dream {common} --memory m --controller c",
+        f"vae {common} --vision conv",
+        f"memory {common} --memory mdnrnn",
+        f"dream {common} --memory mdnrnn --controller hidden",
     ]
-    assert commands("mdnrnn", runs, "M=m")[-1] == f"memory {common} --memory mdnrnn"
-    assert commands("controller", runs, "C=c")[-1] == f"controller {common} --controller c"
+    assert commands("mdnrnn", runs, "M=mdnrnn")[-1] == f"memory {common} --memory mdnrnn"
+    assert commands("controller", runs, "C=hidden")[-1] == f"controller {common} --controller hidden"
+    for word in ("V", "M", "C"):  # before anything is trained
+        assert f"{word}=nope is no kind: choose one of" in make("-n", "dream", runs, f"{word}=nope", code=2)
 
 
 @pytest.mark.parametrize(
     ("given", "driver"),
     [
         *(((), ""), (("M=mdnrnn",), "dream"), (("C=linear",), "dream"), (("M=mdnrnn", "C=linear"), "dream")),
-        *((("M=drift",), "dream-drift-linear"), (("C=hidden",), "dream-mdnrnn-hidden")),
-        (("M=drift", "C=wave"), "dream-drift-wave"),
+        *((("C=hidden",), "dream-mdnrnn-hidden"), (("M=mdnrnn", "C=hidden"), "dream-mdnrnn-hidden")),
     ],
 )
 def test_kinds_name_the_controller_of_their_dream(made: str, given: tuple[str, ...], driver: str) -> None:

@@ -41,8 +41,10 @@ def changed_fields(old: dict[str, Any], new: Any) -> Iterator[str]:
     for f in fields(new):
         before = old.get(f.name, f.default)
         before = tuple(before) if isinstance(before, list) else present(f.name, before)  # JSON has no tuples
-        if not f.metadata.get("total") and before != getattr(new, f.name):
-            yield f"{f.name} was {before}, is {getattr(new, f.name)}"
+        now = getattr(new, f.name)
+        if not f.metadata.get("total") and before != now:
+            was, here = ("unset" if value == "" else value for value in (before, now))
+            yield f"{f.name} was {was}, is {here}"
     for name, default in getattr(new, "REMOVED", {}).items():
         if old.get(name, default) != default:
             yield f"{name} was {old[name]}, is no longer supported"

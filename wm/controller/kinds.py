@@ -16,8 +16,8 @@ from wm.run.errors import UserError
 from wm.run.pair import stage_of
 from wm.run.remedies import redo
 
-KINDS: dict[str, Callable[..., Layout]] = {each.kind: each for each in (Linear, Hidden)}
-"""By name; each makes a layout of its sizes."""
+KINDS: dict[str, Callable[..., Layout]] = {"linear": Linear, "hidden": Hidden}
+"""By name; each makes a layout of its sizes. `make` lists them from here."""
 
 
 def make_layout(kind: str, outputs: int, hidden_units: int = 0) -> Layout:

@@ -111,7 +111,7 @@ class _Dreams:
         return np.array(self._state["z"])
 
     def frames(self) -> Frames:
-        """The decoded latents, u8[N,64,64,3]."""
+        """The decoded latents, u8[N,height,width,3]."""
         return self._world.decode(self._state["z"])
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wm.config.vmc import MDNRNNConfig
 from wm.contracts import Network, Vision
 from wm.envs import task_of
 from wm.envs.task import Task
@@ -53,11 +52,12 @@ def load_networks(run: Run, memory: str = DEFAULT_MEMORY) -> Networks:
     task = task_of(run)
     vision, _, _ = load_vision(run.vae)
     path = run.memory(memory)
-    network, meta = find_kind(memory).load(path)
+    kind = find_kind(memory)
+    network, meta = kind.load(path)
     made_from = {run.vae.name: file_hash(run.vae)}
     check_made_from(path, meta["made_from"], made_from)
     made_from[path.name] = file_hash(path)
-    validation, earlier = meta["config"].get("validation", MDNRNNConfig.validation), meta["config"].get("earlier", ())
+    validation, earlier = meta["config"].get("validation", kind.config().validation), meta["config"].get("earlier", ())
     if (
         not isinstance(validation, int | float)
         or not isinstance(earlier, list | tuple)

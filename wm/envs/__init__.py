@@ -29,12 +29,16 @@ def find_task(env_id: str) -> Task:
     for task in TASKS.values():
         if env_id in (task.env_id, task.train_id):
             return task
-    raise UserError(f"--env {env_id} is unknown: choose one of {', '.join(TASKS)}.")
+    raise UserError(f"environment {env_id!r} is unknown: choose one of {', '.join(TASKS)}.")
 
 
 def task_of(run: Run) -> Task:
     """The task of a run folder, which its manifest names; UserError when it is unknown."""
-    return find_task(run.read_manifest().get("env", CAR_RACING.env_id))  # older manifests do not say it
+    env_id = run.read_env() or CAR_RACING.env_id
+    try:
+        return find_task(env_id)
+    except UserError as error:
+        raise UserError(f"{run.manifest}: {error}") from error
 
 
 def make_env(env_id: str, **options: Any) -> gymnasium.Env[Any, Any]:

@@ -6,7 +6,8 @@ from wm.contracts import MemoryKind
 from wm.memory.training import MDNRNNKind
 from wm.run.errors import UserError
 
-KINDS: dict[str, MemoryKind] = {kind.name: kind for kind in (MDNRNNKind(),)}
+KINDS: dict[str, MemoryKind] = {"mdnrnn": MDNRNNKind()}
+"""By name; `make` lists them from here."""
 
 
 def find_kind(name: str) -> MemoryKind:

@@ -99,7 +99,7 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     # The environment and the preset give the defaults of the fields, so they are parsed first.
     run, env = _where(argv)
     preset = _option(argv, "--preset")
-    wanted = Common(run=run, preset=Common.preset if preset is None else preset, env=env)
+    wanted = Common(run=run, preset=default_preset(env) if preset is None else preset, env=env)
     default = config_of(wanted.config())
     for old, new in getattr(default, "RENAMED", {}).items():
         if _option(argv, f"--{old}") is not None:
@@ -117,6 +117,12 @@ def parse(config_of: Callable[[Config], Any], description: str, argv: list[str])
     _check(found.common)
     check_bounds(found.config)
     return replace(found.common, env=wanted.env), found.config
+
+
+def default_preset(env: str) -> str:
+    """The preset of an environment if none is given: laptop, or the first one that it has."""
+    presets = PRESETS.get(env, {})
+    return Common.preset if Common.preset in presets else next(iter(presets), Common.preset)
 
 
 def kind_option(argv: list[str], name: str, default: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from wm.config.bounds import changed_fields
 from wm.config.names import RUN_FORMAT
-from wm.config.presets import DEFAULT_ENV
+from wm.config.presets import DEFAULT_ENV, canonical
 from wm.run.errors import MachineError, UserError, writing
 from wm.run.files import locked, remove_leftovers
 from wm.run.json_files import read_json, write_json
@@ -116,7 +116,8 @@ class Run:
     def read_env(self) -> str | None:
         """The environment of this run; None before a stage has worked here. Older manifests do not say it."""
         manifest = self.read_manifest()
-        return manifest.get("env", DEFAULT_ENV if manifest["stages"] else None)
+        env = manifest.get("env")
+        return canonical(env) if env else DEFAULT_ENV if manifest["stages"] else None
 
     def record(self, stage: str, entry: dict[str, Any], env: str | None = None) -> None:
         """Merges `entry` into the manifest's record of one stage; `env` is that of the run, if it has none yet."""

@@ -117,7 +117,7 @@ class ConvKind:
     def fault(self, config: VAEConfig, metrics: Mapping[str, float]) -> str:
         """What is wanted instead when V is too inaccurate to act on; else ""."""
         if metrics["error"] > config.warn_error or metrics["dead"] > config.z / 2:
-            return f"at most {config.warn_error:g} and {config.z // 2} dead"
+            return f"an error of at most {config.warn_error:g}, and at most {config.z // 2} dead"
         return ""
 
     def acting(self, model: VAE, meta: Mapping[str, Any], path: Path, precision: str) -> Callable[[], Encoder]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -129,6 +129,13 @@ def featured(moment: Moment) -> Image:
         _paste(canvas, pane.image, left, top, _within((SMALL, SMALL), shape[1] / shape[0]), cv2.INTER_NEAREST)
     _foot(canvas, moment, height)
     return canvas
+
+
+def camera_only(moment: Moment) -> Moment:
+    """The moment with its first picture alone, in that picture's own shape."""
+    camera = moment.panes[0]
+    shape = (1, 1) if camera.image is None else camera.image.shape
+    return replace(moment, panes=(camera,), aspect=shape[1] / shape[0])
 
 
 def side_by_side(moment: Moment) -> Image:
