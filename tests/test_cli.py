@@ -443,3 +443,9 @@ def test_bounds_are_inclusive_on_both_sides() -> None:
     for whiten in (-0.1, 1.1, float("nan")):
         with pytest.raises(UserError, match=rf"--whiten {whiten} is out of range: give 0 to 1\."):
             check_bounds(replace(SMOKE.controller, whiten=whiten))
+
+
+def test_an_environment_without_the_usual_preset_has_its_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(PRESETS, "Pong-v5", {"smoke": SMOKE, "other": SMOKE})
+    args, _ = parse(lambda preset: preset.vae, "", ["--run", str(tmp_path), "--env", "Pong-v5"])
+    assert args.preset == "smoke"

@@ -10,13 +10,17 @@ import pytest
 import stages.publish
 from stages.publish import REPORT_FILES, main, rescored_by, weight
 from tests.toy_dream import FEATURES, make_toy_run
+from wm.config.vmc import DreamConfig
 from wm.controller.file import load_controller, save_controller
 from wm.controller.linear import Linear
+from wm.dream.networks import load_networks
+from wm.dream.starts import find_starts
 from wm.driving.loading import load_acting
 from wm.run.checksums import file_hash
 from wm.run.errors import UserError
 from wm.run.folder import Run
 from wm.run.json_files import append_line, read_json, write_json
+from wm.store.starts import save_starts
 
 SCORES = {
     "controller": "score.json",
@@ -192,3 +196,15 @@ def test_hashes_are_those_of_what_is_published(run: Run, tmp_path: Path) -> None
     published = publish(run, tmp_path / "published")
     hashes = {path.name: file_hash(path) for path in (published.vae, published.mdnrnn, published.starts)}
     assert load_controller(published.dream)[1]["made_from"] == hashes | {"start": "of another controller"}
+
+
+def test_starts_that_a_controller_did_not_dream_from_are_not_published_as_its_own(run: Run, tmp_path: Path) -> None:
+    add_controller(run, "dream", 1.0)
+    networks = load_networks(run)
+    save_starts(run.starts, find_starts(run, networks, DreamConfig()))
+    theta, meta = load_controller(run.dream)
+    save_controller(run.dream, theta, meta | {"made_from": meta["made_from"] | {"starts.npz": "of other starts"}})
+    score = read_json(run.folder / SCORES["dream"])
+    write_json(run.folder / SCORES["dream"], score | {"made_from": {"dream.npz": file_hash(run.dream)}})
+    with pytest.raises(UserError, match=r"dream\.npz was made from another starts\.npz than the current one"):
+        publish(run, tmp_path / "published")
