@@ -190,11 +190,11 @@ curves: $(VENV) | $(MEMORY) ## compare variants of the evolution (ARGS='--name N
 ablate: $(VENV) | $(MEMORY) ## score variants without a part: V only, untrained M, ... -> ablations.json
 	$(NO_TRAINING)$(STAGE) $(SIZES) $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
-# Files side by side, one process a core. ARGS=-n0 runs them one after another, as plain pytest does.
+# Files side by side, one process a core, of one thread each: more would wait for one another. ARGS=-n0 runs them one after another, as plain pytest does.
 SIDE_BY_SIDE = -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV) .venv/.extra-ray ## run the tests but the fault tests (10 minutes on two cores)
-	$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-faults: $(VENV) .venv/.extra-ray ## run the fault injection tests: kills, full disks, damage (over an hour on two cores)
 	$(PY) -m pytest -m faults -n auto --dist worksteal $(ARGS)
