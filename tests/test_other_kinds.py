@@ -148,10 +148,17 @@ class DrawnNetwork(FadingNetwork):
         return graph.finish(given, {**states, "reward": ("N",), "terminated": ("N",)})
 
 
+@dataclass(frozen=True)
+class FadingConfig:
+    """No more than the split of its data."""
+
+    validation: float = 0.1
+
+
 class FadingKind:
     """The toy kind of M, as much of it as these stages need."""
 
-    name, title = "fading", "the fading trace"
+    name, title, config = "fading", "the fading trace", FadingConfig
     network: type[FadingNetwork] = DrawnNetwork
 
     def load(self, path: Path) -> tuple[FadingNetwork, dict[str, Any]]:

@@ -301,6 +301,7 @@ def test_a_v_or_m_that_no_browser_can_run_is_named(tmp_path: Path, monkeypatch: 
 
 def test_without_a_display_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "none-such")
+    pygame.display.quit()  # another test may have begun one
     with pytest.raises(UserError, match=r"^there is no display for a window \(.+\): .* with `make play`\.$"):
         play.main(["--run", "x", "--source", str(PRETRAINED.folder), "--world", "real"])
     with pytest.raises(UserError, match=r"--episode -1 is out of range"):

@@ -245,7 +245,9 @@ def test_warns_with_the_numbers(
     found = capsys.readouterr()
     numbers = f"squared error {error:.1f} per image, KL 16.0 nats, {dead} of 32 dimensions dead"
     assert found.out.splitlines()[-1] == f"V is trained, best at update 100 (validation): {numbers}."
-    warning = f"warning: V is too inaccurate for driving ({numbers}; wanted: at most 30 and 16 dead): "
+    warning = (
+        f"warning: V is too inaccurate for driving ({numbers}; wanted: an error of at most 30, and at most 16 dead): "
+    )
     assert (warning in found.err) == warned
     assert ("warning" in found.err) == warned
 
