@@ -322,11 +322,13 @@ def killed(process: subprocess.Popen[str], folder: Path, seconds: float, rng: ra
 
 def snapshot(folder: Path) -> list[tuple[str, int]]:
     found = []
-    for path in folder.rglob("*"):
-        try:
-            found.append((str(path), path.stat().st_size))
-        except FileNotFoundError:
-            found.append((str(path), -1))
+    for parent, folders, files in os.walk(folder):  # passes over a folder that vanishes meanwhile; rglob raises
+        for name in folders + files:
+            path = os.path.join(parent, name)
+            try:
+                found.append((path, os.stat(path).st_size))
+            except FileNotFoundError:
+                found.append((path, -1))
     return sorted(found)
 
 
