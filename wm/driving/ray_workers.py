@@ -11,7 +11,6 @@ import os
 import pickle
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wm.driving.workers import MOST_DEATHS, Result, Task, Work, Worker, WorkersDied, spawning
+from wm.driving.workers import MOST_DEATHS, Result, Task, Work, Worker, WorkersDied, spawning, warn_of_death
 from wm.run.errors import MachineError, UserError, first_line
 from wm.run.provenance import source_hash, versions
 from wm.run.remedies import install
@@ -234,11 +233,7 @@ class RayWorkers:
                         del losses[position]
                         results.append((position, content))
             if died:
-                print(
-                    f"warning: a worker died; its tasks are repeated ({left - len(results)} tasks left).",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                warn_of_death(left - len(results))
             for position, content in results:
                 left -= 1
                 yield position, pickle.loads(content)

@@ -44,6 +44,11 @@ class WorkersDied(MachineError):
     """Workers died repeatedly without finishing a task, perhaps for lack of memory."""
 
 
+def warn_of_death(left: int) -> None:
+    """Says that a worker died, and how many tasks are left."""
+    print(f"warning: a worker died; its tasks are repeated ({left} tasks left).", file=sys.stderr, flush=True)
+
+
 def make_workers(workers: int | str, make: Callable[..., Work], *args: Any, recycle: int = 2000) -> Workers:
     """Makes a pool of processes, its inline equivalent, or workers on a Ray cluster.
 
@@ -132,11 +137,7 @@ class ProcessPool:
                         f"workers died {deaths} times in a row without finishing a task, perhaps for lack of memory: "
                         "run the same command again with fewer --workers."
                     ) from error
-                print(
-                    f"warning: a worker died; its tasks are repeated ({len(todo)} tasks left).",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                warn_of_death(len(todo))
 
     def _running(self) -> ProcessPoolExecutor:
         if self._executor is None:
