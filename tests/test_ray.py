@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.test_workers import make_failing, make_mortal
 from wm.driving.collection import make_collector
 from wm.driving.ray_workers import RayWorkers, _Actor, this_code
 from wm.driving.workers import Inline, WorkersDied, make_workers
@@ -42,24 +43,6 @@ def make_normal(weights: np.ndarray, seconds: float) -> Callable[[int], np.ndarr
         drawn = np.random.default_rng(seed).normal(size=len(weights)) @ np.diag(weights)
         drawn += 1
         return drawn
-
-    return work
-
-
-def make_failing(bad: int) -> Callable[[int], int]:
-    def work(x: int) -> int:
-        if x == bad:
-            raise ZeroDivisionError(f"task {x} is bad")
-        return x
-
-    return work
-
-
-def make_mortal(bad: int) -> Callable[[int], int]:
-    def work(x: int) -> int:
-        if x == bad:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x
 
     return work
 
